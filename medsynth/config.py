@@ -1,0 +1,193 @@
+"""Frozen, typed configurations: what a profile may say, and errors that name the key when it says something else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+import typing
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True)
+class ThoraxConfig:
+    """How many phantom patients of the thorax a profile uses, and the side of its images."""
+
+    size: int  # pixels; also the side to which real X-rays are resampled
+    public_patients: int  # stands for the open data that anybody may train on
+    private_patients: int  # the set whose privacy is at stake
+    test_patients: int  # private population, never trained on: fidelity is measured against them
+    scans: int = 1  # scans per patient
+
+
+@dataclass(frozen=True)
+class CardiacConfig:
+    """How many phantom hearts a profile shows, and the shape of their stacks."""
+
+    patients: int
+    slices: int = 16  # a multiple of 8: the 3D denoiser halves the depth three times
+    size: int = 64
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """KL autoencoder on the 2x pixel-unshuffled image (Rombach et al. 2022; MONAI AutoencoderKL)."""
+
+    channels: tuple[int, ...] = (64, 128)  # one level more = one halving more
+    residual_blocks: int = 1
+    latent_channels: int = 4
+    steps: int = 2000
+    batch: int = 16
+    learning_rate: float = 1e-3
+    fourier_weight: float = 0.5  # L1 of the complex 2D FFT: keeps ribs that plain L1 blurs away
+    kl_weight: float = 1e-3  # of the mean KL per latent value: a bounded latent, hardly any noise
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """U-Net that predicts noise or velocity from noisy latents (MONAI DiffusionModelUNet)."""
+
+    channels: tuple[int, ...] = (64, 96, 128)
+    residual_blocks: int = 1
+    attention: tuple[bool, ...] = (False, True, True)  # per level
+    head_channels: int = 32
+    spatial_dims: int = 2
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise schedule, objective and optimisation of one latent diffusion model."""
+
+    steps: int  # optimiser steps
+    batch: int = 64
+    learning_rate: float = 3e-4
+    warmup: int = 100  # steps of linear warm-up, then cosine to zero
+    prediction: str = "v_prediction"  # or "epsilon"
+    schedule: str = "squaredcos_cap_v2"  # a diffusers beta schedule; cosine wastes fewer steps on small latents
+    timesteps: int = 1000
+    ema: float = 0.999
+    label_dropout: float = 0.1  # share of examples trained without condition: what guidance subtracts
+    checkpoint_every: int = 500
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How latents are drawn."""
+
+    images: int
+    steps: int = 20
+    solver: str = "dpm"  # "dpm" (DPM-Solver++ 2M), "ddim" or "ddpm"
+    guidance: float = 1.0  # 1 = conditional model as trained
+    batch: int = 128
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How finely quality is measured."""
+
+    splits: int = 10  # random patient-disjoint halves behind floor and score
+    replicates: int = 200  # bootstrap replicates
+    ruler_levels: int = 4  # perturbation levels in the study of the feature extractor
+    ruler_images: int = 400  # images per side of that study
+    guidances: tuple[float, ...] = (1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size at which the whole book can run; profiles differ in numbers only."""
+
+    name: str
+    thorax: ThoraxConfig
+    cardiac: CardiacConfig
+    denoiser: DenoiserConfig
+    diffusion: DiffusionConfig
+    sampling: SamplingConfig
+    evaluation: EvaluationConfig
+    seeds: tuple[int, ...] = (0,)
+
+
+def parse(cls: type, mapping: object, where: str) -> typing.Any:
+    """Build the dataclass `cls` from a mapping; ValueError names the key, what was found and the closest valid key."""
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{where}: found {type(mapping).__name__} {mapping!r}; expected a mapping with keys {_names(cls)}")
+    hints = typing.get_type_hints(cls)
+    for key in mapping:
+        if key not in hints:
+            close = get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"valid keys are {_names(cls)}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+    missing = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in mapping]
+    if missing:
+        raise ValueError(f"{where}: missing key {missing[0]!r}; expected {_type_name(hints[missing[0]])}")
+    return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in mapping.items()})
+
+
+def _convert(value: object, kind: typing.Any, where: str) -> object:
+    if is_dataclass(kind):
+        return parse(kind, value, where)
+    if typing.get_origin(kind) is tuple:
+        (item, _) = typing.get_args(kind)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: found {value!r}; expected a list of {_type_name(item)}")
+        return tuple(_convert(v, item, f"{where}[{i}]") for i, v in enumerate(value))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        options = [k for k in typing.get_args(kind) if k is not type(None)]
+        return None if value is None else _convert(value, options[0], where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # YAML 1.1 reads "1e-4" as text; a number was meant
+    if kind is float and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if type(value) is not kind:
+        raise ValueError(f"{where}: found {type(value).__name__} {value!r}; expected {_type_name(kind)}")
+    return value
+
+
+def _names(cls: type) -> str:
+    return ", ".join(f.name for f in fields(cls))
+
+
+def _type_name(kind: typing.Any) -> str:
+    return getattr(kind, "__name__", str(kind))
+
+
+def config_hash(config: object) -> str:
+    """First 16 hex digits of the blake2b of a dataclass or JSON value, independent of key order."""
+    value = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=list).encode(), digest_size=8).hexdigest()
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The nearest folder at or above `start` (default: the working directory) that holds `profiles/`."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "profiles").is_dir() and (folder / "notebooks").is_dir():
+            return folder
+    raise FileNotFoundError(f"no folder with profiles/ and notebooks/ at or above {start}; run inside the project")
+
+
+def load_profile(name: str, folder: Path | None = None) -> Profile:
+    """Read `profiles/<name>.yaml`; an unknown name, key or type is a ValueError that names the closest valid one."""
+    folder = folder or project_root() / "profiles"
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {known}"
+        raise ValueError(f"profile {name!r} does not exist in {folder.name}/; {hint}")
+    path = folder / f"{name}.yaml"
+    where, found = f"{folder.name}/{path.name}", yaml.safe_load(path.read_text()) or {}
+    if isinstance(found, dict):
+        if "name" in found:
+            raise ValueError(f"{where}: unknown key 'name'; a profile is named by its file, so remove it")
+        found = {"name": name, **found}
+    return parse(Profile, found, where)

@@ -1,0 +1,317 @@
+"""The one type that flows through everything: images with patients, attributes, units and splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROLES = ("public", "private", "eval")
+SPLITS = ("train", "val", "test", "")  # "" = not assigned
+_FORMAT = "medsynth.ImageSet/1"
+_TYPES = {"boolean": "boolean", "integer": "Int64", "floating": "float64", "mixed-integer-float": "float64"}  # else "string"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageSet:
+    """Images of patients, in a stated unit and range; immutable.
+
+    images: float32 (n, c, *spatial), finite, inside `range`.
+    patient: int (n,); equal numbers are the same person, within this set only.
+    unit: the unit of the pixel values, e.g. "HU", "SUV", "1" (dimensionless).
+    range: the closed interval that pixel values are declared to lie in; networks see it mapped to [-1, 1].
+    role: "public", "private" or "eval"; survives every derivation, so a private set stays private.
+    split: (n,) of "train", "val", "test" or ""; a patient lies in one split.
+    spacing: mm per spatial axis, or None where it is not known.
+    attributes: a table of n rows; float columns (NaN = missing), "Int64", "boolean" or "string" (pd.NA = missing).
+    Raises ValueError naming the field, what was found and what was expected.
+    """
+
+    images: np.ndarray
+    patient: np.ndarray
+    unit: str
+    range: tuple[float, float]
+    name: str
+    role: str = "public"
+    split: np.ndarray | None = None
+    spacing: tuple[float, ...] | None = None
+    attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def __post_init__(self) -> None:
+        images = np.ascontiguousarray(self.images, dtype=np.float32)
+        # the caller may go on writing into an array of its own; ours, and our content hash, must not change with it
+        if images.flags.writeable and np.may_share_memory(images, self.images):
+            images = images.copy()
+        if images.ndim not in (4, 5):
+            raise ValueError(f"{self.name}: images have shape {images.shape}; expected (n, c, h, w) or (n, c, d, h, w)")
+        n, spatial = images.shape[0], images.shape[2:]
+        low, high = (float(v) for v in self.range)
+        if not low < high:
+            raise ValueError(f"{self.name}: range ({low}, {high}) is empty; expected low < high")
+        if not np.isfinite(images).all():
+            bad = int((~np.isfinite(images)).reshape(n, -1).any(1).sum())
+            raise ValueError(f"{self.name}: {bad} of {n} images hold NaN or infinity; remove or repair them first")
+        if n and (images.min() < low or images.max() > high):
+            raise ValueError(
+                f"{self.name}: pixel values span [{images.min():g}, {images.max():g}] {self.unit} but the declared range is "
+                f"[{low:g}, {high:g}]; clip the images or declare the range they have"
+            )
+        patient = _column(self.patient, n, self.name, "patient")
+        if not np.issubdtype(patient.dtype, np.integer):
+            raise ValueError(f"{self.name}: patient has dtype {patient.dtype}; expected integers")
+        split = np.full(n, "") if self.split is None else _column(self.split, n, self.name, "split")
+        unknown = sorted(set(map(str, split.tolist())) - set(SPLITS))
+        if unknown:
+            raise ValueError(f"{self.name}: split holds {unknown}; expected {SPLITS}")
+        split = split.astype("<U5")
+        pairs = pd.DataFrame({"p": patient, "s": split}).drop_duplicates()
+        crossing = pairs["p"][pairs["p"].duplicated()].tolist()
+        if crossing:
+            raise ValueError(f"{self.name}: patients {crossing[:5]} lie in several splits; split by patient")
+        if self.role not in ROLES:
+            raise ValueError(f"{self.name}: role {self.role!r}; expected one of {ROLES}")
+        if self.spacing is not None and (len(self.spacing) != len(spatial) or min(self.spacing) <= 0):
+            raise ValueError(f"{self.name}: spacing {self.spacing}; expected {len(spatial)} positive lengths in mm")
+        for key, value in {
+            "images": _frozen(images),
+            "patient": _frozen(patient.astype(np.int64)),
+            "range": (low, high),
+            "split": _frozen(split),
+            "spacing": None if self.spacing is None else tuple(float(v) for v in self.spacing),
+            "attributes": _typed(self.attributes, n, self.name),
+        }.items():
+            object.__setattr__(self, key, value)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageSet({self.name!r}, {self.role}, n={len(self)}, patients={self.patients}, shape={self.images.shape[1:]}, "
+            f"{self.range[0]:g}..{self.range[1]:g} {self.unit})"
+        )
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Spatial shape, (h, w) or (d, h, w)."""
+        return self.images.shape[2:]
+
+    @property
+    def patients(self) -> int:
+        """Number of distinct patients: the n that every interval is computed over."""
+        return len(np.unique(self.patient))
+
+    @property
+    def data_licence(self) -> str:
+        """Licences of the rows, sorted and joined; "generated" for phantoms."""
+        if "licence" not in self.attributes:
+            return "unknown"
+        return "; ".join(sorted(set(self.attributes["licence"].fillna("unknown"))))
+
+    @cached_property
+    def row_hashes(self) -> np.ndarray:
+        """blake2b-128 of each image's bytes, (n,) of 32 hex digits: recognises a row whatever set it sits in."""
+        # -0.0 and 0.0 are the same pixel and must hash alike
+        clean = self.images + np.float32(0)
+        return np.array([hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in clean], dtype="<U32")
+
+    @cached_property
+    def content_hash(self) -> str:
+        """blake2b-128 of all that has meaning (images, patients, splits, attributes, unit, range, spacing); not name or role."""
+        h = hashlib.blake2b(digest_size=16)
+        meta = [self.unit, self.range, self.spacing, self.images.shape, [(c, str(t)) for c, t in self.attributes.dtypes.items()]]
+        h.update(json.dumps(meta).encode())
+        for row in self.row_hashes:
+            h.update(row.encode())
+        h.update(self.patient.astype("<i8").tobytes())
+        h.update("\0".join(self.split.tolist()).encode())
+        for column in self.attributes:
+            values, missing = _to_arrays(self.attributes[column])
+            h.update(missing.tobytes())
+            h.update(json.dumps(values.tolist()).encode())
+        return h.hexdigest()
+
+    def select(self, index: np.ndarray | Sequence[int], name: str | None = None) -> ImageSet:
+        """The rows of an integer index or boolean mask, in that order."""
+        index = np.asarray(index)
+        if index.dtype == bool and index.shape != (len(self),):
+            raise ValueError(f"{self.name}: mask has shape {index.shape}; expected ({len(self)},)")
+        rows = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        return replace(
+            self,
+            images=_frozen(self.images[rows]),
+            patient=self.patient[rows],
+            split=self.split[rows],
+            attributes=self.attributes.iloc[rows].reset_index(drop=True),
+            name=name or self.name,
+        )
+
+    def in_split(self, split: str) -> ImageSet:
+        """The rows of one split, named accordingly."""
+        if split not in SPLITS:
+            raise ValueError(f"{self.name}: no split {split!r}; expected one of {SPLITS}")
+        return self.select(self.split == split, name=f"{self.name}/{split}")
+
+    def of_patients(self, patients: Iterable[int]) -> ImageSet:
+        """All rows of the given patients."""
+        return self.select(np.isin(self.patient, list(patients)))
+
+    def with_images(self, images: np.ndarray, **changes: object) -> ImageSet:
+        """The same patients and attributes with other pixels, e.g. resized or degraded."""
+        return replace(self, images=images, **changes)
+
+    def with_role(self, role: str) -> ImageSet:
+        """The same rows under another role; making a private set public is the ledger's business and refused here."""
+        if self.role == "private" and role != "private":
+            raise ValueError(f"{self.name}: a private set cannot be declared {role!r}")
+        return replace(self, role=role)
+
+    def scaled(self) -> np.ndarray:
+        """Images mapped linearly from `range` to [-1, 1], float32 (n, c, *spatial): what networks see."""
+        low, high = self.range
+        scaled = (self.images - low) * (2.0 / (high - low)) - 1.0
+        # rounding may step over the ends where |low| is large
+        return np.clip(scaled, -1, 1, dtype=np.float32)
+
+    def unscaled(self, scaled: np.ndarray) -> np.ndarray:
+        """Inverse of `scaled`, clipped to [-1, 1] first: network output in this set's unit."""
+        low, high = self.range
+        images = (np.clip(scaled, -1, 1).astype(np.float64) + 1) * ((high - low) / 2) + low
+        return np.clip(images, low, high).astype(np.float32)
+
+    def split_by_patient(self, fractions: dict[str, float], seed: int) -> ImageSet:
+        """A random split by patient; fractions over "train", "val", "test" sum to 1."""
+        if abs(sum(fractions.values()) - 1) > 1e-9 or not set(fractions) <= set(SPLITS[:3]):
+            raise ValueError(f"{self.name}: fractions {fractions}; expected train/val/test summing to 1")
+        people = np.unique(self.patient)
+        order = np.random.default_rng(seed).permutation(people)
+        edges = np.round(np.cumsum(list(fractions.values())) * len(people)).astype(int)
+        part = {int(p): key for key, chunk in zip(fractions, np.split(order, edges[:-1]), strict=True) for p in chunk}
+        return replace(self, split=np.array([part[int(p)] for p in self.patient], dtype="<U5"))
+
+    def save(self, path: str | Path) -> Path:
+        """Write one compressed .npz, readable without pickle, atomically."""
+        path = Path(path)
+        columns = {}
+        for i, column in enumerate(self.attributes):
+            columns[f"attribute_{i}"], columns[f"missing_{i}"] = _to_arrays(self.attributes[column])
+        meta = {
+            "format": _FORMAT, "name": self.name, "unit": self.unit, "range": self.range, "role": self.role,
+            "spacing": self.spacing, "attributes": [[c, str(t)] for c, t in self.attributes.dtypes.items()],
+        }  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as f:
+                np.savez_compressed(
+                    f, meta=np.array(json.dumps(meta)), images=self.images, patient=self.patient, split=self.split, **columns
+                )
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ImageSet:
+        """Read a file written by `save`; raises ValueError for any other file."""
+        with np.load(path, allow_pickle=False) as f:
+            if "meta" not in f or json.loads(str(f["meta"])).get("format") != _FORMAT:
+                raise ValueError(f"{path}: not an ImageSet file; expected one written by ImageSet.save")
+            meta = json.loads(str(f["meta"]))
+            table = pd.DataFrame(index=range(len(f["patient"])))
+            for i, (column, dtype) in enumerate(meta["attributes"]):
+                table[column] = _from_arrays(f[f"attribute_{i}"], f[f"missing_{i}"], dtype)
+            spacing = None if meta["spacing"] is None else tuple(meta["spacing"])
+            return cls(
+                images=f["images"], patient=f["patient"], split=f["split"], unit=meta["unit"], range=tuple(meta["range"]),
+                name=meta["name"], role=meta["role"], spacing=spacing, attributes=table,
+            )  # fmt: skip
+
+
+def concatenate(sets: Sequence[ImageSet], name: str) -> ImageSet:
+    """Rows of several sets as one; patients are renumbered so that no two sets share one.
+
+    Shape, unit and range must agree; attributes missing from a set are missing values; the strictest role wins.
+    """
+    first = sets[0]
+    for other in sets[1:]:
+        for key in ("unit", "range"):
+            if getattr(other, key) != getattr(first, key):
+                raise ValueError(f"{other.name}: {key} {getattr(other, key)} differs from {first.name}'s {getattr(first, key)}")
+        if other.images.shape[1:] != first.images.shape[1:]:
+            raise ValueError(f"{other.name}: shape {other.images.shape[1:]} differs from {first.name}'s {first.images.shape[1:]}")
+    patient, offset = [], 0
+    for s in sets:
+        _, numbers = np.unique(s.patient, return_inverse=True)
+        patient.append(numbers + offset)
+        offset += s.patients
+    roles = {s.role for s in sets}
+    return ImageSet(
+        images=np.concatenate([s.images for s in sets]),
+        patient=np.concatenate(patient),
+        split=np.concatenate([s.split for s in sets]),
+        unit=first.unit,
+        range=first.range,
+        name=name,
+        role=next(r for r in ("private", "eval", "public") if r in roles),
+        spacing=first.spacing if len({s.spacing for s in sets}) == 1 else None,
+        attributes=pd.concat([s.attributes for s in sets], ignore_index=True),
+    )
+
+
+def _column(values: np.ndarray, n: int, name: str, key: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != (n,):
+        raise ValueError(f"{name}: {key} has shape {values.shape}; expected ({n},)")
+    return values
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array = array.view()
+    array.flags.writeable = False
+    return array
+
+
+def _typed(table: pd.DataFrame, n: int, name: str) -> pd.DataFrame:
+    """Bring every column to one of four types in which a missing value is explicit."""
+    if not len(table.columns):
+        return pd.DataFrame(index=range(n))
+    if len(table) != n:
+        raise ValueError(f"{name}: attributes have {len(table)} rows; expected {n}")
+    out = pd.DataFrame(index=range(n))
+    for column in table:
+        values = table[column].reset_index(drop=True)
+        # inferred from the values: a hole makes pandas store booleans and integers as objects
+        out[str(column)] = values.astype(_TYPES.get(pd.api.types.infer_dtype(values, skipna=True), "string"))
+    return out
+
+
+def _to_arrays(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    missing = column.isna().to_numpy(dtype=bool)
+    kind = str(column.dtype)
+    if kind == "Int64":
+        return column.fillna(0).to_numpy(dtype=np.int64), missing
+    if kind == "boolean":
+        return column.fillna(False).to_numpy(dtype=bool), missing
+    if kind == "float64":
+        return column.to_numpy(dtype=np.float64), missing
+    return column.fillna("").to_numpy(dtype=object).astype(str), missing
+
+
+def _from_arrays(values: np.ndarray, missing: np.ndarray, dtype: str) -> pd.Series:
+    column = pd.Series(values)
+    if dtype == "float64":
+        return column.astype("float64")
+    kind = dtype if dtype in ("Int64", "boolean") else "string"
+    return column.astype(kind).mask(missing)

@@ -1,0 +1,132 @@
+"""One loop for every network: stateless randomness, so a killed run resumes to the weights of an uninterrupted one."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+from tqdm.auto import tqdm
+
+from medsynth.runs import Tensors, Workspace
+
+log = logging.getLogger(__name__)
+
+Loss = Callable[[int, torch.Generator], torch.Tensor]
+
+
+def best_device() -> str:
+    """"cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def step_generator(seed: int, step: int, device: str = "cpu") -> torch.Generator:
+    """Randomness of one step, a function of (seed, step) alone: nothing about the past needs to be stored."""
+    # odd multipliers spread neighbouring (seed, step) pairs over 63 bits
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03) % (1 << 63)
+    return torch.Generator(device).manual_seed(mixed)
+
+
+def learning_rate_at(step: int, *, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up, then cosine to zero."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    *,
+    steps: int,
+    learning_rate: float,
+    workspace: Workspace | None = None,
+    seed: int = 0,
+    warmup: int = 100,
+    weight_decay: float = 0.01,
+    ema: float = 0.999,
+    clip_norm: float = 1.0,
+    checkpoint_every: int = 500,
+    label: str = "training",
+) -> tuple[Tensors, dict[str, float]]:
+    """Minimise `loss(step, generator)` with AdamW; (EMA state dict on CPU, metrics).
+
+    With a workspace, checkpoints are written and a killed run goes on from the last one; on CPU it ends with the same weights.
+    Raises FloatingPointError when the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=device.type == "cuda")
+    average = EMAModel(parameters, decay=ema, foreach=device.type == "cuda")
+    start = _restore(model, parameters, optimiser, average, workspace)
+    model.train()
+    recent: list[torch.Tensor] = []
+    for step in progress(start, steps, label):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(step, steps=steps, peak=learning_rate, warmup=warmup)
+        value = loss(step, step_generator(seed, step, device.type))
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
+        optimiser.step()
+        average.step(parameters)
+        recent.append(value.detach())
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            # one synchronisation per 50 steps is enough to notice a diverged run
+            mean = float(torch.stack(recent).mean())
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"{label}: loss is {mean} before step {step + 1}; lower the learning rate")
+            recent = recent[-50:]
+        if workspace and checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+            workspace.save_checkpoint(step + 1, _state(model, optimiser, average))
+    last = float(torch.stack(recent).mean()) if recent else float("nan")
+    average.copy_to(parameters)
+    model.eval()
+    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, {"loss": last, "steps": float(steps)}
+
+
+def _state(model: nn.Module, optimiser: torch.optim.Optimizer, average: EMAModel) -> Tensors:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for i, slots in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{i}.{k}": torch.as_tensor(v) for k, v in slots.items()}
+    return tensors | {f"ema.{i}": p for i, p in enumerate(average.shadow_params)}
+
+
+def _restore(
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    average: EMAModel,
+    workspace: Workspace | None,
+) -> int:
+    checkpoint = workspace.load_checkpoint() if workspace else None
+    if checkpoint is None:
+        return 0
+    step, tensors = checkpoint
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    slots: dict[int, Tensors] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".")
+            slots.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    average.shadow_params = [tensors[f"ema.{i}"].to(p.device) for i, p in enumerate(parameters)]
+    average.optimization_step = step
+    return step
+
+
+def progress(start: int, stop: int, label: str) -> Iterator[int]:
+    """Count from start to stop under a progress bar on a terminal or notebook, or throttled log lines elsewhere."""
+    interactive = sys.stderr.isatty()
+    began = said = time.monotonic()
+    for i in tqdm(range(start, stop), initial=start, total=stop, desc=label, disable=not interactive, leave=False):
+        yield i
+        now = time.monotonic()
+        if not interactive and (now - said > 15 or i + 1 == stop):
+            said = now
+            log.info("%s: %d of %d, %.3g s each", label, i + 1, stop, (now - began) / (i + 1 - start))

@@ -1,0 +1,127 @@
+"""What all tests share: one thread, a cache of their own, and tiny sets, networks and weight files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import settings
+
+import medsynth
+from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig
+from medsynth.imageset import ImageSet
+
+torch.set_num_threads(1)
+settings.register_profile("medsynth", deadline=None, max_examples=30, database=None)
+settings.load_profile("medsynth")
+
+ROOT = Path(medsynth.__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test may find, or leave, anything in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDSYNTH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that this test alone sees."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MEDSYNTH_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The folder that holds `medsynth/`, `profiles/` and `tests/`."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def make_set() -> Callable[..., ImageSet]:
+    """A function that makes a small set: `n` images of `shape`, two per patient, with a column of every type."""
+
+    def make(n: int = 12, shape: tuple[int, ...] = (1, 16, 16), seed: int = 0, **changes: object) -> ImageSet:
+        rng = np.random.default_rng(seed)
+        patient = np.arange(n) // 2
+        table = pd.DataFrame(
+            {
+                "age": rng.uniform(20, 90, n),
+                "sex": pd.array(rng.integers(0, 2, n), dtype="Int64"),
+                "smoker": pd.array(rng.random(n) < 0.5, dtype="boolean"),
+                "finding": pd.array(rng.choice(["none", "nodule", "effusion"], n), dtype="string"),
+                "licence": pd.array(["generated"] * n, dtype="string"),
+            }
+        )
+        fields: dict[str, object] = {
+            "images": rng.random((n, *shape), dtype=np.float32), "patient": patient, "unit": "1", "range": (0.0, 1.0),
+            "name": "tiny", "split": np.array(["train", "train", "val", "test"])[patient % 4], "attributes": table,
+        }  # fmt: skip
+        return ImageSet(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny() -> SimpleNamespace:
+    """Configurations of the smallest networks that MONAI builds."""
+    return SimpleNamespace(
+        autoencoder=AutoencoderConfig(channels=(32, 32), residual_blocks=1, steps=4, batch=2),
+        denoiser=DenoiserConfig(channels=(64, 64), attention=(False, True), residual_blocks=1),
+        diffusion=DiffusionConfig(steps=6, batch=4, warmup=2, timesteps=50, checkpoint_every=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny: SimpleNamespace) -> Path:
+    """A folder of shipped weights: random tiny networks under the names of the real ones."""
+    from medsynth.models.autoencoder import Autoencoder
+    from medsynth.models.conditioning import THORAX
+    from medsynth.models.denoiser import Denoiser
+    from medsynth.models.shipped import DENOISERS, save_card
+
+    folder = tmp_path_factory.mktemp("weights")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        autoencoder = Autoencoder(tiny.autoencoder)
+        save_card(folder, "autoencoder", autoencoder.state_dict(), {"config": asdict(tiny.autoencoder)})
+        for kind in DENOISERS:
+            model = Denoiser(tiny.denoiser, THORAX, autoencoder.latent_channels)
+            card = {"config": asdict(tiny.denoiser), "names": list(THORAX), "latent_channels": autoencoder.latent_channels}
+            save_card(folder, f"denoiser_{kind}", model.state_dict(), card)
+    return folder
+
+
+@pytest.fixture
+def shipped(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package ships the tiny weights during this test."""
+    monkeypatch.setattr("medsynth.models.shipped.weights_folder", lambda: tiny_weights)
+    return tiny_weights
+
+
+@pytest.fixture(scope="session")
+def start_python() -> Callable[..., subprocess.Popen[str]]:
+    """A function that starts Python on a program text, with arguments, in a process of its own."""
+
+    def start(program: str, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start

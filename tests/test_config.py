@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medsynth import config
+from medsynth.config import (
+    AutoencoderConfig,
+    DenoiserConfig,
+    DiffusionConfig,
+    Profile,
+    SamplingConfig,
+    ThoraxConfig,
+    config_hash,
+    load_profile,
+    parse,
+    project_root,
+)
+
+PROFILES = ("full", "laptop", "paper", "smoke")
+CONFIGS = [c for c in vars(config).values() if is_dataclass(c)]
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A config with every kind of value that `parse` knows."""
+
+    count: int
+    rate: float
+    inner: ThoraxConfig
+    limit: float | None = None
+    flags: tuple[bool, ...] = ()
+    name: str = "x"
+
+
+INNER = {"size": 8, "public_patients": 1, "private_patients": 2, "test_patients": 3}
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.builds(
+    Nested, st.integers(), FLOATS, st.builds(ThoraxConfig, *[st.integers(0, 99)] * 5), st.none() | FLOATS,
+    st.lists(st.booleans()).map(tuple), st.text(),
+))  # fmt: skip
+def test_parse_inverts_asdict_also_through_json_and_yaml(c):
+    assert parse(Nested, asdict(c), "t") == c
+    assert parse(Nested, json.loads(json.dumps(asdict(c))), "t") == c
+    assert parse(Nested, yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(asdict(c))))), "t") == c
+
+
+@given(st.builds(Nested, st.integers(), FLOATS, st.builds(ThoraxConfig, *[st.integers(0, 99)] * 5)), st.randoms())
+def test_hash_depends_on_values_alone(c, random):
+    def shuffled(value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        keys = list(value)
+        random.shuffle(keys)
+        return {k: shuffled(value[k]) for k in keys}
+
+    assert config_hash(shuffled(asdict(c))) == config_hash(c)
+    assert config_hash(replace(c, count=c.count + 1)) != config_hash(c)
+    assert config_hash(replace(c, inner=replace(c.inner, scans=c.inner.scans + 1))) != config_hash(c)
+
+
+def test_hash_is_what_it_was():
+    # run directories are found by it, so it must not drift
+    assert config_hash({"b": [1, 2.5], "a": None}) == config_hash({"a": None, "b": (1, 2.5)}) == "75c94921d05213f0"
+
+
+@pytest.mark.parametrize("cls", CONFIGS, ids=lambda c: c.__name__)
+def test_a_misspelt_key_is_answered_with_the_right_one(cls):
+    for f in fields(cls):
+        typo = f.name[0] + f.name[1:].replace(f.name[-1], "", 1) + "q"
+        with pytest.raises(ValueError, match=f"here: unknown key '{typo}'; did you mean '\\w+'") as error:
+            parse(cls, {typo: 1}, "here")
+        if len(f.name) > 4:
+            assert f"'{f.name}'?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"qqq": 1}, "t: unknown key 'qqq'; valid keys are count, rate, inner"),
+        ({"count": 1.5}, "t.count: found float 1.5; expected int"),
+        ({"count": True}, "t.count: found bool True; expected int"),
+        ({"count": "3"}, "t.count: found str '3'; expected int"),
+        ({"rate": "fast"}, "t.rate: found str 'fast'; expected float"),
+        ({"rate": True}, "t.rate: found bool True; expected float"),
+        ({"rate": None}, "t.rate: found NoneType None; expected float"),
+        ({"name": 3}, "t.name: found int 3; expected str"),
+        ({"flags": [True, 1]}, r"t.flags\[1\]: found int 1; expected bool"),
+        ({"flags": True}, "t.flags: found True; expected a list of bool"),
+        ({"limit": "low"}, "t.limit: found str 'low'; expected float"),
+        ({"inner": 3}, "t.inner: found int 3; expected a mapping with keys size, public_patients"),
+        ({"inner": {"size": 8}}, "t.inner: missing key 'public_patients'; expected int"),
+        ({"inner": INNER | {"sizes": 8}}, "t.inner: unknown key 'sizes'; did you mean 'size'"),
+    ],
+)
+def test_errors_name_the_key_and_what_was_expected(change, message):
+    with pytest.raises(ValueError, match=message):
+        parse(Nested, {"count": 1, "rate": 0.5, "inner": INNER} | change, "t")
+
+
+def test_numbers_are_read_as_meant():
+    made = parse(Nested, {"count": 1, "rate": 2, "inner": INNER, "limit": "1e-4"}, "t")
+    assert (made.rate, type(made.rate), made.limit) == (2.0, float, 1e-4)
+    with pytest.raises(ValueError, match="t: missing key 'count'; expected int"):
+        parse(Nested, {}, "t")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_profiles_load_and_fit_the_networks(project: Path, name: str):
+    profile = load_profile(name, project / "profiles")
+    assert profile.name == name and isinstance(profile, Profile)
+    assert profile == parse(Profile, asdict(profile), "again")
+    denoiser = profile.denoiser
+    assert len(denoiser.channels) == len(denoiser.attention)
+    assert all(c % 32 == 0 and c >= 64 for c in (*denoiser.channels, *AutoencoderConfig().channels))
+    assert profile.thorax.size % 2 ** len(AutoencoderConfig().channels) == 0
+    assert profile.cardiac.slices % 8 == 0
+    assert profile.sampling.steps <= profile.diffusion.timesteps
+    assert profile.diffusion.warmup < profile.diffusion.steps
+
+
+def test_profiles_grow(project: Path):
+    by_size = [load_profile(n, project / "profiles") for n in ("smoke", "laptop", "full", "paper")]
+    for count in (lambda p: p.diffusion.steps, lambda p: p.thorax.private_patients, lambda p: p.sampling.images):
+        assert sorted(map(count, by_size)) == list(map(count, by_size))
+    assert {p.name for p in by_size} == {f.stem for f in (project / "profiles").glob("*.yaml")}
+
+
+def test_bad_profiles_are_named(tmp_path: Path, project: Path):
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"profile 'x' does not exist in profiles/; expected one of \[\]"):
+        load_profile("x", folder)
+    text = (project / "profiles" / "smoke.yaml").read_text()
+    for name, content in {
+        "typo": text.replace("patients: 4", "patiens: 4"), "empty": "", "list": "- 1\n",
+        "renamed": "name: other\n" + text,
+    }.items():  # fmt: skip
+        (folder / f"{name}.yaml").write_text(content)
+    with pytest.raises(ValueError, match="profile 'tipo' does not exist in profiles/; did you mean 'typo'"):
+        load_profile("tipo", folder)
+    with pytest.raises(ValueError, match=r"profiles/typo.yaml.cardiac: unknown key 'patiens'; did you mean 'patients'"):
+        load_profile("typo", folder)
+    with pytest.raises(ValueError, match="profiles/empty.yaml: missing key 'thorax'; expected ThoraxConfig"):
+        load_profile("empty", folder)
+    with pytest.raises(ValueError, match=r"profiles/list.yaml: found list \[1\]; expected a mapping"):
+        load_profile("list", folder)
+    with pytest.raises(ValueError, match="profiles/renamed.yaml: unknown key 'name'"):
+        load_profile("renamed", folder)
+
+
+def test_the_project_is_found_from_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Path):
+    root = tmp_path / "p"
+    for sub in ("profiles", "notebooks", "book/deep"):
+        (root / sub).mkdir(parents=True)
+    (root / "profiles" / "smoke.yaml").write_text((project / "profiles" / "smoke.yaml").read_text())
+    assert project_root(root / "book" / "deep") == root.resolve()
+    monkeypatch.chdir(root / "notebooks")
+    assert project_root() == root.resolve()
+    assert load_profile("smoke").name == "smoke"
+    # a folder of profiles alone is not a project
+    (root / "book" / "profiles").mkdir()
+    assert project_root(root / "book") == root.resolve()
+    with pytest.raises(FileNotFoundError, match="no folder with profiles/ and notebooks/ at or above"):
+        project_root(tmp_path)
+
+
+def test_defaults_are_valid():
+    assert DiffusionConfig(steps=1).prediction == "v_prediction"
+    assert SamplingConfig(images=1).guidance == 1
+    assert len(DenoiserConfig().channels) == len(DenoiserConfig().attention)
