@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from medsynth.runs import atomic_path
 
 ROLES = ("public", "private", "eval")
 SPLITS = ("train", "val", "test", "")  # "" = not assigned
@@ -207,19 +207,9 @@ class ImageSet:
             "format": _FORMAT, "name": self.name, "unit": self.unit, "range": self.range, "role": self.role,
             "spacing": self.spacing, "attributes": [[c, str(t)] for c, t in self.attributes.dtypes.items()],
         }  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as f:
-                np.savez_compressed(
-                    f, meta=np.array(json.dumps(meta)), images=self.images, patient=self.patient, split=self.split, **columns
-                )
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        arrays = {"meta": np.array(json.dumps(meta)), "images": self.images, "patient": self.patient, "split": self.split}
+        with atomic_path(path) as temporary, open(temporary, "wb") as f:
+            np.savez_compressed(f, **arrays, **columns)
         return path
 
     @classmethod

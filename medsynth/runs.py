@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 import platform
-import shutil
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, is_dataclass
@@ -46,9 +45,9 @@ def package_versions() -> dict[str, str]:
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that replaces it, after fsync, only if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    # not mkstemp, whose files only the owner may read: results are for others, and run folders close themselves
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield temporary
         with open(temporary, "rb+") as f:
@@ -161,7 +160,8 @@ def load_or_train(
     folder = run_folder(kind, config, inputs)
     if done := find_run(folder):
         return done
-    folder.mkdir(parents=True, exist_ok=True)
+    # what was trained on private images is as private as they are
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with filelock.FileLock(folder.with_suffix(".lock")):
         if done := find_run(folder):
             return done
@@ -178,11 +178,3 @@ def load_or_train(
         write_json(folder / "manifest.json", manifest)
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         return Trained(folder, load_tensors(folder / "weights.safetensors"), _jsonable(manifest))
-
-
-def free_disk_or_raise(folder: Path, needed: int) -> None:
-    """Raise OSError before a write of `needed` bytes that the disk cannot hold."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(f"{folder}: {free >> 20} MiB free, {needed >> 20} MiB needed; free some space or set MEDSYNTH_CACHE")

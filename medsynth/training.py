@@ -21,7 +21,7 @@ Loss = Callable[[int, torch.Generator], torch.Tensor]
 
 
 def best_device() -> str:
-    """"cuda" where there is one, else "cpu"."""
+    """ "cuda" where there is one, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -21,7 +21,7 @@ from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig
 from medsynth.imageset import ImageSet
 
 torch.set_num_threads(1)
-settings.register_profile("medsynth", deadline=None, max_examples=30, database=None)
+settings.register_profile("medsynth", deadline=None, max_examples=20, database=None)
 settings.load_profile("medsynth")
 
 ROOT = Path(medsynth.__file__).parents[1]
@@ -111,17 +111,34 @@ def shipped(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tiny_weights
 
 
-@pytest.fixture(scope="session")
-def start_python() -> Callable[..., subprocess.Popen[str]]:
-    """A function that starts Python on a program text, with arguments, in a process of its own."""
+@pytest.fixture
+def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """A function that starts Python on a program text, with arguments, in a process that does not outlive the test."""
+    started = []
 
     def start(program: str, *arguments: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", program, *map(str, arguments)],
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def finish() -> Callable[[subprocess.Popen[str]], tuple[int, str, str]]:
+    """A function that waits for a process; (exit status, its output, its errors). The limit only ends a process that hangs."""
+
+    def wait(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+        out, err = process.communicate(timeout=900)
+        return process.returncode, out, err
+
+    return wait

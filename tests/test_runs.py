@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,11 +193,10 @@ runs.load_or_train("kind", {}, {}, lambda workspace: ({"w": big}, {}))
 
 
 @pytest.mark.parametrize("when", ["while writing the file", "1", "2"])
-def test_sigkill_during_saving_never_leaves_half_a_run(cache, start_python, when):
+def test_sigkill_during_saving_never_leaves_half_a_run(cache, start_python, finish, when):
     # "1": config.json is there and the weights are about to be; "2": the weights are there, the manifest is not
-    killed = start_python(KILLED, when)
-    assert killed.wait(60) == -signal.SIGKILL, killed.stderr.read()
-    killed.stdout.close(), killed.stderr.close()
+    status, _, errors = finish(start_python(KILLED, when))
+    assert status == -signal.SIGKILL, errors
     folder = run_folder("kind", {}, {})
     assert (folder / "weights.safetensors").exists() == (when == "2")
     assert not (folder / "manifest.json").exists()
@@ -209,7 +207,7 @@ def test_sigkill_during_saving_never_leaves_half_a_run(cache, start_python, when
     assert train.calls == 1
 
 
-def test_sigkill_while_replacing_a_checkpoint_leaves_the_old_one(tmp_path, start_python):
+def test_sigkill_while_replacing_a_checkpoint_leaves_the_old_one(tmp_path, start_python, finish):
     program = """
 import os, signal, sys
 from pathlib import Path
@@ -223,9 +221,8 @@ def fsync(handle):
 os.fsync = fsync
 workspace.save_checkpoint(2, {"w": torch.zeros(3)})
 """
-    killed = start_python(program, tmp_path)
-    assert killed.wait(60) == -signal.SIGKILL, killed.stderr.read()
-    killed.stdout.close(), killed.stderr.close()
+    status, _, errors = finish(start_python(program, tmp_path))
+    assert status == -signal.SIGKILL, errors
     step, tensors = Workspace(tmp_path).load_checkpoint()
     assert (step, tensors["w"].tolist()) == (1, [1, 1, 1])
 
@@ -248,14 +245,21 @@ print(load_or_train("kind", {}, {}, train).weights["w"].tolist())
 """
 
 
-def test_two_processes_that_ask_for_one_run_train_it_once(cache, tmp_path, start_python):
+def test_two_processes_that_ask_for_one_run_train_it_once(cache, tmp_path, start_python, finish):
     ready = tmp_path / "ready"
     ready.mkdir()
     both = [start_python(TWO, tmp_path / "log", ready, i) for i in range(2)]
-    said = [p.communicate(timeout=90) for p in both]
-    assert [p.returncode for p in both] == [0, 0], said
-    assert [out.strip() for out, _ in said] == ["[1.0, 1.0]"] * 2
+    said = [finish(p) for p in both]
+    assert [(status, out.strip()) for status, out, _ in said] == [(0, "[1.0, 1.0]")] * 2, said
     assert (tmp_path / "log").read_text() == "trained\n"
+
+
+def test_who_waited_for_the_lock_finds_the_run_made(cache, monkeypatch):
+    made = load_or_train("kind", {}, {}, Count())
+    answers = iter([None, made])
+    monkeypatch.setattr(runs, "find_run", lambda _: next(answers))
+    train = Count()
+    assert load_or_train("kind", {}, {}, train) is made and train.calls == 0
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
@@ -269,10 +273,3 @@ def test_versions_of_what_is_installed(monkeypatch):
     assert {"python", "torch", "numpy"} <= package_versions().keys()
     monkeypatch.setattr(runs, "VERSIONED", ("no-such-package",))
     assert package_versions().keys() == {"python"}
-
-
-def test_lack_of_space_is_said_before_writing(tmp_path):
-    runs.free_disk_or_raise(tmp_path / "new", 1)
-    with pytest.raises(OSError, match="MiB needed; free some space or set MEDSYNTH_CACHE"):
-        runs.free_disk_or_raise(tmp_path, 1 << 60)
-    assert os.listdir(tmp_path) == ["new"]
