@@ -1,0 +1,1 @@
+"""Images: phantoms with known anatomy, public sets, files of the user."""

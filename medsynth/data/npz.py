@@ -1,0 +1,125 @@
+"""Real images from `.npz` files: one array of images, one patient number per image, whatever else per row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medsynth.imageset import ROLES, ImageSet
+
+CT_WINDOW = (-1000.0, 400.0)  # HU: air to bone, the window in which chest CT is read and generated here
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a public file means: its licence, the role its rows may play, and names for its label codes."""
+
+    licence: str  # where no column says it row by row
+    role: str  # "by row" where a column says it
+    findings: tuple[str, ...] = ()  # names of the codes in `label_column`
+    label_column: str = "label"
+
+
+KNOWN = {
+    "cxr_kermany_128": Known("CC BY 4.0", "by row", ("none", "pneumonia_bacterial", "pneumonia_viral"), "subtype"),
+    "cxr_nih1000_64": Known("NIH Clinical Center, attribution", "public", ("none", "abnormal")),
+    "cxr_covid_256": Known("by row", "public"),
+    "ct_tcia_hu_256": Known("by row", "private"),
+    "mri_acdc_3d": Known("CC BY-NC-SA 4.0", "private"),
+    "mri_hippocampus_3d": Known("CC BY-SA 4.0", "public"),
+}
+
+
+def load_npz(path: str | Path, *, role: str = "private", window: tuple[float, float] = CT_WINDOW) -> ImageSet:
+    """The rows of an `.npz` file that play `role`, as an ImageSet; files written by ImageSet.save work too.
+
+    `image` (n, h, w) or `volume` (n, d, h, w): uint8 becomes 0..1, int16 is taken as HU and clipped to `window`,
+    floats must lie in 0..1. `patient` (n,) is required. `split`, `role`, `license`, and any other one-dimensional array
+    become columns. A file nobody has described is private. Raises ValueError where the file or the asked role does not fit.
+    """
+    path = Path(path)
+    if not path.exists():
+        close = get_close_matches(path.name, [p.name for p in path.parent.glob("*.npz")] if path.parent.is_dir() else [], n=1)
+        raise FileNotFoundError(f"{path}: no such file" + (f"; did you mean {close[0]!r}?" if close else ""))
+    if role not in ROLES:
+        raise ValueError(f"{path.name}: role {role!r}; expected one of {ROLES}")
+    with np.load(path, allow_pickle=False) as f:
+        if "meta" in f.files:
+            return _with_role(ImageSet.load(path), role)
+        arrays = {key: f[key] for key in f.files}
+    key = next((k for k in ("image", "volume") if k in arrays), None)
+    if key is None or "patient" not in arrays:
+        raise ValueError(f"{path.name}: arrays {sorted(arrays)}; expected 'image' or 'volume', and 'patient'")
+    axes = ("n", "h", "w") if key == "image" else ("n", "d", "h", "w")
+    if arrays[key].ndim != len(axes):
+        raise ValueError(f"{path.name}: {key} has shape {arrays[key].shape}; expected ({', '.join(axes)}), one channel")
+    known = KNOWN.get(path.stem, Known("unknown", "private"))
+    rows = _rows_of(path.name, arrays, known, role)
+    images, unit, interval = _values(path.name, arrays[key][rows], window)
+    columns = {k: v[rows] for k, v in arrays.items() if v.ndim == 1 and len(v) == len(arrays[key])}
+    table = _table(columns, known, len(rows))
+    return ImageSet(
+        images=images[:, None],
+        patient=arrays["patient"][rows],
+        split=arrays["split"][rows] if "split" in arrays else None,
+        unit=unit,
+        range=interval,
+        name=path.stem,
+        role=role,
+        attributes=table,
+    )
+
+
+def without_noncommercial(images: ImageSet) -> ImageSet:
+    """The rows whose licence does not restrict commercial use."""
+    return images.select(~images.attributes["licence"].str.contains("NC").fillna(True).to_numpy(dtype=bool))
+
+
+def _rows_of(name: str, arrays: dict[str, np.ndarray], known: Known, role: str) -> np.ndarray:
+    n = len(arrays["patient"])
+    if "role" in arrays:
+        rows = np.flatnonzero(arrays["role"] == role)
+        if not len(rows):
+            raise ValueError(f"{name}: no row plays the role {role!r}; found {sorted(set(arrays['role'].tolist()))}")
+        return rows
+    if known.role == "private" and role == "public":
+        raise ValueError(f"{name}: these patients are private; a public stage must use another set")
+    if role == "eval" and "split" in arrays:
+        return np.flatnonzero(arrays["split"] != "train")
+    return np.arange(n)
+
+
+def _with_role(images: ImageSet, role: str) -> ImageSet:
+    if images.role == "private" and role == "public":
+        raise ValueError(f"{images.name}: declared private; a public stage must use another set")
+    return images.with_role(role) if role != "eval" or images.role != "private" else images
+
+
+def _values(name: str, raw: np.ndarray, window: tuple[float, float]) -> tuple[np.ndarray, str, tuple[float, float]]:
+    if raw.dtype == np.uint8:
+        return raw.astype(np.float32) / 255, "1", (0.0, 1.0)
+    if raw.dtype == np.int16:
+        return np.clip(raw.astype(np.float32), *window), "HU", window
+    if np.issubdtype(raw.dtype, np.floating):
+        if not np.isfinite(raw).all() or raw.min() < 0 or raw.max() > 1:
+            raise ValueError(f"{name}: float images span [{raw.min():g}, {raw.max():g}]; expected 0..1, or int16 HU")
+        return raw.astype(np.float32), "1", (0.0, 1.0)
+    raise ValueError(f"{name}: images have dtype {raw.dtype}; expected uint8 (0..255), int16 (HU) or float (0..1)")
+
+
+def _table(columns: dict[str, np.ndarray], known: Known, n: int) -> pd.DataFrame:
+    licence = columns.pop("license", None)
+    for key in ("patient", "split", "role"):
+        columns.pop(key, None)
+    table = pd.DataFrame(columns, index=range(n))
+    if "sex" in table and columns["sex"].dtype.kind == "U":
+        table["sex"] = table["sex"].map({"M": 1, "F": 0}).astype("Int64")
+    if known.findings and known.label_column in columns:
+        codes = columns[known.label_column].astype(int)
+        table["finding"] = [known.findings[c] if 0 <= c < len(known.findings) else None for c in codes]
+    table["licence"] = known.licence if licence is None else licence
+    return table

@@ -1,0 +1,57 @@
+"""Changing the pixel grid of images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from medsynth.imageset import ImageSet
+
+
+def resize(images: ImageSet, size: int) -> ImageSet:
+    """Square 2D images resampled to `size` pixels: mean over blocks for whole factors, else antialiased bilinear."""
+    height, width = images.spatial[-2:]
+    if len(images.spatial) != 2 or height != width:
+        raise ValueError(f"{images.name}: spatial shape {images.spatial}; expected square 2D images")
+    if height == size:
+        return images
+    if height % size == 0:
+        f = height // size
+        small = images.images.reshape(*images.images.shape[:2], size, f, size, f).mean(axis=(3, 5))
+    else:
+        flat = images.images.reshape(-1, height, width)
+        small = np.stack([np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.BILINEAR)) for i in flat])
+        small = small.reshape(*images.images.shape[:2], size, size)
+    spacing = None if images.spacing is None else tuple(s * height / size for s in images.spacing)
+    return replace(images, images=np.clip(small, *images.range), spacing=spacing)
+
+
+def pad_square(array: np.ndarray, value: float = 0.0) -> np.ndarray:
+    """Pad the last two axes with `value` to a centred square."""
+    height, width = array.shape[-2:]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    padding = [(0, 0)] * (array.ndim - 2) + [(top, side - height - top), (left, side - width - left)]
+    return np.pad(array, padding, constant_values=value)
+
+
+def slices_of(volumes: ImageSet, planes: range | None = None) -> ImageSet:
+    """2D images of volumes (n, c, d, h, w): the given planes (default all) that are not empty, padded to squares.
+
+    Raises ValueError if every plane is empty.
+    """
+    planes = range(volumes.spatial[0]) if planes is None else planes
+    low = volumes.range[0]
+    index, images = [], []
+    for i, volume in enumerate(volumes.images):
+        for z in planes:
+            if (plane := volume[:, z]).max() > low:
+                index.append(i)
+                images.append(plane)
+    if not images:
+        raise ValueError(f"{volumes.name}: no plane of {planes} holds anything above {low:g} {volumes.unit}; nothing to slice")
+    picked = volumes.select(np.array(index, dtype=int))
+    spacing = None if volumes.spacing is None else volumes.spacing[1:]
+    return replace(picked, images=pad_square(np.stack(images), low), spacing=spacing, name=f"{volumes.name}-slices")

@@ -1,0 +1,77 @@
+"""Which images a chapter works on: embedded phantoms, or a file of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+import filelock
+
+from medsynth.config import ThoraxConfig, config_hash
+from medsynth.data.npz import load_npz
+from medsynth.data.resample import resize
+from medsynth.data.thorax import MODALITIES, thorax
+from medsynth.imageset import ImageSet
+from medsynth.runs import cache_folder
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images of one experiment: what anybody may use, whose privacy is at stake, and unseen patients to measure against."""
+
+    name: str
+    modality: str
+    private: ImageSet
+    test: ImageSet
+
+    @property
+    def pretrained(self) -> str:
+        """Which shipped denoiser may start here: results on phantoms stay free of real images."""
+        return "phantom" if self.private.data_licence == "generated" else "real"
+
+
+def cached_thorax(**arguments: object) -> ImageSet:
+    """`thorax(**arguments)`, generated once: kept in the cache under its arguments and the code that draws it."""
+    code = hashlib.blake2b(digest_size=8)
+    for file in sorted((Path(str(resources.files("medsynth"))) / "data").glob("*.py")):
+        code.update(file.read_bytes())
+    path = cache_folder() / "sets" / f"thorax-{config_hash({'arguments': arguments, 'code': code.hexdigest()})}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            thorax(**arguments, jobs=2).save(path)  # type: ignore[arg-type]
+        return ImageSet.load(path)
+
+
+def thorax_sources(config: ThoraxConfig, data: str = "", modality: str = "xray", seed: int = 0) -> Sources:
+    """Private and test images at the profile's size: phantoms, or the `.npz` file `data`.
+
+    Of a file without splits, 30 % of the patients are set aside for testing. Test patients are never trained on.
+    Raises ValueError where the file leaves nothing to train on or nothing to measure against.
+    """
+    if modality not in MODALITIES:
+        raise ValueError(f"modality {modality!r}; expected one of {MODALITIES}")
+    if not data:
+        people = config.private_patients + config.test_patients
+        drawn = cached_thorax(
+            patients=people, scans=config.scans, size=config.size, modality=modality, population="private", seed=seed
+        )
+        numbers = sorted(set(drawn.patient.tolist()))
+        private = drawn.of_patients(numbers[: config.private_patients])
+        # unseen patients of the same population stand for people who agreed to be measured against
+        test = replace(drawn.of_patients(numbers[config.private_patients :]), role="eval", name=f"{drawn.name}/test")
+        return Sources(f"phantom-{modality}", modality, private, test)
+    path = Path(data)
+    private = load_npz(path, role="private")
+    if (private.split == "").all():
+        private = private.split_by_patient({"train": 0.7, "test": 0.3}, seed)
+    held_out = private.in_split("test")
+    test = replace(held_out, role="eval") if len(held_out) else load_npz(path, role="eval").in_split("test")
+    training = private.in_split("train")
+    for part, images in (("train", training), ("test", test)):
+        if not len(images):
+            found = sorted(set(private.split.tolist()))
+            raise ValueError(f"{path.name}: no {part!r} rows; its `split` holds {found}, expected 'train' and 'test'")
+    return Sources(path.stem, modality, resize(training, config.size), resize(test, config.size))

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsynth.config import ThoraxConfig
+from medsynth.data import sources
+from medsynth.data.sources import Sources, cached_thorax, thorax_sources
+from medsynth.imageset import ImageSet
+
+CONFIG = ThoraxConfig(size=8, private_patients=5, test_patients=3, scans=2)
+
+
+@pytest.fixture
+def drawn(monkeypatch, make_set, cache) -> list[dict]:
+    """A stand-in for the phantom that notes what it was asked for; patient numbers start high and come unsorted."""
+    calls = []
+
+    def thorax(*, patients, scans, size, modality, population, seed, jobs) -> ImageSet:
+        calls.append({"patients": patients, "modality": modality, "population": population, "seed": seed})
+        n = patients * scans
+        numbers = 1000 + np.arange(n)[::-1] // scans
+        return make_set(n, (1, size, size), seed, patient=numbers, split=None, role=population, name="phantom")
+
+    monkeypatch.setattr(sources, "thorax", thorax)
+    return calls
+
+
+def write(folder: Path, name: str = "mine", **changes: object) -> str:
+    n = 20
+    rng = np.random.default_rng(3)
+    arrays = {"image": rng.integers(0, 256, (n, 16, 16), dtype=np.uint8), "patient": np.arange(n) // 2} | changes
+    np.savez(folder / f"{name}.npz", **{k: v for k, v in arrays.items() if v is not None})
+    return str(folder / f"{name}.npz")
+
+
+def test_phantoms_are_drawn_once(drawn, cache):
+    first, again = thorax_sources(CONFIG), thorax_sources(CONFIG)
+    assert drawn == [{"patients": 8, "modality": "xray", "population": "private", "seed": 0}]
+    assert again.private.content_hash == first.private.content_hash
+    thorax_sources(CONFIG, seed=1)
+    thorax_sources(CONFIG, modality="ct")
+    assert len(drawn) == 3
+    assert len(list((cache / "sets").glob("*.npz"))) == 3
+
+
+def test_phantoms_are_drawn_again_when_the_code_that_draws_them_changes(drawn, tmp_path, monkeypatch):
+    package = tmp_path / "medsynth"
+    (package / "data").mkdir(parents=True)
+    (package / "data" / "thorax.py").write_text("a = 1\n")
+    monkeypatch.setattr(sources.resources, "files", lambda _: package)
+    for text in ("a = 1\n", "a = 1\n", "a = 2\n"):
+        (package / "data" / "thorax.py").write_text(text)
+        cached_thorax(patients=2, scans=1, size=4, modality="xray", population="public", seed=0)
+    assert len(drawn) == 2
+
+
+def test_phantom_test_patients_are_of_the_private_population_and_never_trained_on(drawn):
+    s = thorax_sources(CONFIG)
+    assert (s.name, s.modality) == ("phantom-xray", "xray")
+    assert (s.private.patients, s.test.patients) == (5, 3)
+    assert (len(s.private), len(s.test)) == (10, 6)
+    assert not set(s.private.patient.tolist()) & set(s.test.patient.tolist())
+    assert (s.private.role, s.test.role) == ("private", "eval")
+    assert not set(s.private.row_hashes) & set(s.test.row_hashes)
+
+
+def test_the_start_of_the_denoiser_depends_on_whether_images_are_real(drawn, make_set):
+    assert thorax_sources(CONFIG).pretrained == "phantom"
+    real = make_set(attributes=make_set().attributes.assign(licence="CC BY 4.0"))
+    unknown = make_set(attributes=make_set().attributes.drop(columns="licence"))
+    for s in (real, unknown):
+        assert Sources("x", "xray", s, s).pretrained == "real"
+
+
+def test_a_file_without_splits_is_split_by_patient(tmp_path):
+    s = thorax_sources(CONFIG, write(tmp_path))
+    assert (s.private.patients, s.test.patients) == (7, 3)
+    assert not set(s.private.patient.tolist()) & set(s.test.patient.tolist())
+    assert (s.private.role, s.test.role) == ("private", "eval")
+    assert s.private.spatial == s.test.spatial == (8, 8)
+    assert s.name == "mine"
+    other = thorax_sources(CONFIG, write(tmp_path), seed=1)
+    assert set(other.test.patient.tolist()) != set(s.test.patient.tolist())
+
+
+def test_the_splits_of_a_file_are_respected(tmp_path):
+    split = np.array(["train"] * 10 + ["val"] * 4 + ["test"] * 6)
+    s = thorax_sources(CONFIG, write(tmp_path, split=split))
+    assert sorted(set(s.private.patient.tolist())) == [0, 1, 2, 3, 4]
+    assert sorted(set(s.test.patient.tolist())) == [7, 8, 9]
+
+
+def test_roles_by_row_give_the_unseen_patients(tmp_path):
+    role = np.array(["public"] * 4 + ["private"] * 8 + ["eval"] * 8)
+    split = np.array(["train"] * 12 + ["val"] * 4 + ["test"] * 4)
+    s = thorax_sources(CONFIG, write(tmp_path, "cxr_kermany_128", role=role, split=split, subtype=np.zeros(20, int)))
+    assert sorted(set(s.private.patient.tolist())) == [2, 3, 4, 5]
+    assert sorted(set(s.test.patient.tolist())) == [8, 9]
+    assert s.pretrained == "real" and s.private.data_licence == "CC BY 4.0"
+
+
+def test_files_of_our_own_work_too(tmp_path, make_set):
+    path = replace(make_set(20, role="private"), name="saved").save(tmp_path / "saved.npz")
+    s = thorax_sources(CONFIG, str(path))
+    assert (s.private.role, s.test.role) == ("private", "eval")
+    assert set(s.private.split.tolist()) == {"train"} and set(s.test.split.tolist()) == {"test"}
+
+
+@pytest.mark.parametrize(("missing", "parts"), [("test", ["train", "val"]), ("train", ["val", "test"])])
+def test_nothing_to_train_on_or_to_measure_against_is_said(tmp_path, missing, parts):
+    path = write(tmp_path, split=np.repeat(parts, 10))
+    with pytest.raises(ValueError, match=f"mine.npz: no '{missing}' rows; its `split` holds"):
+        thorax_sources(CONFIG, path)
+
+
+def test_unknown_modality_and_missing_file(tmp_path):
+    with pytest.raises(ValueError, match="modality 'mri'; expected one of"):
+        thorax_sources(CONFIG, modality="mri")
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'mine.npz'"):
+        thorax_sources(CONFIG, write(tmp_path).replace("mine", "mime"))
