@@ -1,0 +1,1 @@
+"""Fidelity, diversity and the statistics that every number comes with."""

@@ -1,0 +1,143 @@
+"""How much of the real variety a synthetic set holds: precision, recall, density, coverage, and MS-SSIM within a set."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist
+from torch.nn import functional
+
+from medsynth.evaluation.statistics import Estimate, bootstrap_mean, generator, percentile_interval, resample
+from medsynth.imageset import ImageSet
+
+# exponents of Wang et al. (2003); with fewer than five scales the first ones are used, renormalised to sum to 1
+_SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_WINDOW, _SIGMA = 11, 1.5
+_C1, _C2 = 0.01**2, 0.03**2
+
+
+class Manifold(NamedTuple):
+    """Nearest-neighbour scores of a synthetic set; precision and density count synthetic images, the others real patients."""
+
+    precision: Estimate
+    recall: Estimate
+    density: Estimate
+    coverage: Estimate
+
+
+def prdc(
+    real: np.ndarray,
+    synthetic: np.ndarray,
+    *,
+    patient: np.ndarray,
+    seed: int,
+    k_pr: int = 3,
+    k_dc: int = 5,
+    replicates: int = 1000,
+) -> Manifold:
+    """Precision and recall (k_pr-th neighbour) and density and coverage (k_dc-th neighbour) of features (n, d) and (m, d).
+
+    precision: share of synthetic rows inside the k-ball of some real row; recall: the reverse; density: mean number of real
+    k-balls around a synthetic row, over k; coverage: share of real k-balls that hold a synthetic row. Balls are closed and
+    a row is not its own neighbour. Intervals resample the rows averaged over (real rows by patient), with the balls fixed.
+    Source: Kynkaanniemi et al., arXiv:1904.06991, eq. 1; Naeem et al., arXiv:2002.09797, eq. 4-5.
+    Raises ValueError when a set has no k-th neighbour.
+    """
+    k = max(k_pr, k_dc)
+    if min(len(real), len(synthetic)) <= k:
+        raise ValueError(f"{len(real)} real and {len(synthetic)} synthetic rows have no {k}-th neighbour; expected more than {k}")
+    # not the expansion |x|^2 + |y|^2 - 2xy: a copy is at exactly 0 and must stay inside a ball of radius 0
+    cross = cdist(real, synthetic, "sqeuclidean")
+    near_real, near_synthetic = _neighbours(real, k), _neighbours(synthetic, k)
+    precise = (cross <= near_real[:, k_pr - 1, None]).any(0)
+    recalled = (cross <= near_synthetic[None, :, k_pr - 1]).any(1)
+    inside = cross <= near_real[:, k_dc - 1, None]
+    images = np.arange(len(synthetic))
+    options = {"seed": seed, "replicates": replicates}
+    return Manifold(
+        bootstrap_mean(precise, images, **options),
+        bootstrap_mean(recalled, patient, **options),
+        bootstrap_mean(inside.sum(0) / k_dc, images, **options),
+        bootstrap_mean(inside.any(1), patient, **options),
+    )
+
+
+def ms_ssim(images: ImageSet, *, seed: int, pairs: int = 1000, replicates: int = 1000) -> Estimate:
+    """Mean MS-SSIM over random pairs of images of different patients: near 1 when a set shows one image again and again.
+
+    2D, channels averaged, pixel range 1 (`range` mapped to [0, 1]). Gaussian window 11, sigma 1.5, no padding; scales as
+    `ms_ssim_scales` says. n = patients; the interval resamples patients and weighs a pair by the product of its draws.
+    Source: Wang, Simoncelli, Bovik (2003); as a diversity score: Odena et al., arXiv:1610.09585.
+    Raises ValueError for volumes (take slices first), below 22 px or with fewer than two patients.
+    """
+    if images.images.ndim != 4:
+        raise ValueError(f"{images.name}: shape {images.images.shape}; MS-SSIM takes 2D images: use features.slices first")
+    if images.patients < 2:
+        raise ValueError(f"{images.name}: {images.patients} patient(s); MS-SSIM compares images of different patients")
+    unit = np.unique(images.patient, return_inverse=True)[1]
+    first, second = _cross_pairs(unit, pairs, seed)
+    values = ms_ssim_pairs(images.scaled()[first], images.scaled()[second])
+    drawn = resample(images.patients, seed=seed, replicates=replicates)
+    weights = (drawn[:, unit[first]] * drawn[:, unit[second]]).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        replicated = weights @ values / weights.sum(1)
+    return percentile_interval(float(values.mean()), replicated, images.patients)
+
+
+def ms_ssim_scales(spatial: tuple[int, ...]) -> int:
+    """Number of scales, 2 to 5: as many halvings as leave the shorter side at least as long as the window of 11."""
+    scales = min(len(_SCALE_WEIGHTS), int(np.floor(np.log2(min(spatial) / _WINDOW))) + 1) if min(spatial) >= _WINDOW else 0
+    if scales < 2:
+        raise ValueError(f"images of {spatial} px; MS-SSIM with a window of {_WINDOW} needs at least {2 * _WINDOW} px")
+    return scales
+
+
+def ms_ssim_pairs(first: np.ndarray, second: np.ndarray, batch: int = 256) -> np.ndarray:
+    """MS-SSIM of each pair, float64 (n,); arrays (n, c, h, w) in [-1, 1]. Negative contrast terms count as 0."""
+    scales = ms_ssim_scales(first.shape[2:])
+    exponents = np.array(_SCALE_WEIGHTS[:scales]) / sum(_SCALE_WEIGHTS[:scales])
+    taps = torch.exp(-((torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
+    taps = taps / taps.sum()
+    out = []
+    for i in range(0, len(first), batch):
+        # float64: the variances are differences of nearly equal numbers in flat regions
+        x, y = (torch.from_numpy(np.asarray(a[i : i + batch], dtype=np.float64) / 2 + 0.5) for a in (first, second))
+        product = torch.ones(x.shape[:2], dtype=torch.float64)
+        for scale, exponent in enumerate(exponents):
+            ssim, contrast = _ssim(x, y, taps)
+            product = product * (ssim if scale == scales - 1 else contrast).clamp(min=0) ** exponent
+            x, y = functional.avg_pool2d(x, 2), functional.avg_pool2d(y, 2)
+        out.append(product.mean(1).numpy())
+    return np.concatenate(out)
+
+
+def _ssim(x: torch.Tensor, y: torch.Tensor, taps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean SSIM and mean contrast-structure term per image and channel, (n, c)."""
+    n, c, h, w = x.shape
+    stack = torch.cat([x, y, x * x, y * y, x * y]).reshape(5 * n * c, 1, h, w)
+    smooth = functional.conv2d(functional.conv2d(stack, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
+    mx, my, xx, yy, xy = smooth.reshape(5, n, c, *smooth.shape[2:])
+    contrast = (2 * (xy - mx * my) + _C2) / (xx - mx**2 + yy - my**2 + _C2)
+    luminance = (2 * mx * my + _C1) / (mx**2 + my**2 + _C1)
+    return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
+
+
+def _cross_pairs(unit: np.ndarray, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (first, second) of different patients; every such pair is equally likely."""
+    found: list[np.ndarray] = []
+    draw = 0
+    while sum(map(len, found)) < pairs:
+        candidate = generator(seed, draw).integers(len(unit), size=(pairs, 2))
+        found.append(candidate[unit[candidate[:, 0]] != unit[candidate[:, 1]]])
+        draw += 1
+    chosen = np.concatenate(found)[:pairs]
+    return chosen[:, 0], chosen[:, 1]
+
+
+def _neighbours(x: np.ndarray, k: int) -> np.ndarray:
+    """Squared distance of each row to its 1st ... k-th neighbour among the other rows, (n, k)."""
+    distances = cdist(x, x, "sqeuclidean")
+    np.fill_diagonal(distances, np.inf)
+    return np.sort(np.partition(distances, k - 1, axis=1)[:, :k], axis=1)

@@ -1,0 +1,159 @@
+"""Is an extractor a sane ruler? Its distances must rise with damage and notice a thinned class and a block of copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from medsynth.evaluation.features import Extractor
+from medsynth.evaluation.fidelity import frechet_distance, kid_value
+from medsynth.evaluation.statistics import Estimate, generator, patient_halves, percentile_interval, resample
+from medsynth.imageset import ImageSet
+
+NOISE = (0.0, 0.02, 0.05, 0.1, 0.2)  # sd as a share of the pixel range
+BLUR = (0.0, 0.5, 1.0, 2.0, 4.0)  # sd in pixels of an image 64 px wide
+DROPPED = (0.0, 0.25, 0.5, 0.75, 1.0)  # share of one class that is missing
+THINNED, COPIED = 0.10, 0.05  # shares of the whole set, for the power of noticing
+
+Row = dict[str, Any]
+# (features, patients) of the reference half and of the changed half to a distance
+_METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]] = {
+    "fid": lambda a, b, p, q: frechet_distance(a, b),
+    "kid": kid_value,
+}
+
+
+def noisy(images: ImageSet, level: float, *, seed: int) -> ImageSet:
+    """Gaussian noise of sd `level` times the range, clipped to the range; a row's noise depends on (seed, row) alone."""
+    low, high = images.range
+    noise = np.stack([generator(seed, i).standard_normal(images.images.shape[1:], dtype=np.float32) for i in range(len(images))])
+    return images.with_images(np.clip(images.images + np.float32(level * (high - low)) * noise, low, high))
+
+
+def blurred(images: ImageSet, level: float) -> ImageSet:
+    """Gaussian blur of sd `level` pixels of a 64 px wide image, whatever the width."""
+    sd = level * images.spatial[-1] / 64
+    smooth = gaussian_filter(images.images, (0, 0, *[sd] * len(images.spatial)), mode="nearest")
+    return images.with_images(np.clip(smooth, *images.range))
+
+
+def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed: int, splits: int = 20) -> list[Row]:
+    """FID and KID of a clean half against a damaged patient-disjoint half, by kind and level of damage.
+
+    Damage: noise, blur, and a growing share of one class left out (the largest class that holds at most half of the rows; all
+    levels are compared at the number of rows that the last one leaves). label (n,) names classes. Each row: the mean over
+    splits with the central 95 % of splits; n = patients.
+    """
+    clean = extractor(images)
+    halves = patient_halves(images.patient, seed=seed, splits=splits)
+    rows: list[Row] = []
+    levels = [("noise", v, lambda v=v: noisy(images, v, seed=seed)) for v in NOISE]
+    levels += [("blur", v, lambda v=v: blurred(images, v)) for v in BLUR]
+    for kind, level, damage in levels:
+        changed = extractor(damage()) if level else clean
+        pairs = [(clean[a], changed[b], images.patient[a], images.patient[b]) for a, b in halves]
+        rows += _rows(extractor, images, kind, level, pairs)
+    dropped = largest_class(label)
+    keep = min(_keep(label[b], dropped, 1.0, generator(seed, s)).size for s, (_, b) in enumerate(halves))
+    for level in DROPPED:
+        chosen = [_dropped(a, b, label, dropped, level, keep, seed, s) for s, (a, b) in enumerate(halves)]
+        pairs = [(clean[a], clean[b], images.patient[a], images.patient[b]) for a, b in chosen]
+        rows += _rows(extractor, images, "dropped class", level, pairs)
+    return rows
+
+
+def power(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed: int, splits: int = 100) -> list[Row]:
+    """z = (mean changed - mean unchanged) / sd unchanged, over random patient-disjoint halves, of FID and KID.
+
+    "thinned class": one half loses rows of one class that amount to 10 % of the half; the mean over all classes that can lose
+    so many, each also by itself. "copies": 5 % of a half are replaced by copies of one of its other rows, drawn anew for each
+    split. Changed and unchanged sets have the same number of rows. z is the number of floor widths by which the change moves
+    the score. label (n,) names classes. Intervals resample splits; n = patients.
+    """
+    features = extractor(images)
+    halves = patient_halves(images.patient, seed=seed, splits=splits)
+    size = len(halves[0][0])
+    lost = round(THINNED * size)
+    classes = [c for c in np.unique(label).tolist() if min((label[b] == c).sum() for _, b in halves) >= lost]
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {f"thinned class {c}": [] for c in classes}
+    pairs |= {"unchanged": [], "whole": list(halves), "copies": []}
+    for s, (a, b) in enumerate(halves):
+        rng = generator(seed, s, 3)
+        fewer = rng.permutation(a)[: size - lost]
+        pairs["unchanged"].append((fewer, rng.permutation(b)[: size - lost]))
+        for c in classes:
+            victims = rng.permutation(np.flatnonzero(label[b] == c))[:lost]
+            pairs[f"thinned class {c}"].append((fewer, np.delete(b, victims)))
+        pairs["copies"].append((a, _with_copies(b, round(COPIED * size), rng)))
+    rows: list[Row] = []
+    for metric, distance in _METRICS.items():
+        score = {
+            k: np.array([distance(features[a], features[b], images.patient[a], images.patient[b]) for a, b in v])
+            for k, v in pairs.items()
+        }
+        tests = {k: (score[k], score["unchanged"], THINNED) for k in score if k.startswith("thinned")}
+        if classes:
+            tests["thinned class"] = (np.mean([t[0] for t in tests.values()], axis=0), score["unchanged"], THINNED)
+        tests["copies"] = (score["copies"], score["whole"], COPIED)
+        for kind, (changed, unchanged, level) in tests.items():
+            z = _z(changed, unchanged, images.patients, seed)
+            rows.append(_row(extractor, images, kind, level, f"z_{metric}", z, size))
+    return rows
+
+
+def rises(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], bool]:
+    """Whether the mean distance never falls as the level grows, per (extractor, dataset, perturbation, metric)."""
+    curves: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
+    for r in rows:
+        key = (r["extractor"], r["dataset"], r["perturbation"], r["metric"])
+        curves.setdefault(key, []).append((r["level"], r["value"]))
+    return {key: bool((np.diff([v for _, v in sorted(curve)]) > 0).all()) for key, curve in curves.items()}
+
+
+def largest_class(label: np.ndarray) -> Any:
+    """The most frequent class that holds at most half of the rows; raises ValueError if there is none."""
+    values, counts = np.unique(label, return_counts=True)
+    fits = counts <= len(label) / 2
+    if not fits.any():
+        raise ValueError(f"every class of {values.tolist()} holds more than half of the rows; give finer labels")
+    return values[fits][counts[fits].argmax()]
+
+
+def _dropped(
+    a: np.ndarray, b: np.ndarray, label: np.ndarray, dropped: Any, level: float, size: int, seed: int, split: int
+) -> tuple[np.ndarray, np.ndarray]:
+    rng = generator(seed, split, 4)
+    kept = b[_keep(label[b], dropped, level, rng)]
+    return rng.permutation(a)[:size], rng.permutation(kept)[:size]
+
+
+def _keep(label: np.ndarray, dropped: Any, level: float, rng: np.random.Generator) -> np.ndarray:
+    members = rng.permutation(np.flatnonzero(label == dropped))
+    return np.delete(np.arange(len(label)), members[: round(level * len(members))])
+
+
+def _with_copies(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    order = rng.permutation(rows)
+    return np.concatenate([np.repeat(order[-1], count), order[count:]])
+
+
+def _z(changed: np.ndarray, unchanged: np.ndarray, patients: int, seed: int) -> Estimate:
+    drawn = resample(len(changed), seed=seed, replicates=500) / len(changed)
+    deviation = np.sqrt(np.maximum(drawn @ unchanged**2 - (drawn @ unchanged) ** 2, 0))
+    value = (changed.mean() - unchanged.mean()) / unchanged.std()
+    return percentile_interval(float(value), (drawn @ (changed - unchanged)) / deviation, patients)
+
+
+def _rows(extractor: Extractor, images: ImageSet, kind: str, level: float, pairs: Sequence[tuple]) -> Iterator[Row]:
+    for metric, distance in _METRICS.items():
+        values = np.array([distance(a, b, p, q) for a, b, p, q in pairs])
+        estimate = percentile_interval(float(values.mean()), values, images.patients)
+        yield _row(extractor, images, kind, level, metric, estimate, len(pairs[0][0]))
+
+
+def _row(extractor: Extractor, images: ImageSet, kind: str, level: float, metric: str, e: Estimate, rows: int) -> Row:
+    labels = {"extractor": extractor.name, "dataset": images.name, "perturbation": kind, "level": level, "metric": metric}
+    return labels | e._asdict() | {"rows": rows}

@@ -1,0 +1,110 @@
+"""Precision, recall, density, coverage and MS-SSIM against naive loops and a reference implementation."""
+
+import numpy as np
+import pytest
+import torch
+
+from medsynth.evaluation.diversity import _cross_pairs, ms_ssim, ms_ssim_pairs, ms_ssim_scales, prdc
+from medsynth.evaluation.statistics import generator
+from medsynth.imageset import ImageSet
+
+
+def naive_prdc(real, fake, k_pr, k_dc):
+    def ball(points, i, k):
+        return sorted(np.linalg.norm(points[i] - p) for j, p in enumerate(points) if j != i)[k - 1]
+
+    def covered(point, points, k):
+        return [np.linalg.norm(point - p) <= ball(points, i, k) for i, p in enumerate(points)]
+
+    return (
+        np.mean([any(covered(f, real, k_pr)) for f in fake]),
+        np.mean([any(covered(r, fake, k_pr)) for r in real]),
+        np.mean([sum(covered(f, real, k_dc)) / k_dc for f in fake]),
+        np.mean([any(np.linalg.norm(r - f) <= ball(real, i, k_dc) for f in fake) for i, r in enumerate(real)]),
+    )
+
+
+@pytest.mark.parametrize(("k_pr", "k_dc"), [(1, 2), (3, 5)])
+def test_prdc_equals_the_definitions(k_pr, k_dc):
+    real, fake = generator(0).normal(size=(20, 3)), generator(1).normal(size=(25, 3)) * 0.8 + 0.3
+    found = prdc(real, fake, patient=np.arange(20), seed=0, k_pr=k_pr, k_dc=k_dc)
+    np.testing.assert_allclose([e.value for e in found], naive_prdc(real, fake, k_pr, k_dc))
+    assert all(e.low <= e.value <= e.high for e in found)
+
+
+def test_prdc_of_copies_of_the_real_set_and_of_a_far_set():
+    real = generator(0).normal(size=(60, 4))
+    same = prdc(real, real, patient=np.arange(60) // 3, seed=0)
+    assert same.precision.value == same.recall.value == same.coverage.value == 1
+    assert (same.precision.n, same.recall.n) == (60, 20)
+    far = prdc(real, real + 100, patient=np.arange(60), seed=0)
+    assert [e.value for e in far] == [0, 0, 0, 0]
+
+
+def test_a_collapsed_set_has_precision_but_neither_recall_nor_coverage():
+    real = generator(0).normal(size=(100, 4))
+    collapsed = prdc(real, np.repeat(real[:1], 50, axis=0), patient=np.arange(100), seed=0)
+    assert collapsed.precision.value == 1
+    assert collapsed.recall.value <= 0.02 and collapsed.coverage.value < 0.2
+
+
+def test_prdc_needs_a_kth_neighbour():
+    with pytest.raises(ValueError, match="no 5-th neighbour"):
+        prdc(np.zeros((5, 2)), np.zeros((9, 2)), patient=np.arange(5), seed=0)
+
+
+def images_of(arrays, patient=None):
+    arrays = np.asarray(arrays, dtype=np.float32)
+    patient = np.arange(len(arrays)) if patient is None else patient
+    return ImageSet(images=arrays, patient=patient, unit="1", range=(0, 1), name="test")
+
+
+def smooth(n, side, seed):
+    coarse = torch.from_numpy(generator(seed).random((n, 1, 8, 8)))
+    return torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1).numpy()
+
+
+def test_ms_ssim_equals_monai_with_the_same_window_at_five_scales():
+    from monai.metrics import MultiScaleSSIMMetric
+
+    x, y = smooth(3, 192, 0), smooth(3, 192, 1) * 0.5 + smooth(3, 192, 0) * 0.5
+    metric = MultiScaleSSIMMetric(spatial_dims=2, data_range=1.0, kernel_size=11, kernel_sigma=1.5)
+    expected = metric(torch.from_numpy(x), torch.from_numpy(y)).double().numpy()[:, 0]
+    np.testing.assert_allclose(ms_ssim_pairs(x * 2 - 1, y * 2 - 1), expected, rtol=1e-3)
+
+
+def test_ms_ssim_of_equal_images_is_one_and_of_inverted_ones_is_low():
+    x = smooth(4, 32, 0) * 2 - 1
+    np.testing.assert_allclose(ms_ssim_pairs(x, x), 1)
+    assert (ms_ssim_pairs(x, -x) < 0.3).all()
+    np.testing.assert_allclose(ms_ssim_pairs(x, -x, batch=3), ms_ssim_pairs(x, -x))
+
+
+def test_scales_follow_the_size():
+    assert [ms_ssim_scales((s, 300)) for s in (22, 32, 44, 64, 88, 128, 176, 512)] == [2, 2, 3, 3, 4, 4, 5, 5]
+    for side in (8, 21):
+        with pytest.raises(ValueError, match="at least 22 px"):
+            ms_ssim_scales((side, 64))
+
+
+def test_a_repetitive_set_scores_higher_than_a_varied_one():
+    varied = smooth(30, 32, 0)
+    repetitive = np.concatenate([varied[:10], np.repeat(varied[:1], 20, axis=0)])
+    a, b = (ms_ssim(images_of(x), seed=0, pairs=300) for x in (varied, repetitive))
+    assert a.low < a.value < a.high < b.value and a.n == 30
+    assert a == ms_ssim(images_of(varied), seed=0, pairs=300)
+
+
+def test_only_pairs_of_different_patients_count():
+    unit = np.repeat(np.arange(5), [1, 1, 1, 1, 30])
+    first, second = _cross_pairs(unit, 500, 0)
+    assert len(first) == 500 and (unit[first] != unit[second]).all()
+    # every cross pair of rows is equally likely: the big patient is in 120 of the 126
+    assert ((unit[first] == 4) | (unit[second] == 4)).mean() == pytest.approx(120 / 126, abs=0.04)
+
+
+def test_ms_ssim_refuses_volumes_and_single_patients():
+    with pytest.raises(ValueError, match="takes 2D images"):
+        ms_ssim(images_of(np.zeros((3, 1, 4, 32, 32))), seed=0)
+    with pytest.raises(ValueError, match="different patients"):
+        ms_ssim(images_of(np.zeros((3, 1, 32, 32)), np.zeros(3, dtype=int)), seed=0)

@@ -1,0 +1,98 @@
+"""The study of an extractor as a ruler, with extractors whose behaviour is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medsynth.evaluation import ruler
+from medsynth.evaluation.statistics import generator
+from medsynth.imageset import ImageSet
+
+
+class Means:
+    """Four features that see the class (mean), noise and blur (spread of differences)."""
+
+    name, dim = "means", 4
+
+    def __call__(self, images, *, batch=256):
+        x = images.images[:, 0].astype(np.float64)
+        rough = np.abs(np.diff(x, axis=2)).mean((1, 2))
+        return np.stack([x.mean((1, 2)), rough, x[:, :8].mean((1, 2)), x.std((1, 2))], 1)
+
+
+class Blind:
+    """Features that have nothing to do with the images."""
+
+    name, dim = "blind", 4
+
+    def __call__(self, images, *, batch=256):
+        return generator(9).normal(size=(len(images), 4))
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = generator(0)
+    label = rng.integers(0, 3, 240)
+    pixels = 0.3 + 0.15 * label[:, None, None] + 0.1 * rng.random((240, 16, 16)) + 0.02 * rng.normal(size=(240, 1, 1))
+    return ImageSet(
+        images=pixels[:, None], patient=np.arange(240) // 2, unit="1", range=(0, 1), name="steps",
+        attributes=pd.DataFrame({"finding": label}),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def label(images):
+    return images.attributes["finding"].to_numpy(dtype=int)
+
+
+def test_distances_rise_for_a_seeing_extractor_and_not_for_a_blind_one(images, label):
+    rows = ruler.response(Means(), images, label, seed=0, splits=5)
+    rising = ruler.rises(rows)
+    assert rising["means", "steps", "noise", "fid"] and rising["means", "steps", "noise", "kid"]
+    for metric in ("fid", "kid"):
+        curve = [r["value"] for r in rows if r["perturbation"] == "dropped class" and r["metric"] == metric]
+        assert curve[-1] > curve[-2] > curve[0]
+    assert not all(ruler.rises(ruler.response(Blind(), images, label, seed=0, splits=5)).values())
+
+
+def test_rows_are_tidy_and_levels_of_one_kind_have_one_size(images, label):
+    table = pd.DataFrame(ruler.response(Means(), images, label, seed=0, splits=3))
+    assert list(table.columns) == ["extractor", "dataset", "perturbation", "level", "metric", "value", "low", "high", "n", "rows"]
+    assert (table.groupby("perturbation")["rows"].nunique() == 1).all()
+    assert (table["n"] == 120).all() and (table["low"] <= table["value"]).all()
+    assert len(table) == 2 * (len(ruler.NOISE) + len(ruler.BLUR) + len(ruler.DROPPED))
+
+
+def test_power_sees_a_thinned_class_and_copies_only_with_eyes(images, label):
+    seeing = pd.DataFrame(ruler.power(Means(), images, label, seed=0, splits=30)).set_index(["perturbation", "metric"])["value"]
+    blind = pd.DataFrame(ruler.power(Blind(), images, label, seed=0, splits=30)).set_index(["perturbation", "metric"])["value"]
+    assert set(seeing.index.get_level_values(0)) == {f"thinned class {c}" for c in (0, 1, 2)} | {"thinned class", "copies"}
+    assert seeing["thinned class 0", "z_fid"] > 0.3 > blind["thinned class 0", "z_fid"]
+    assert seeing["copies", "z_fid"] > 0
+
+
+def test_z_is_the_shift_in_floor_widths():
+    unchanged = generator(0).normal(size=400)
+    z = ruler._z(unchanged + 3, unchanged, 10, seed=0)
+    assert z.value == pytest.approx(3 / unchanged.std()) and z.low < z.value < z.high and z.n == 10
+
+
+def test_copies_replace_exactly_their_share_by_one_row_that_stays():
+    rows = ruler._with_copies(np.arange(100), 5, generator(0))
+    values, counts = np.unique(rows, return_counts=True)
+    assert len(rows) == 100 and sorted(counts)[-2:] == [1, 6] and len(values) == 95
+
+
+def test_noise_depends_on_the_row_alone_and_blur_on_the_width(images):
+    some = images.select(np.arange(3))
+    np.testing.assert_array_equal(ruler.noisy(images, 0.1, seed=4).images[:3], ruler.noisy(some, 0.1, seed=4).images)
+    wide = some.with_images(np.repeat(np.repeat(some.images, 4, axis=2), 4, axis=3))
+    small, large = ruler.blurred(some, 4.0).images, ruler.blurred(wide, 4.0).images
+    np.testing.assert_allclose(large[:, :, 2::4, 2::4], small, atol=0.01)
+    assert ruler.noisy(images, 5.0, seed=0).images.max() == 1
+
+
+def test_the_largest_class_holds_at_most_half():
+    assert ruler.largest_class(np.array(["a"] * 6 + ["b"] * 3 + ["c"] * 2)) == "b"
+    with pytest.raises(ValueError, match="finer labels"):
+        ruler.largest_class(np.zeros(4))
