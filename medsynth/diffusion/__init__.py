@@ -1,0 +1,1 @@
+"""How a latent diffusion model is trained and sampled."""

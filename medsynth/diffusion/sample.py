@@ -1,0 +1,91 @@
+"""Drawing images: noise to latents by a guided solver, latents to pixels by the autoencoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from medsynth.config import DiffusionConfig, SamplingConfig
+from medsynth.diffusion.schedule import solver
+from medsynth.imageset import ImageSet
+from medsynth.models.autoencoder import Autoencoder
+from medsynth.models.denoiser import Denoiser
+from medsynth.training import progress, step_generator
+
+
+@torch.no_grad()
+def guided_prediction(
+    model: Denoiser, noisy: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor, guidance: float
+) -> torch.Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022): null + guidance * (conditional - null); 1 costs one evaluation."""
+    times = timestep.to(noisy.device).expand(len(noisy))
+    if guidance == 1:
+        return model(noisy, times, condition)
+    null = torch.full_like(condition, torch.nan)
+    conditional, unconditional = model(
+        torch.cat([noisy, noisy]), torch.cat([times, times]), torch.cat([condition, null])
+    ).chunk(2)  # fmt: skip
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def initial_noise(shape: tuple[int, ...], seed: int, first: int) -> torch.Tensor:
+    """Noise of images first, first + 1, ...: each a function of (seed, its index), so the batch size changes nothing."""
+    return torch.stack([torch.randn(shape[1:], generator=step_generator(seed, first + i)) for i in range(shape[0])])
+
+
+@torch.no_grad()
+def sample_latents(
+    model: Denoiser, condition: torch.Tensor, spatial: tuple[int, ...], diffusion: DiffusionConfig, sampling: SamplingConfig
+) -> torch.Tensor:
+    """Latents (n, c, *spatial), one per row of `condition` (n, k)."""
+    device = next(model.parameters()).device
+    batches = []
+    starts = range(0, len(condition), sampling.batch)
+    for b in progress(0, len(starts), "sampling"):
+        asked = condition[starts[b] : starts[b] + sampling.batch].to(device)
+        scheduler = solver(diffusion, sampling.solver, sampling.steps)
+        noisy = initial_noise((len(asked), model.latent_channels, *spatial), sampling.seed, starts[b]).to(device)
+        noisy = noisy * scheduler.init_noise_sigma
+        # only "ddpm" draws noise on the way; again one generator per image
+        generators = [step_generator(sampling.seed, -1 - starts[b] - i) for i in range(len(asked))]
+        for t in scheduler.timesteps:
+            prediction = guided_prediction(model, noisy, t, asked, sampling.guidance)
+            extra = {"generator": generators} if sampling.solver == "ddpm" else {}
+            noisy = scheduler.step(prediction, t, noisy, **extra).prev_sample
+        batches.append(noisy.cpu())
+    return torch.cat(batches)
+
+
+@torch.no_grad()
+def sample_images(
+    model: Denoiser,
+    autoencoder: Autoencoder,
+    condition: np.ndarray,
+    *,
+    like: ImageSet,
+    diffusion: DiffusionConfig,
+    sampling: SamplingConfig,
+    attributes: pd.DataFrame | None = None,
+    name: str = "synthetic",
+) -> ImageSet:
+    """Synthetic images in the unit, range and shape of `like`; every image is a patient of its own.
+
+    The set inherits the role of `like`: samples of a model trained on private images are private until something clears them.
+    """
+    spatial = tuple(s // autoencoder.factor for s in like.spatial[-2:])
+    depth = like.spatial[:-2]
+    latents = sample_latents(model, torch.from_numpy(condition), (*depth, *spatial), diffusion, sampling)
+    device = autoencoder.latent_mean.device
+    scaled = torch.cat([autoencoder.decode(chunk.to(device)).cpu() for chunk in latents.split(sampling.batch)])
+    table = pd.DataFrame(index=range(len(condition))) if attributes is None else attributes.reset_index(drop=True)
+    return ImageSet(
+        images=like.unscaled(scaled.numpy()),
+        patient=np.arange(len(condition)),
+        unit=like.unit,
+        range=like.range,
+        name=name,
+        role=like.role,
+        spacing=like.spacing,
+        attributes=table,
+    )

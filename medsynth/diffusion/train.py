@@ -1,0 +1,119 @@
+"""Training of a latent diffusion model on cached latents."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from medsynth.config import DenoiserConfig, DiffusionConfig
+from medsynth.diffusion.schedule import noise_schedule, objective
+from medsynth.imageset import ImageSet
+from medsynth.models.autoencoder import Autoencoder
+from medsynth.models.conditioning import drop
+from medsynth.models.denoiser import Denoiser
+from medsynth.models.shipped import latents_of, shipped_denoiser, shipped_hash
+from medsynth.runs import Tensors, Trained, Workspace, load_or_train
+from medsynth.training import best_device, fit
+
+if TYPE_CHECKING:
+    from medsynth.privacy.ledger import Ledger
+
+
+def diffusion_loss(
+    model: Denoiser,
+    latents: torch.Tensor,
+    condition: torch.Tensor,
+    config: DiffusionConfig,
+    step: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Mean squared error of the predicted noise or velocity on one batch that (seed, step) determine."""
+    device = latents.device
+    schedule = noise_schedule(config)
+    rows = torch.randint(len(latents), (config.batch,), generator=generator, device=device)
+    clean = latents[rows]
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    # stratified timesteps: the batch covers the whole schedule, which lowers the variance of the gradient
+    offsets = torch.rand(config.batch, generator=generator, device=device)
+    strata = (torch.arange(config.batch, device=device) + offsets) / config.batch
+    timesteps = (strata * config.timesteps).long().clamp(max=config.timesteps - 1)
+    asked = drop(condition[rows], generator, row=config.label_dropout, entry=config.label_dropout)
+    noisy, target = objective(schedule, clean, noise, timesteps)
+    return nn.functional.mse_loss(model(noisy, timesteps, asked), target)
+
+
+def train_latents(
+    model: Denoiser, latents: torch.Tensor, condition: torch.Tensor, config: DiffusionConfig, workspace: Workspace | None = None
+) -> tuple[Tensors, dict[str, float]]:
+    """Train `model` on latents (n, c, *spatial) and conditions (n, k); (EMA weights, metrics)."""
+    device = next(model.parameters()).device
+    latents, condition = latents.to(device), condition.to(device)
+    return fit(
+        model,
+        lambda step, generator: diffusion_loss(model, latents, condition, config, step, generator),
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        warmup=config.warmup,
+        ema=config.ema,
+        seed=config.seed,
+        checkpoint_every=config.checkpoint_every,
+        workspace=workspace,
+        label="denoiser",
+    )
+
+
+def train_denoiser(
+    images: ImageSet,
+    condition: np.ndarray,
+    names: tuple[str, ...],
+    *,
+    autoencoder: Autoencoder,
+    denoiser: DenoiserConfig,
+    diffusion: DiffusionConfig,
+    ledger: Ledger,
+    start: str | None = None,
+) -> tuple[Denoiser, Trained]:
+    """A denoiser trained on `images`, from shipped weights ("phantom" or "real") or scratch; found again if trained before.
+
+    condition: (n, k) float32, NaN = missing, columns `names`. Private images leave a line in the ledger (mechanism "none").
+    Raises ValueError when the shipped weights have another architecture or other names.
+    """
+    if condition.shape != (len(images), len(names)):
+        raise ValueError(f"{images.name}: condition has shape {condition.shape}; expected ({len(images)}, {len(names)})")
+    public = shipped_denoiser(start) if start else None
+    if public and (public.config, public.names) != (denoiser, tuple(names)):
+        raise ValueError(f"{images.name}: the shipped weights have another architecture or other conditions; train from scratch")
+    config = {"denoiser": denoiser, "diffusion": diffusion, "names": list(names), "start": start}
+    inputs = {"images": images.content_hash, "condition": _array_hash(condition), "autoencoder": _weights_hash(autoencoder)}
+    if start:
+        inputs["start"] = shipped_hash(f"denoiser_{start}")
+    device = best_device()
+
+    def train(workspace: Workspace) -> tuple[Tensors, dict[str, float]]:
+        torch.manual_seed(diffusion.seed)
+        model = Denoiser(denoiser, names, autoencoder.latent_channels)
+        if public:
+            model.load_state_dict(public.state_dict())
+        latents = latents_of(autoencoder.to(device), torch.from_numpy(images.scaled()))
+        return train_latents(model.to(device), latents, torch.from_numpy(condition), diffusion, workspace)
+
+    ledger.use(images, stage="train denoiser", output=f"weights of {images.name}")
+    trained = load_or_train("denoiser", config, inputs, train, device=device)
+    model = Denoiser(denoiser, names, autoencoder.latent_channels)
+    model.load_state_dict(trained.weights)
+    return model.eval(), trained
+
+
+def _array_hash(array: np.ndarray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=8).hexdigest()
+
+
+def _weights_hash(model: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()

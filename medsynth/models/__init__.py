@@ -1,0 +1,1 @@
+"""What a network is: autoencoder, denoiser, conditioning, feature extractors, shipped weights."""

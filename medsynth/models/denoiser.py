@@ -1,0 +1,59 @@
+"""The denoising U-Net, 2D and 3D, conditioned on named values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from torch import nn
+
+from medsynth.config import DenoiserConfig
+from medsynth.models.conditioning import Conditioning
+
+GROUPS = 32  # of every group normalisation
+
+
+class Denoiser(nn.Module):
+    """Predicts noise or velocity from noisy latents (n, c, *spatial), timesteps (n,) and conditions (n, k) with NaN = missing.
+
+    Raises ValueError for channels in which it would be blind to time and condition.
+    """
+
+    def __init__(self, config: DenoiserConfig, names: Sequence[str], latent_channels: int) -> None:
+        super().__init__()
+        # time and condition are added per channel; with one channel per group, normalisation takes them out again
+        if any(c % GROUPS or c == GROUPS for c in config.channels):
+            raise ValueError(f"denoiser: channels {config.channels}; expected multiples of {GROUPS} from {2 * GROUPS} on")
+        self.config = config
+        self.latent_channels = latent_channels
+        self.unet = DiffusionModelUNet(
+            spatial_dims=config.spatial_dims,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            num_res_blocks=config.residual_blocks,
+            channels=config.channels,
+            attention_levels=config.attention,
+            num_head_channels=config.head_channels,
+            norm_num_groups=GROUPS,
+            num_class_embeds=1,
+        )
+        # MONAI adds `class_embedding(class_labels)` to the time embedding; ours takes the whole condition instead of a label
+        self.unet.class_embedding = Conditioning(names, 4 * config.channels[0])
+        if config.spatial_dims == 2:
+            # the CPU's convolutions are several times faster in this layout
+            self.to(memory_format=torch.channels_last)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the condition's columns."""
+        return self.unet.class_embedding.names
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Prediction of the shape of `noisy`; sides are zero-padded to what the U-Net can halve."""
+        multiple = 2 ** (len(self.config.channels) - 1)
+        sides = noisy.shape[2:]
+        padding = [p for side in reversed(sides) for p in (0, -side % multiple)]
+        padded = nn.functional.pad(noisy, padding) if any(padding) else noisy
+        out = self.unet(padded, timesteps, class_labels=condition)
+        return out[(..., *(slice(side) for side in sides))] if any(padding) else out

@@ -1,0 +1,93 @@
+"""The public weights that come with the package: safetensors beside a JSON card that says what they were trained on."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medsynth.config import AutoencoderConfig, DenoiserConfig, parse
+from medsynth.imageset import ImageSet
+from medsynth.models.autoencoder import Autoencoder
+from medsynth.models.denoiser import Denoiser
+from medsynth.runs import Tensors, file_hash, load_tensors, save_tensors, write_json
+
+DENOISERS = ("phantom", "real")
+
+
+def weights_folder() -> Path:
+    """Where the package keeps its weights."""
+    return Path(str(resources.files("medsynth"))) / "weights"
+
+
+def save_card(folder: Path, name: str, weights: Tensors, card: dict[str, Any]) -> None:
+    """Write `name.safetensors` in half precision and `name.json` with its sha256."""
+    half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+    write_json(folder / f"{name}.json", card | {"sha256": save_tensors(folder / f"{name}.safetensors", half)})
+
+
+def load_card(name: str, folder: Path | None = None) -> tuple[Tensors, dict[str, Any]]:
+    """(float32 weights, card); raises ValueError if the file is not the one the card describes."""
+    folder = folder or weights_folder()
+    card = json.loads((folder / f"{name}.json").read_text())
+    found = file_hash(folder / f"{name}.safetensors")
+    if found != card["sha256"]:
+        raise ValueError(
+            f"{name}.safetensors: sha256 {found[:12]}… differs from its card's {card['sha256'][:12]}…; reinstall medsynth"
+        )
+    return {k: v.float() if v.is_floating_point() else v for k, v in load_tensors(folder / f"{name}.safetensors").items()}, card
+
+
+def shipped_autoencoder(folder: Path | None = None) -> Autoencoder:
+    """The public 2D autoencoder, frozen."""
+    weights, card = load_card("autoencoder", folder)
+    return _frozen(Autoencoder(parse(AutoencoderConfig, card["config"], "autoencoder.json")), weights)
+
+
+def shipped_denoiser(kind: str, folder: Path | None = None) -> Denoiser:
+    """A public-pretrained 2D denoiser of thorax latents: "phantom" saw phantoms alone, "real" public X-rays as well.
+
+    Two, because a sample of a model that saw real images may not be shown before a gate has cleared it.
+    """
+    if kind not in DENOISERS:
+        raise ValueError(f"shipped denoiser {kind!r}; expected one of {DENOISERS}")
+    weights, card = load_card(f"denoiser_{kind}", folder)
+    config = parse(DenoiserConfig, card["config"], f"denoiser_{kind}.json")
+    model = Denoiser(config, card["names"], card["latent_channels"])
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def shipped_hash(name: str) -> str:
+    """sha256 of shipped weights, an input hash of every run that builds on them."""
+    return json.loads((weights_folder() / f"{name}.json").read_text())["sha256"]
+
+
+def _frozen(model: nn.Module, weights: Tensors) -> Any:
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
+
+
+def parameters_of(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+@torch.no_grad()
+def latents_of(autoencoder: Autoencoder, scaled: torch.Tensor, *, batch: int = 128) -> torch.Tensor:
+    """Standardised latents of images in [-1, 1], in batches, on the autoencoder's device; returned on CPU."""
+    device = autoencoder.latent_mean.device
+    return torch.cat([autoencoder.encode(chunk.to(device)).cpu() for chunk in scaled.split(batch)])
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: Autoencoder, images: ImageSet, *, batch: int = 128) -> ImageSet:
+    """The images after encoding and decoding: the best that any sample of a model on these latents can look."""
+    device = autoencoder.latent_mean.device
+    latents = latents_of(autoencoder, torch.from_numpy(images.scaled()), batch=batch)
+    decoded = torch.cat([autoencoder.decode(chunk.to(device)).cpu() for chunk in latents.split(batch)])
+    return images.with_images(images.unscaled(decoded.numpy()), name=f"{images.name}-reconstructed")

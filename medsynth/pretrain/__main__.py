@@ -1,0 +1,109 @@
+"""`python -m medsynth.pretrain WHAT`: makes the weights that ship, again, from public data. Order: as in WHAT."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig
+from medsynth.models.conditioning import THORAX
+from medsynth.models.shipped import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
+from medsynth.pretrain.autoencoder import train_autoencoder
+from medsynth.pretrain.denoiser import pretrain_denoiser
+from medsynth.pretrain.extractor import train_extractor
+from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
+from medsynth.runs import Tensors, Workspace, package_versions
+from medsynth.training import best_device
+
+# a strong KL first gives the latent a scale, a weak one then lets fine structure through
+COARSE = AutoencoderConfig(steps=2400, learning_rate=1.5e-3, kl_weight=1e-3)
+FINE = replace(COARSE, steps=1200, learning_rate=1.2e-3, kl_weight=1e-6)
+DENOISER = DenoiserConfig()
+PHANTOM = DiffusionConfig(steps=700, batch=48, learning_rate=8e-4)
+REAL = replace(PHANTOM, steps=400, learning_rate=5e-4)  # goes on from the phantom denoiser
+EXTRACTOR_STEPS = 300
+
+Made = tuple[Tensors, dict[str, Any]]
+
+
+def autoencoder(sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
+    """Weights and card of the autoencoder, trained in two stages; it sees larger images too."""
+    weights, stages = None, []
+    for name, stage in (("coarse", COARSE), ("fine", FINE)):
+        config = replace(stage, steps=args.steps or stage.steps)
+        folder = Workspace(work.path / name)
+        weights, metrics = train_autoencoder(sets, config, device=best_device(), start=weights, workspace=folder)
+        stages.append({"stage": name, "config": asdict(config), "metrics": metrics})
+    return weights, {"config": asdict(FINE), "stages": stages}
+
+
+def denoiser(kind: str, sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
+    """Weights and card of a denoiser."""
+    config = {"phantom": PHANTOM, "real": REAL}[kind]
+    config = replace(config, steps=args.steps or config.steps)
+    start = shipped_denoiser("phantom", args.out) if kind == "real" else None
+    coder = shipped_autoencoder(args.out)
+    weights, metrics = pretrain_denoiser(sets, coder, DENOISER, config, device=best_device(), start=start, workspace=work)
+    card = {"config": asdict(DENOISER), "diffusion": asdict(config), "names": list(THORAX), "metrics": metrics}
+    return weights, card | {"latent_channels": coder.latent_channels, "start": kind == "real" and "denoiser_phantom"}
+
+
+def extractor(sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
+    """Weights and card of the feature extractor."""
+    images = {name: s.images for name, s in sets.items()}
+    return train_extractor(
+        images, steps=args.steps or EXTRACTOR_STEPS, seed=0, device=best_device(), sources_per_step=3, images_per_source=64
+    )
+
+
+TARGETS: dict[str, Callable[[dict[str, PublicSet], argparse.Namespace, Workspace], Made]] = {
+    "autoencoder": autoencoder,
+    "denoiser_phantom": lambda *a: denoiser("phantom", *a),
+    "denoiser_real": lambda *a: denoiser("real", *a),
+    "extractor": extractor,
+}
+
+
+def training_sets(what: str, folder: Path, patients: int) -> dict[str, PublicSet]:
+    """The public sets that one target is trained on."""
+    jobs = os.cpu_count() or 1
+    real = {} if what == "denoiser_phantom" else real_sets(folder, "train")
+    sets = phantoms(patients, 64, seed=0, jobs=jobs) | at_size(real, 64)
+    if what == "autoencoder":
+        large = phantoms(patients // 4, 128, seed=1, jobs=jobs) | at_size(real, 128)
+        return sets | {f"{name}@128": s for name, s in large.items()}
+    if what.startswith("denoiser"):
+        return {name: s for name, s in sets.items() if s.modality != "other"}
+    return sets
+
+
+def main() -> None:
+    """Parse the command line and train what is asked for."""
+    parser = argparse.ArgumentParser(prog="python -m medsynth.pretrain", description=__doc__)
+    parser.add_argument("what", choices=list(TARGETS))
+    parser.add_argument("--real", type=Path, default=Path("data"), help="folder of the public .npz files (data/README.md)")
+    parser.add_argument("--out", type=Path, default=weights_folder())
+    parser.add_argument("--work", type=Path, default=Path("build/pretrain"), help="checkpoints go here")
+    parser.add_argument("--patients", type=int, default=1200, help="phantom patients per modality")
+    parser.add_argument("--steps", type=int, help="optimiser steps instead of the default")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_float32_matmul_precision("high")
+    work = Workspace(args.work / args.what)
+    work.path.mkdir(parents=True, exist_ok=True)
+    sets = training_sets(args.what, args.real, args.patients)
+    weights, card = TARGETS[args.what](sets, args, work)
+    save_card(args.out, args.what, weights, card | {
+        "trained_on": describe(sets), "versions": package_versions(), "device": best_device(),
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

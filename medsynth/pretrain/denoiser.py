@@ -1,0 +1,47 @@
+"""Training of the public denoiser of thorax latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from medsynth.config import DenoiserConfig, DiffusionConfig
+from medsynth.diffusion.train import train_latents
+from medsynth.models.autoencoder import Autoencoder
+from medsynth.models.conditioning import THORAX, thorax_condition
+from medsynth.models.denoiser import Denoiser
+from medsynth.models.shipped import latents_of
+from medsynth.pretrain.public import PublicSet, require_public
+from medsynth.runs import Tensors, Workspace
+
+REAL_REPEATS = 3  # real images are few; each counts this often
+
+
+def pretrain_denoiser(
+    sets: dict[str, PublicSet],
+    autoencoder: Autoencoder,
+    denoiser: DenoiserConfig,
+    diffusion: DiffusionConfig,
+    *,
+    device: str,
+    start: Denoiser | None = None,
+    workspace: Workspace | None = None,
+) -> tuple[Tensors, dict[str, Any]]:
+    """(EMA weights, metrics) of one denoiser for all thorax modalities, told apart by their condition; from `start` if given."""
+    require_public(sets)
+    torch.manual_seed(diffusion.seed)
+    model = Denoiser(denoiser, THORAX, autoencoder.latent_channels)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    model = model.to(device)
+    autoencoder = autoencoder.to(device)
+    latents, conditions = [], []
+    for s in sets.values():
+        if s.modality == "other":
+            continue
+        repeats = REAL_REPEATS if s.real else 1
+        latents += [latents_of(autoencoder, torch.from_numpy(s.images.scaled()), batch=512)] * repeats
+        conditions += [thorax_condition(s.images, s.modality)] * repeats
+    return train_latents(model, torch.cat(latents), torch.from_numpy(np.concatenate(conditions)), diffusion, workspace)

@@ -1,0 +1,79 @@
+"""The public data that shipped weights are trained on: phantoms, and real sets in their public role without NC licences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsynth.data.cardiac import cardiac
+from medsynth.data.npz import load_npz, without_noncommercial
+from medsynth.data.resample import resize, slices_of
+from medsynth.data.sources import cached_thorax
+from medsynth.data.thorax import MODALITIES
+from medsynth.imageset import ImageSet, concatenate
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """A public set, and what its images show."""
+
+    images: ImageSet
+    modality: str  # one of MODALITIES, or "other" for what the thorax denoiser does not learn
+    real: bool
+
+
+def phantoms(patients: int, size: int, *, seed: int, jobs: int) -> dict[str, PublicSet]:
+    """Public phantom thoraces in every modality, and slices of public phantom hearts."""
+    made = {
+        f"phantom-{m}-{size}": PublicSet(cached_thorax(patients=patients, size=size, modality=m, seed=seed), m, False)
+        for m in MODALITIES
+    }
+    if size == 64:
+        hearts = cardiac(patients=max(2, patients // 16), slices=16, size=size, seed=seed, jobs=jobs)
+        made[f"phantom-heart-{size}"] = PublicSet(slices_of(hearts), "other", False)
+    return made
+
+
+def real_sets(folder: Path, split: str) -> dict[str, PublicSet]:
+    """Real public images of one split, in their largest size, from a folder of `.npz` files."""
+    kermany = load_npz(folder / "cxr_kermany_128.npz", role="public" if split == "train" else "eval").in_split(split)
+    nih = load_npz(folder / "cxr_nih1000_64.npz", role="public").in_split(split)
+    covid = without_noncommercial(load_npz(folder / "cxr_covid_256.npz", role="public")).in_split(split)
+    hippocampus = load_npz(folder / "mri_hippocampus_3d.npz", role="public").in_split(split)
+    return {
+        "cxr_kermany": PublicSet(kermany, "xray", True),
+        "cxr_nih": PublicSet(nih, "xray", True),
+        "cxr_covid": PublicSet(resize(covid, 128), "xray", True),
+        "mri_hippocampus": PublicSet(slices_of(hippocampus, range(8, 40, 3)), "other", True),
+    }
+
+
+def at_size(sets: dict[str, PublicSet], size: int) -> dict[str, PublicSet]:
+    """The sets whose images are at least `size` wide, resampled to it."""
+    fitting = {k: s for k, s in sets.items() if s.images.spatial[-1] >= size}
+    return {k: PublicSet(resize(s.images, size), s.modality, s.real) for k, s in fitting.items()}
+
+
+def require_public(sets: dict[str, PublicSet]) -> None:
+    """Raise ValueError if a set is not public: what ships may show nothing of anybody else."""
+    others = [key for key, s in sets.items() if s.images.role != "public"]
+    if others:
+        raise ValueError(f"{', '.join(others)}: not public; shipped weights are trained on public sets only")
+
+
+def describe(sets: dict[str, PublicSet]) -> list[dict[str, object]]:
+    """What a weights card says of its training data."""
+    return [
+        {
+            "name": key, "images": len(s.images), "patients": s.images.patients, "size": s.images.spatial[-1],
+            "licence": s.images.data_licence, "content_hash": s.images.content_hash,
+        }
+        for key, s in sets.items()
+    ]  # fmt: skip
+
+
+def pooled(sets: dict[str, PublicSet], name: str) -> ImageSet:
+    """All sets as one, in the interval 0..1 that networks are trained on."""
+    return concatenate(
+        [s.images.with_images((s.images.scaled() + 1) / 2, unit="1", range=(0.0, 1.0)) for s in sets.values()], name
+    )

@@ -1,0 +1,98 @@
+"""`python -m medsynth.pretrain.report`: what the shipped autoencoder keeps, and whether the ruler is sane, on unseen images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medsynth.data.npz import load_npz, without_noncommercial
+from medsynth.data.resample import resize, slices_of
+from medsynth.data.sources import cached_thorax
+from medsynth.data.thorax import MODALITIES
+from medsynth.evaluation import ruler
+from medsynth.evaluation.features import Extractor, PCAExtractor, random_twin, shipped_extractor
+from medsynth.evaluation.fidelity import fidelity
+from medsynth.evaluation.restoration import psnr, ssim
+from medsynth.imageset import ImageSet
+from medsynth.models.autoencoder import Autoencoder
+from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_hash
+from medsynth.results import Row, write_results
+
+
+def unseen(folder: Path, size: int) -> dict[str, ImageSet]:
+    """Real images that no shipped weight was trained on; CT only where its licence lets rows be published freely."""
+    ct = without_noncommercial(load_npz(folder / "ct_tcia_hu_256.npz"))
+    hearts = slices_of(load_npz(folder / "mri_acdc_3d.npz"), range(2, 9))
+    brains = load_npz(folder / "mri_hippocampus_3d.npz", role="public").in_split("test")
+    return {
+        "cxr_kermany": resize(load_npz(folder / "cxr_kermany_128.npz", role="eval").in_split("test"), size),
+        "cxr_nih": resize(load_npz(folder / "cxr_nih1000_64.npz", role="public").in_split("test"), size),
+        "ct_tcia": resize(ct, size),
+        "mri_acdc": resize(hearts, size),
+        "mri_hippocampus": resize(slices_of(brains, range(8, 40, 3)), size),
+    }  # fmt: skip
+
+
+def reconstruction_rows(name: str, images: ImageSet, autoencoder: Autoencoder, extractor: Extractor, seed: int) -> list[Row]:
+    """PSNR, SSIM, and FID or KID of reconstructions to other patients beside the floor."""
+    made = reconstruct(autoencoder, images)
+    score = fidelity(extractor(images), images.patient, extractor(made), seed=seed)
+    named = {"PSNR": psnr(images, made, seed=seed), "SSIM": ssim(images, made, seed=seed), "FID": score.fid,
+             "FID floor": score.fid_floor, "KID": score.kid, "KID floor": score.kid_floor}  # fmt: skip
+    return [
+        Row(chapter="weights", dataset=name, metric=k, arm="autoencoder", value=e.value, low=e.low, high=e.high, n=e.n,
+            unit="dB" if k == "PSNR" else "", seed=seed, extra={"images": len(images)})
+        for k, e in named.items() if e is not None
+    ]  # fmt: skip
+
+
+def ruler_rows(
+    name: str, images: ImageSet, label: np.ndarray, rivals: list[Extractor], seed: int
+) -> tuple[list[dict], list[dict]]:
+    """(response of the first extractor to damage, power of all of them), with the data set's name."""
+    levels = ruler.response(rivals[0], images, label, seed=seed)
+    powers = [row for rival in rivals for row in ruler.power(rival, images, label, seed=seed)]
+    return [row | {"dataset": name} for row in levels], [row | {"dataset": name} for row in powers]
+
+
+def main() -> None:
+    """Write results/published/weights/{reconstruction,ruler-levels,ruler-power}."""
+    parser = argparse.ArgumentParser(prog="python -m medsynth.pretrain.report", description=__doc__)
+    parser.add_argument("--real", type=Path, required=True, help="folder of the .npz files (data/README.md)")
+    parser.add_argument("--out", type=Path, default=Path("results/published/weights"))
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--phantoms", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    autoencoder, extractor = shipped_autoencoder(), shipped_extractor()
+    drawn = {
+        (p, m): cached_thorax(patients=args.phantoms, size=args.size, modality=m, population=p, seed=77)
+        for p in ("public", "private") for m in MODALITIES
+    }  # fmt: skip
+    sets = unseen(args.real, args.size)
+    phantoms = {f"phantom-{m}": drawn["private", m] for m in MODALITIES}
+    shared = {"parameters": {"size": args.size, "extractor": extractor.name}, "seeds": [args.seed]}
+    described = {
+        "inputs": {k: s.content_hash for k, s in (phantoms | sets).items()} | {"autoencoder": shipped_hash("autoencoder")},
+        "data_licence": "; ".join(sorted({s.data_licence for s in sets.values()} | {"generated"})),
+        "notes": "mri_acdc is CC BY-NC-SA 4.0: its rows are for non-commercial use, under the same licence",
+    }
+    rows = [r for k, s in (phantoms | sets).items() for r in reconstruction_rows(k, s, autoencoder, extractor, args.seed)]
+    write_results(args.out, "reconstruction", rows, **shared, **described)
+    public = {m: drawn["public", m] for m in MODALITIES}
+    rivals = [extractor, random_twin(public, seed=args.seed), PCAExtractor.fit(public)]
+    labels = {
+        "cxr_kermany": sets["cxr_kermany"].attributes["finding"], "ct_tcia": sets["ct_tcia"].attributes["collection"],
+        "phantom-xray": phantoms["phantom-xray"].attributes["finding"],
+        "phantom-ct": phantoms["phantom-ct"].attributes["finding"],
+    }  # fmt: skip
+    studied = [ruler_rows(k, (phantoms | sets)[k], v.to_numpy(str), rivals, args.seed) for k, v in labels.items()]
+    write_results(args.out, "ruler-levels", pd.DataFrame([r for s in studied for r in s[0]]), **shared, **described)
+    write_results(args.out, "ruler-power", pd.DataFrame([r for s in studied for r in s[1]]), **shared, **described)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medsynth.config import AutoencoderConfig, DiffusionConfig, load_profile, parse
+from medsynth.data.thorax import MODALITIES
+from medsynth.imageset import ImageSet
+from medsynth.models.autoencoder import Autoencoder
+from medsynth.models.conditioning import THORAX
+from medsynth.models.denoiser import Denoiser
+from medsynth.models.shipped import DENOISERS, load_card, parameters_of, shipped_autoencoder, shipped_denoiser
+from medsynth.pretrain import __main__ as command
+from medsynth.pretrain import denoiser as denoiser_module
+from medsynth.pretrain import public
+from medsynth.pretrain.autoencoder import (
+    CROP,
+    autoencoder_loss,
+    latent_statistics,
+    random_crops,
+    reconstruction_loss,
+    train_autoencoder,
+)
+from medsynth.pretrain.denoiser import REAL_REPEATS, pretrain_denoiser
+from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, pooled, real_sets
+from medsynth.training import step_generator
+
+
+@pytest.fixture(scope="module")
+def smooth_sets(make_set) -> dict[str, PublicSet]:
+    """Three small sets with structure that can be learnt: stripes of random phase, on other scales of value."""
+
+    def stripes(n: int, size: int, seed: int) -> np.ndarray:
+        phase = np.random.default_rng(seed).uniform(0, 6, (n, 1, 1, 1))
+        return (0.5 + 0.4 * np.sin(np.arange(size)[:, None] / 6 + phase) * np.ones((n, 1, size, size))).astype(np.float32)
+
+    real = make_set(6).attributes.assign(licence="CC BY 4.0")
+    return {
+        "phantom": PublicSet(make_set(8, images=stripes(8, 64, 0), name="a"), "xray", False),
+        "hu": PublicSet(make_set(6, images=stripes(6, 64, 1) * 1e3 - 700, range=(-1000, 400), unit="HU", name="b"), "ct", False),
+        "real": PublicSet(make_set(6, images=stripes(6, 128, 2), attributes=real, name="c"), "xray", True),
+        "heart": PublicSet(make_set(4, images=stripes(4, 64, 3) ** 2, name="d"), "other", False),
+    }
+
+
+# autoencoder
+
+
+def test_reconstruction_loss_against_numpy():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 1, 8, 6)), rng.random((2, 1, 8, 6))
+    spectrum = np.abs(np.fft.rfft2(b - a, norm="ortho"))
+    expected = np.abs(b - a).mean() + 0.3 * spectrum.mean()
+    assert float(reconstruction_loss(torch.tensor(a), torch.tensor(b), 0.3)) == pytest.approx(expected, rel=1e-5)
+    assert float(reconstruction_loss(torch.tensor(a), torch.tensor(a), 0.3)) == 0
+
+
+def test_kl_is_that_of_a_gaussian(tiny):
+    torch.manual_seed(0)
+    model = Autoencoder(tiny.autoencoder)
+    real = torch.rand(2, 1, 64, 64) * 2 - 1
+    values = [
+        float(autoencoder_loss(model, real, replace(tiny.autoencoder, kl_weight=w), step_generator(0, 0)).detach())
+        for w in (0.0, 1.0)
+    ]
+    with torch.no_grad():
+        mean, std = model.posterior(real)
+    normal = torch.distributions.Normal
+    kl = torch.distributions.kl_divergence(normal(mean, std), normal(torch.zeros_like(mean), 1.0)).mean()
+    assert values[1] - values[0] == pytest.approx(float(kl), rel=1e-3)
+
+
+def test_the_loss_is_of_a_drawn_latent(tiny):
+    torch.manual_seed(0)
+    model, real = Autoencoder(tiny.autoencoder), torch.rand(2, 1, 64, 64) * 2 - 1
+    config = replace(tiny.autoencoder, kl_weight=0.0)
+    with torch.no_grad():
+        mean, std = model.posterior(real)
+        latents = mean + std * torch.randn(mean.shape, generator=step_generator(0, 3))
+        expected = reconstruction_loss(real, model.reconstruct(latents), config.fourier_weight)
+        torch.testing.assert_close(autoencoder_loss(model, real, config, step_generator(0, 3)), expected)
+        assert autoencoder_loss(model, real, config, step_generator(0, 4)) != expected
+
+
+def test_crops_come_from_their_images():
+    """Every pixel says which image and place it is from, so a crop can be traced."""
+    base = torch.arange(4, dtype=torch.uint8)[:, None, None, None] * 60
+    small = (base + torch.zeros(4, 1, CROP, CROP, dtype=torch.uint8)).contiguous()
+    ramp = torch.arange(100, dtype=torch.uint8).expand(3, 1, 100, 100).contiguous()
+    crops = random_crops([small, ramp], torch.tensor([1.0, 3.0]), 400, step_generator(0, 0))
+    assert crops.shape == (400, 1, CROP, CROP)
+    grey = ((crops + 1) * 127.5).round()
+    flat = (grey == grey[:, :, :1, :1]).flatten(1).all(1)
+    assert flat.float().mean() == pytest.approx(0.25, abs=0.07)
+    assert set(grey[flat][:, 0, 0, 0].tolist()) <= {0.0, 60.0, 120.0, 180.0}
+    rows = grey[~flat][:, 0, 0]
+    assert (rows.diff(dim=1).abs() == 1).all()
+    assert ((rows[:, 1] < rows[:, 0]).float().mean() - 0.5).abs() < 0.1
+    again = random_crops([small, ramp], torch.tensor([1.0, 3.0]), 400, step_generator(0, 0))
+    assert torch.equal(crops, again)
+    assert len(random_crops([small, ramp], torch.tensor([0.0, 1.0]), 3, step_generator(0, 1))) == 3
+
+
+def test_training_lowers_the_loss_and_stores_the_statistics_of_latents(tiny, smooth_sets):
+    config = replace(tiny.autoencoder, steps=16, batch=4, learning_rate=4e-3)
+    before = Autoencoder(config)
+    weights, metrics = train_autoencoder(smooth_sets, config, device="cpu")
+    after = Autoencoder(config)
+    after.load_state_dict(weights)
+    assert set(weights) == set(before.state_dict())
+    real = torch.from_numpy(smooth_sets["phantom"].images.scaled())
+    with torch.no_grad():
+        losses = [float((m.reconstruct(m.posterior(real)[0]) - real).abs().mean()) for m in (before, after)]
+        assert losses[1] < 0.8 * losses[0] and np.isfinite(metrics["loss"])
+        # sets of 64 pixels, each weighing the same, come out with mean 0 and mean square 1
+        small = [s.images for s in smooth_sets.values() if s.images.spatial == (64, 64)]
+        latents = [after.encode(torch.from_numpy(s.scaled())) for s in small]
+    assert len(latents) == 3
+    mean = torch.stack([z.mean((0, 2, 3)) for z in latents]).mean(0)
+    square = torch.stack([z.square().mean((0, 2, 3)) for z in latents]).mean(0)
+    torch.testing.assert_close(mean, torch.zeros(4), atol=0.02, rtol=0)
+    torch.testing.assert_close(square, torch.ones(4), atol=0.05, rtol=0)
+
+
+def test_statistics_weigh_sets_alike():
+    class Known:
+        def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.cat([x, 2 * x + 1], 1), x
+
+    # 1 image of value +1 and 9 of value -1: mean 0 and variance 1 whatever the sizes of the sets
+    stores = [torch.full((1, 1, 4, 4), 255, dtype=torch.uint8), torch.zeros(9, 1, 4, 4, dtype=torch.uint8)]
+    mean, std = latent_statistics(Known(), stores)
+    torch.testing.assert_close(mean, torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(std, torch.tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("role", ["private", "eval"])
+def test_only_public_sets_may_shape_what_ships(tiny, smooth_sets, role, shipped):
+    sets = smooth_sets | {"smuggled": replace(smooth_sets["phantom"], images=replace(smooth_sets["phantom"].images, role=role))}
+    with pytest.raises(ValueError, match="smuggled: not public; shipped weights are trained on public sets only"):
+        train_autoencoder(sets, tiny.autoencoder, device="cpu")
+    with pytest.raises(ValueError, match="smuggled: not public"):
+        pretrain_denoiser(sets, shipped_autoencoder(), tiny.denoiser, tiny.diffusion, device="cpu")
+
+
+# denoiser
+
+
+def test_the_denoiser_sees_thoraces_with_their_conditions_and_real_ones_more_often(tiny, smooth_sets, shipped, monkeypatch):
+    seen = {}
+
+    def train_latents(model, latents, condition, config, workspace):
+        seen.update(latents=latents, condition=pd.DataFrame(condition.numpy(), columns=list(THORAX)), names=model.names)
+        return {}, {}
+
+    monkeypatch.setattr(denoiser_module, "train_latents", train_latents)
+    sets = smooth_sets | {"real": replace(smooth_sets["real"], images=at_size(smooth_sets, 64)["real"].images)}
+    pretrain_denoiser(sets, shipped_autoencoder(), tiny.denoiser, tiny.diffusion, device="cpu")
+    assert seen["names"] == THORAX
+    assert seen["latents"].shape == (8 + 6 + 6 * REAL_REPEATS, 4, 16, 16)
+    condition = seen["condition"]
+    assert condition["xray"].sum() == 8 + 6 * REAL_REPEATS and condition["ct"].sum() == 6
+    assert (condition["phantom"] == 0).sum() == 6 * REAL_REPEATS
+    expected = shipped_autoencoder().encode(torch.from_numpy(sets["hu"].images.scaled()))
+    torch.testing.assert_close(seen["latents"][8:14], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_denoiser_goes_on_from_another(tiny, smooth_sets, shipped):
+    start = shipped_denoiser("phantom")
+    still = replace(tiny.diffusion, steps=1, learning_rate=0.0)
+    weights, _ = pretrain_denoiser(
+        {"phantom": smooth_sets["phantom"]}, shipped_autoencoder(), tiny.denoiser, still, device="cpu", start=start
+    )
+    assert all(torch.equal(v, weights[k]) for k, v in start.state_dict().items())
+
+
+# the public sets
+
+
+@pytest.fixture
+def stub_phantoms(monkeypatch, make_set) -> list[dict]:
+    calls = []
+
+    def thorax(*, patients, size, modality, seed, jobs):
+        calls.append({"modality": modality, "patients": patients, "size": size, "seed": seed})
+        return make_set(patients, (1, size, size), seed, name=modality)
+
+    def cardiac(*, patients, slices, size, seed, jobs):
+        calls.append({"modality": "heart", "patients": patients, "size": size, "seed": seed})
+        return make_set(patients, (1, slices, size, size), seed, name="heart")
+
+    monkeypatch.setattr(public, "thorax", thorax)
+    monkeypatch.setattr(public, "cardiac", cardiac)
+    return calls
+
+
+def test_phantoms_of_every_modality_and_hearts_at_64(stub_phantoms):
+    sets = phantoms(4, 64, seed=5, jobs=1)
+    assert list(sets) == [*(f"phantom-{m}-64" for m in MODALITIES), "phantom-heart-64"]
+    assert [s.modality for s in sets.values()] == [*MODALITIES, "other"]
+    assert not any(s.real for s in sets.values()) and {c["seed"] for c in stub_phantoms} == {5}
+    assert sets["phantom-heart-64"].images.images.shape == (2 * 16, 1, 64, 64)
+    assert list(phantoms(2, 128, seed=5, jobs=1)) == [f"phantom-{m}-128" for m in MODALITIES]
+
+
+@pytest.fixture
+def real_folder(tmp_path) -> Path:
+    """Files of the names and conventions of the real public sets, with other content."""
+    rng = np.random.default_rng(0)
+    n = 8
+    base = {"patient": np.arange(n), "label": np.arange(n) % 2, "split": np.array(["train"] * 4 + ["val"] * 2 + ["test"] * 2)}
+
+    def write(name: str, size: int, **arrays: object) -> None:
+        np.savez(tmp_path / f"{name}.npz", **base | {"image": rng.integers(1, 256, (n, size, size), dtype=np.uint8)} | arrays)
+
+    role = np.array(["public", "public", "private", "private", *["eval"] * 4])
+    write("cxr_kermany_128", 128, role=role, subtype=np.arange(n) % 3)
+    write("cxr_nih1000_64", 64)
+    write("cxr_covid_256", 256, license=np.array(["CC BY 4.0", "CC BY-NC-SA"] * 4))
+    volumes = rng.integers(1, 256, (n, 48, 12, 10), dtype=np.uint8)
+    np.savez(tmp_path / "mri_hippocampus_3d.npz", **{k: v for k, v in base.items() if k != "label"}, volume=volumes)
+    return tmp_path
+
+
+def test_real_sets_keep_to_the_public_role_and_licences(real_folder):
+    sets = real_sets(real_folder, "train")
+    assert {k: len(s.images) for k, s in sets.items()} == {
+        "cxr_kermany": 2, "cxr_nih": 4, "cxr_covid": 2, "mri_hippocampus": 4 * len(range(8, 40, 3)),
+    }  # fmt: skip
+    assert sets["cxr_kermany"].images.patient.tolist() == [0, 1]
+    for s in sets.values():
+        assert s.real and s.images.role == "public" and set(s.images.split.tolist()) == {"train"}
+        assert "NC" not in s.images.data_licence.replace("NIH", "")
+    assert [s.images.spatial[-1] for s in sets.values()] == [128, 64, 128, 12]
+    held_out = real_sets(real_folder, "test")
+    assert held_out["cxr_kermany"].images.patient.tolist() == [6, 7] and held_out["cxr_kermany"].images.role == "eval"
+
+
+def test_sets_at_a_size_leave_out_what_is_smaller(real_folder):
+    sets = real_sets(real_folder, "train")
+    assert list(at_size(sets, 128)) == ["cxr_kermany", "cxr_covid"]
+    small = at_size(sets, 64)
+    assert list(small) == ["cxr_kermany", "cxr_nih", "cxr_covid"]
+    assert all(s.images.spatial == (64, 64) and s.real for s in small.values())
+    (row,) = describe({"x": small["cxr_nih"]})
+    assert row == {
+        "name": "x", "images": 4, "patients": 4, "size": 64, "licence": "NIH Clinical Center, attribution",
+        "content_hash": sets["cxr_nih"].images.content_hash,
+    }  # fmt: skip
+
+
+def test_pooled_sets_share_one_interval(smooth_sets):
+    sets = {k: s for k, s in smooth_sets.items() if s.images.spatial == (64, 64)}
+    one = pooled(sets, "all")
+    assert len(one) == 18 and one.range == (0.0, 1.0) and one.unit == "1" and one.patients == 4 + 3 + 2
+    np.testing.assert_allclose(one.scaled(), np.concatenate([s.images.scaled() for s in sets.values()]), atol=1e-6)
+
+
+# the command
+
+
+@pytest.fixture
+def run(monkeypatch, stub_phantoms, tiny, real_folder, tmp_path):
+    """A function that runs the command with tiny networks and stand-ins for the phantoms, into `out`."""
+    quick = replace(tiny.diffusion, steps=2)
+    for name, value in {"AUTOENCODER": tiny.autoencoder, "DENOISER": tiny.denoiser, "PHANTOM": quick, "REAL": quick}.items():
+        monkeypatch.setattr(command, name, value)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+
+    def run(what: str, *, real: Path = real_folder, steps: int = 2) -> dict:
+        arguments = {"real": real, "out": tmp_path / "out", "work": tmp_path / "work", "patients": 4, "steps": steps}
+        monkeypatch.setattr("sys.argv", ["pretrain", what, *[f"--{k}={v}" for k, v in arguments.items()]])
+        command.main()
+        return load_card(what, tmp_path / "out")[1]
+
+    return run
+
+
+def test_the_command_makes_weights_with_cards_that_say_what_they_saw(run, tiny, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    card = run("autoencoder", steps=3)
+    assert parse(AutoencoderConfig, card["config"], "card") == replace(tiny.autoencoder, steps=3)
+    names = {row["name"] for row in card["trained_on"]}
+    assert {"cxr_kermany", "cxr_kermany@128", "phantom-xray-64", "phantom-xray-128@128", "phantom-heart-64"} <= names
+    assert all(row.keys() >= {"images", "patients", "licence", "content_hash", "size"} for row in card["trained_on"])
+    assert card["metrics"]["steps"] == 3 and card["device"] in ("cpu", "cuda") and "torch" in card["versions"]
+    assert shipped_autoencoder(out).latent_std.min() > 0
+
+    # the phantom denoiser neither needs nor sees a real image
+    phantom = run("denoiser_phantom", real=tmp_path / "there is none")
+    real = run("denoiser_real")
+    seen = [{row["name"] for row in card["trained_on"]} for card in (phantom, real)]
+    assert seen[0] == {f"phantom-{m}-64" for m in MODALITIES}
+    assert seen[1] == seen[0] | {"cxr_kermany", "cxr_nih", "cxr_covid"}
+    assert (phantom["start"], real["start"]) == (False, "denoiser_phantom")
+    for card in (phantom, real):
+        assert card["names"] == list(THORAX) and card["latent_channels"] == 4
+        assert parse(DiffusionConfig, card["diffusion"], "card") == replace(tiny.diffusion, steps=2)
+    monkeypatch.setattr("medsynth.models.shipped.weights_folder", lambda: out)
+    assert shipped_denoiser("real").config == tiny.denoiser
+
+
+def test_the_extractor_is_one_of_its_targets(run, monkeypatch):
+    asked = {}
+
+    def train_extractor(sets, *, steps, seed, device):
+        asked.update(sets=sets, steps=steps)
+        return {"w": torch.ones(2)}, {"dim": 64}
+
+    monkeypatch.setattr(command, "train_extractor", train_extractor)
+    card = run("extractor", steps=7)
+    assert asked["steps"] == 7 and all(isinstance(s, ImageSet) for s in asked["sets"].values())
+    assert card["dim"] == 64 and {row["name"] for row in card["trained_on"]} == set(asked["sets"])
+    with pytest.raises(SystemExit):
+        run("everything")
+
+
+def test_the_defaults_build_and_fit_the_profiles(project):
+    # profiles that start from shipped weights must ask for their architecture
+    for name in ("smoke", "laptop", "full"):
+        assert load_profile(name, project / "profiles").denoiser == command.DENOISER
+    denoisers = [Denoiser(command.DENOISER, THORAX, command.AUTOENCODER.latent_channels) for _ in DENOISERS]
+    # half precision; the three files together stay under 25 MB
+    assert 2 * sum(map(parameters_of, [Autoencoder(command.AUTOENCODER), *denoisers])) < 25e6
