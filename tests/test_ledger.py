@@ -128,11 +128,11 @@ for i in range(40):
 """
 
 
-def test_processes_that_write_at_once_lose_and_repeat_nothing(tmp_path, start_python):
+def test_processes_that_write_at_once_lose_and_repeat_nothing(tmp_path, start_python, finish):
     writers = [start_python(WRITER, tmp_path, who) for who in ("a", "b")]
     for w in writers:
-        assert w.wait(60) == 0, w.stderr.read()
-        w.stdout.close(), w.stderr.close()
+        status, _, errors = finish(w)
+        assert status == 0, errors
     lines = (tmp_path / "ledger.jsonl").read_text().splitlines()
     stages = [json.loads(line)["stage"] for line in lines]
     assert sorted(stages) == sorted(f"{who}-{i}" for who in ("a", "b", "both") for i in range(40))

@@ -30,7 +30,7 @@ def loss_of(model: nn.Module):
     return loss
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -93,11 +93,11 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, ev
 
     def until_killed(step: int, generator: torch.Generator) -> torch.Tensor:
         if step == killed_at:
-            raise Killed
+            raise KilledError
         return loss_of(model)(step, generator)
 
     model = network()
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(model, until_killed, steps=STEPS, workspace=workspace, checkpoint_every=every, **SETTINGS)
     found = workspace.load_checkpoint()
     assert (found[0] if found else 0) == killed_at // every * every
@@ -129,7 +129,7 @@ def test_parameters_that_get_no_gradient_for_a_while_resume_too(tmp_path):
 
         def loss(step: int, generator: torch.Generator) -> torch.Tensor:
             if step == stop:
-                raise Killed
+                raise KilledError
             x = torch.randn(4, 3, generator=generator)
             value = (model.a(x) - 1).square().mean()
             return value if step < 6 else value + (model.b(x) + 1).square().mean()
@@ -139,7 +139,7 @@ def test_parameters_that_get_no_gradient_for_a_while_resume_too(tmp_path):
     whole = run(None, None)
     workspace = Workspace(tmp_path)
     for stop in (5, 9):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(workspace, stop)
     assert same(run(workspace, None), whole)
 

@@ -1,0 +1,45 @@
+# `make book` and `make test` are all a newcomer needs; both set up .venv first if it is missing or out of date.
+PYTHON ?= python3
+PROFILE ?= laptop
+JOBS ?= 1
+# e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small CPU-only wheels on Linux
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+
+# folder of the public .npz files that the shipped weights are trained on
+REAL ?= data
+
+.PHONY: book test lab lint weights clean
+.DEFAULT_GOAL := book
+
+book: $(STAMP)
+	@$(BIN)/medsynth reproduce --profile $(PROFILE) -j $(JOBS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest --cov=medsynth --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check medsynth tests
+
+# the weights that ship with the package, again from public data: hours, in this order because each builds on the one before
+weights: $(STAMP)
+	set -e; for what in autoencoder denoiser_phantom denoiser_real extractor; do \
+		$(BIN)/python -m medsynth.pretrain $$what --real $(REAL); done
+
+# results and the book; trained models stay in the cache
+clean:
+	rm -rf build book/_build
+
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "error: $(PYTHON) is Python " + sys.version.split()[0] + "; medsynth needs 3.11 to 3.13, e.g. make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@# torch first and alone: whichever build is chosen here, nothing later replaces it. What is never imported is never compiled.
+	$(BIN)/python -m pip install --no-compile $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --no-compile -c requirements.lock -e '.[dev]'
+	@touch $@

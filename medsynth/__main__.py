@@ -1,0 +1,6 @@
+"""`python -m medsynth` is the `medsynth` command."""
+
+from medsynth.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The book: prose, executed chapters and published rows, assembled into one source tree and built without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medsynth.results import COLUMNS, Results, both, published_names, read_results, side_by_side, table_names
+from medsynth.runs import write_json
+
+MARK = "<!-- published results -->"  # where book/published.md receives the tables and figures
+LONG = 30  # rows beyond which a table is folded away
+
+
+def build_book(root: Path, folder: Path, *, say: Callable[[str], None] = print) -> Path:
+    """Build book/_build/html from the chapters executed in `folder`; returns its first page.
+
+    Does nothing if what it is made of has not changed. Raises FileNotFoundError if no chapter has run, ValueError if the
+    build prints a warning.
+    """
+    source = assemble(root, folder)
+    built, stamp = root / "book" / "_build" / "html", root / "book" / "_build" / "inputs.json"
+    inputs = {"source": _hash_of_tree(source), "jupyter-book": version("jupyter-book"), "sphinx": version("sphinx")}
+    page = (built / "index.html").relative_to(root)
+    if stamp.exists() and json.loads(stamp.read_text()) == inputs and (root / page).exists():
+        return page
+    say(f"building the book from {folder.relative_to(root)}/chapters")
+    fresh = _run_jupyter_book(source, folder)
+    stamp.unlink(missing_ok=True)
+    # pages that no longer exist go, and a reader never meets half a book
+    old = built.with_name("html.old")
+    shutil.rmtree(old, ignore_errors=True)
+    built.parent.mkdir(parents=True, exist_ok=True)
+    if built.exists():
+        built.rename(old)
+    shutil.move(fresh, built)
+    shutil.rmtree(old, ignore_errors=True)
+    write_json(stamp, inputs)
+    return page
+
+
+def assemble(root: Path, folder: Path) -> Path:
+    """Lay out the sources of the book of `folder` in folder/book: book/, executed chapters, published and own results."""
+    chapters = sorted((folder / "chapters").glob("[0-9][0-9]_*.ipynb"))
+    chapters = [c for c in chapters if not c.name.endswith(".failed.ipynb")]
+    if not chapters:
+        raise FileNotFoundError(f"{folder.relative_to(root)}/chapters: no executed chapters; run `medsynth reproduce` first")
+    target = folder / "book"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(root / "book", target, ignore=shutil.ignore_patterns("_build", "__pycache__"))
+    (target / "chapters").mkdir()
+    for chapter in chapters:
+        shutil.copyfile(chapter, target / "chapters" / chapter.name)
+    page = target / "published.md"
+    page.write_text(page.read_text().replace(MARK, published_section(root / "results" / "published", folder / "results", target)))
+    return target
+
+
+def published_section(published: Path, own: Path, target: Path) -> str:
+    """Markdown for every published table: published values beside the reader's own, how each came to be, and the figures.
+
+    published, own: folders of folders of tables; figures and rows that the text shows are copied into `target`/rows.
+    """
+    runs = published_names(published)
+    if not runs:
+        return "Nothing has been published yet."
+    names = sorted({name for run in runs for name in table_names(published / run)})
+    places = {place.stem: place.parent for place in sorted(own.glob("*/*.csv"))}
+    return "\n\n".join(_section(name, published, runs, places.get(name), target / "rows") for name in names)
+
+
+def _section(name: str, published: Path, runs: list[str], own: Path | None, rows: Path) -> str:
+    places = {run: published / run for run in runs if (published / run / f"{name}.csv").exists()}
+    text = [f"## {re.sub('[-_]', ' ', name).capitalize()}"]
+    tables = {source: read_results(place, name) for source, place in places.items()}
+    if all(set(COLUMNS) <= set(t.rows) for t in tables.values()):
+        text.append(_table(side_by_side(both(own or published / "none", name, published))))
+    for source, place in (places | ({"this run": own} if own else {})).items():
+        text.append(_facts(source, tables.get(source) or read_results(place, name)))
+        copied = rows / source.replace(" ", "-")
+        copied.mkdir(parents=True, exist_ok=True)
+        for file in (place / f"{name}.csv", place / f"{name}.svg"):
+            if file.exists():
+                shutil.copyfile(file, copied / file.name)
+        if (place / f"{name}.svg").exists():
+            text.append(f"```{{figure}} rows/{copied.name}/{name}.svg\n{source}\n```")
+        text.append(f"{{download}}`Rows of {source} <rows/{copied.name}/{name}.csv>`")
+    return "\n\n".join(text)
+
+
+def _table(table: pd.DataFrame) -> str:
+    shown = table.loc[:, [c for c in table if table[c].astype(str).str.strip().any()]]
+    cells = [[str(v).replace("|", r"\|") for v in line] for line in [shown.columns, *shown.itertuples(index=False)]]
+    lines = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return text if len(table) <= LONG else f":::{{dropdown}} {len(table)} rows\n{text}\n:::"
+
+
+def _facts(source: str, results: Results) -> str:
+    facts: dict[str, Any] = results.sidecar
+    commit = f"commit `{facts['commit'][:10]}`" if facts["commit"] else "no commit"
+    commit += " with local changes" if facts["dirty"] else ""
+    seeds = ", ".join(map(str, facts["seeds"])) or "none"
+    text = f"**{source}**: {commit}, {facts['device']}, {facts['created'][:10]}, seeds {seeds}, data {facts['data_licence']}."
+    return f"{text} {facts['notes']}".strip()
+
+
+def _run_jupyter_book(source: Path, folder: Path) -> Path:
+    output = folder / "book-html"
+    # pages kept from a build that failed would not warn again
+    shutil.rmtree(output, ignore_errors=True)
+    command = [
+        sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(source),
+        "--path-output", str(output), "-W", "-n", "--keep-going", "--quiet",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})
+    (folder / "book.log").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line or "ERROR" in line]
+        shown = "\n".join(f"  {line}" for line in (lines or (done.stdout + done.stderr).splitlines())[-10:])
+        raise ValueError(f"the book did not build without warnings (all in {folder / 'book.log'})\n{shown}")
+    return output / "_build" / "html"
+
+
+def _hash_of_tree(folder: Path) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        total.update(str(file.relative_to(folder)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()

@@ -1,0 +1,133 @@
+"""What a chapter depends on, found without running it: its cells, the modules it imports, their data, its part of the profile."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from medsynth.runner import read_notebook
+from medsynth.runs import file_hash
+
+PACKAGE = "medsynth"
+
+
+def fingerprint(source: Path, *, package: Path, profile: Path, data: Path | None = None) -> dict[str, str]:
+    """Name of each thing the chapter `source` depends on -> hash of its content.
+
+    package: the folder of the library; profile: the yaml file; data: the reader's file, or None for the phantoms.
+    """
+    code = code_of(source)
+    modules = imported_modules(code, package)
+    found = {"notebook": _hash(_cells(source))}
+    found |= {name: _hash(_program(path)) for name, path in modules.items()}
+    found |= {str(path.relative_to(package.parent)): file_hash(path) for path in data_files(modules.values(), package)}
+    sections = yaml.safe_load(profile.read_text()) or {}
+    named = profile_sections(code)
+    found |= {f"profile.{key}": _hash(value) for key, value in sections.items() if named is None or key in named}
+    return found | ({"data": file_hash(data)} if data else {})
+
+
+def digest(found: dict[str, str]) -> str:
+    """One hash of a fingerprint."""
+    return _hash(found)
+
+
+def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Names whose content differs between two fingerprints."""
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+
+
+def code_of(source: Path) -> ast.Module:
+    """The code cells of a notebook as one program, without % and ! lines; ValueError names a cell that does not parse."""
+    body: list[ast.stmt] = []
+    cells = [c for c in read_notebook(source).cells if c.cell_type == "code"]
+    for number, cell in enumerate(cells, 1):
+        lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+        try:
+            body += ast.parse("\n".join(lines)).body
+        except SyntaxError as error:
+            raise ValueError(f"{source}: code cell {number} is not valid Python ({error.msg}, line {error.lineno})") from error
+    return ast.Module(body=body, type_ignores=[])
+
+
+def imported_modules(code: ast.Module, package: Path) -> dict[str, Path]:
+    """Modules of the package that `code` imports, directly or through one another, late imports included: name -> file."""
+    found: dict[str, Path] = {}
+    waiting = sorted(_imports(code, "", package))
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = path = _file_of(name, package)
+            inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            waiting += sorted(_imports(ast.parse(path.read_text()), inside, package))
+    return dict(sorted(found.items()))
+
+
+def _imports(code: ast.Module, inside: str, package: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(code):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            # one dot is the package itself, every further dot its parent
+            parts = inside.split(".")[: len(inside.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parts, *([node.module] if node.module else [])])
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    ours = {name for name in names if name.split(".")[0] == PACKAGE}
+    # importing a.b.c runs a, a.b and a.b.c
+    chains = {".".join(name.split(".")[: k + 1]) for name in ours for k in range(name.count(".") + 1)}
+    return {name for name in chains if _file_of(name, package).exists()}
+
+
+def _file_of(name: str, package: Path) -> Path:
+    path = package.joinpath(*name.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def data_files(modules: Iterable[Path], package: Path) -> list[Path]:
+    """Files of the package's data folders (those without Python files) that a module names in a text constant."""
+    folders = [p for p in package.iterdir() if p.is_dir() and p.name != "__pycache__" and not any(p.glob("*.py"))]
+    texts = {
+        node.value for path in modules for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }  # fmt: skip
+    return sorted(file for folder in folders if folder.name in texts for file in folder.rglob("*") if file.is_file())
+
+
+def profile_sections(code: ast.Module) -> set[str] | None:
+    """Sections of the profile that a chapter reads, as in `p = load_profile(profile); p.thorax`; None if it may read all."""
+    holders = {
+        target.id
+        for node in ast.walk(code)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _called(node.value) == "load_profile"
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    reads = [n for n in ast.walk(code) if isinstance(n, ast.Name) and n.id in holders and isinstance(n.ctx, ast.Load)]
+    sections = [
+        n.attr for n in ast.walk(code) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in holders
+    ]
+    # a profile handed on whole may be read anywhere
+    return set(sections) if holders and len(reads) == len(sections) else None
+
+
+def _called(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _cells(source: Path) -> list[list[object]]:
+    return [[c.cell_type, c.source, list(c.metadata.get("tags", []))] for c in read_notebook(source).cells]
+
+
+def _program(path: Path) -> str:
+    # comments and layout change no result
+    return ast.dump(ast.parse(path.read_text()))
+
+
+def _hash(value: object) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,36 @@
+"""A project of two tiny chapters in a folder of its own, for tests of what runs, builds and checks it."""
+
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMETERS = 'profile: str = "laptop"\ndata: str = ""\nseed: int = 0\nout: str = ""'
+
+
+def write_notebook(path, *cells, parameters=PARAMETERS, title="A chapter"):
+    """A notebook with one parameters cell, then the given code cells."""
+    v4 = nbformat.v4
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = v4.new_notebook(metadata={"language_info": {"name": "python"}, "kernelspec": kernel})
+    notebook.cells = [v4.new_markdown_cell(f"# {title}")]
+    if parameters is not None:
+        notebook.cells.append(v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    notebook.cells += [v4.new_code_cell(cell) for cell in cells]
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def make_project(folder):
+    """Two chapters, one profile and the Snakefile; the second chapter writes one file to `out`."""
+    (folder / "profiles").mkdir(parents=True)
+    (folder / "profiles" / "smoke.yaml").write_text((ROOT / "profiles" / "smoke.yaml").read_text())
+    (folder / "Snakefile").write_text((ROOT / "Snakefile").read_text())
+    read = "from medsynth.config import load_profile\np = load_profile(profile)"
+    write_notebook(folder / "notebooks" / "00_first.ipynb", read, "print(p.thorax.size)", parameters='profile: str = "laptop"')
+    write = "from pathlib import Path\nPath(out, 'rows.txt').write_text(f'{p.cardiac.slices} {data}');"
+    write_notebook(folder / "notebooks" / "01_second.ipynb", read, write, "print('written')")
+    return folder

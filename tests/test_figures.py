@@ -1,0 +1,120 @@
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from medsynth import figures
+from medsynth.imageset import ImageSet
+from medsynth.results import Row, read_results
+
+SIDECAR = {"parameters": {"steps": 3}, "seeds": [0], "inputs": {}, "data_licence": "generated"}
+ROWS = [
+    Row(chapter="02", dataset="phantom", metric="KID", arm="ours", value=0.5, low=0.25, high=0.75, n=9),
+    Row(chapter="02", dataset="phantom", metric="KID", arm="PCA", value=0.9),
+]
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    mpl.use("agg")
+    yield
+    plt.close("all")
+
+
+def image_set(licence, shape=(6, 1, 8, 8)):
+    images = np.random.default_rng(0).random(shape)
+    table = pd.DataFrame({"licence": [licence] * shape[0]})
+    return ImageSet(images=images, patient=np.arange(shape[0]), unit="1", range=(0, 1), name="set", attributes=table)
+
+
+def test_a_figure_is_saved_with_its_rows_and_the_same_bytes_each_time(tmp_path):
+    for folder in ("a", "b"):
+        fig, ax = figures.new_figure()
+        figures.estimates_plot(ax, ROWS, label="KID (1)", floor=ROWS[0])
+        path = figures.save_figure(fig, tmp_path / folder, "kid", ROWS, **SIDECAR)
+        again = path.read_bytes()
+        figures.save_figure(fig, tmp_path / folder, "kid", ROWS, **SIDECAR)
+        assert path.read_bytes() == again
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["kid.csv", "kid.json", "kid.png", "kid.svg"]
+    for name in ("kid.svg", "kid.png", "kid.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    found = read_results(tmp_path / "a", "kid")
+    assert found.rows["arm"].tolist() == ["ours", "PCA"]
+    assert set(found.sidecar["parameters"]) == {"steps", "svg_sha256", "png_sha256"}
+    assert not figures.has_pictures((tmp_path / "a" / "kid.svg").read_text())
+
+
+def test_pictures_of_phantoms_are_drawn(tmp_path):
+    fig = figures.image_grid(image_set("generated"), rows=2, columns=2, titles=["t"] * 4, row_labels=["x", "y"], title="Phantoms")
+    assert [len(ax.images) for ax in fig.axes] == [1, 1, 1, 1]
+    assert fig.axes[0].images[0].get_clim() == (0, 1)
+    assert (fig.axes[1].get_title(), fig.axes[2].get_ylabel()) == ("t", "y")
+    svg = figures.save_figure(fig, tmp_path, "grid", ROWS, **SIDECAR).read_text()
+    assert figures.has_pictures(svg)
+
+
+@pytest.mark.parametrize("licence", ["CC BY 4.0", "unknown", "CC BY 4.0; generated"])
+def test_pictures_of_people_are_withheld(tmp_path, licence):
+    fig = figures.image_grid(image_set(licence), titles=["a patient"])
+    assert not any(ax.images for ax in fig.axes)
+    assert not any(ax.get_title() for ax in fig.axes)
+    assert licence in fig.texts[0].get_text()
+    assert not figures.has_pictures(figures.save_figure(fig, tmp_path, "grid", ROWS, **SIDECAR).read_text())
+
+
+def test_an_array_needs_a_licence_and_a_set_brings_its_own():
+    images = np.zeros((2, 8, 8))
+    with pytest.raises(ValueError, match="pass licence"):
+        figures.image_grid(images)
+    with pytest.raises(ValueError, match="says its own licence"):
+        figures.image_grid(image_set("generated"), licence="generated")
+    with pytest.raises(ValueError, match="shape"):
+        figures.image_grid(np.zeros((8, 8)), licence="generated")
+    assert len(figures.image_grid(images, licence="generated", limits=(0, 2)).axes[0].images) == 1
+
+
+def test_a_volume_shows_its_middle_slice():
+    volume = image_set("generated", (1, 1, 5, 8, 8))
+    shown = figures.image_grid(volume, rows=1, columns=1).axes[0].images[0].get_array()
+    np.testing.assert_array_equal(shown, volume.images[0, 0, 2])
+
+
+def test_estimates_are_drawn_top_down_with_interval_and_floor():
+    _, ax = figures.new_figure()
+    table = pd.DataFrame([{"arm": r.arm, "value": r.value, "low": r.low, "high": r.high} for r in ROWS])
+    figures.estimates_plot(ax, table, label="KID (1)", floor={"value": 1.0, "low": 0.9, "high": 1.1}, log=True)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["ours", "PCA"]
+    # one interval: the second row has none
+    assert [list(line.get_xdata()) for line in ax.lines] == [[0.5], [0.25, 0.75], [0.9], [1.0, 1.0]]
+    assert (ax.get_xlabel(), ax.get_xscale()) == ("KID (1)", "log")
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
+def test_curves_are_sorted_and_banded():
+    _, ax = figures.new_figure()
+    table = pd.DataFrame(
+        {"arm": list("aab"), "step": [2, 1, 1], "value": [4.0, 3.0, 1.0], "low": [3, 2, None], "high": [5, 4, None]}
+    )
+    figures.curve(ax, table, x="step", x_label="step", y_label="loss (1)")
+    assert ax.lines[0].get_xdata().tolist() == [1, 2]
+    assert len(ax.collections) == 1
+    assert ax.get_legend() is not None
+
+
+def test_the_style_is_set_on_request_only():
+    before = mpl.rcParams["font.size"]
+    figures.new_figure()
+    assert mpl.rcParams["font.size"] == before
+    with mpl.rc_context():
+        figures.use_style()
+        assert mpl.rcParams["font.size"] == figures.STYLE["font.size"]
+
+
+def test_notebooks_display_svg(monkeypatch):
+    asked = []
+    monkeypatch.setattr(mpl, "get_backend", lambda **_: "module://matplotlib_inline.backend_inline")
+    monkeypatch.setattr("matplotlib_inline.backend_inline.set_matplotlib_formats", lambda *a, **k: asked.append((a, k)))
+    with mpl.rc_context():
+        figures.use_style()
+    assert asked == [(("svg",), {"metadata": {"Date": None}})]

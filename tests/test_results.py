@@ -1,0 +1,162 @@
+import json
+import math
+import sys
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from medsynth import results
+from medsynth.results import (
+    Row,
+    both,
+    published,
+    published_names,
+    read_results,
+    show_value,
+    side_by_side,
+    table_of,
+    write_results,
+)
+
+SIDECAR = {"parameters": {"steps": 3}, "seeds": [0, 1], "inputs": {"phantoms": "ab12"}, "data_licence": "generated"}
+
+
+def row(**changes):
+    fields = {
+        "chapter": "02",
+        "dataset": "phantom",
+        "metric": "KID",
+        "arm": "ours",
+        "value": 0.5,
+        "low": 0.25,
+        "high": 0.75,
+        "n": 9,
+    }
+    return Row(**fields | changes)
+
+
+names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S"), exclude_characters="\r\n"), min_size=1, max_size=12)
+values = st.floats(allow_nan=False, width=64)
+
+
+@given(name=names, unit=st.sampled_from(["", "1", "HU", "NA"]), value=values, n=st.none() | st.integers(0, 10**9), extra=values)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_come_back_as_they_were_written(tmp_path, name, unit, value, n, extra):
+    written = [row(arm=name, unit=unit, value=value, n=n, extra={"guidance": extra}), row(arm="NA", low=math.nan, high=math.nan)]
+    write_results(tmp_path, "table", written, **SIDECAR)
+    pd.testing.assert_frame_equal(read_results(tmp_path, "table").rows, table_of(written), check_dtype=False)
+
+
+def test_numbers_that_look_like_names_stay_names(tmp_path):
+    write_results(tmp_path, "table", [row(chapter="02", arm="1e3")], **SIDECAR)
+    found = read_results(tmp_path, "table").rows.iloc[0]
+    assert (found.chapter, found.arm) == ("02", "1e3")
+
+
+def test_the_sidecar_says_how_the_numbers_came_to_be(tmp_path):
+    path = write_results(tmp_path / "deep", "table", [row()], notes="a note", **SIDECAR)
+    sidecar = read_results(tmp_path / "deep", "table").sidecar
+    assert sidecar | SIDECAR == sidecar
+    assert {"versions", "commit", "dirty", "device", "created", "csv_sha256"} <= set(sidecar)
+    assert sidecar["notes"] == "a note"
+    assert "python" in sidecar["versions"]
+    assert [p.name for p in sorted(path.parent.iterdir())] == ["table.csv", "table.json"]
+
+
+def test_a_row_refuses_a_reversed_interval_and_hidden_columns():
+    with pytest.raises(ValueError, match="reversed"):
+        row(low=2.0, high=1.0)
+    with pytest.raises(ValueError, match=r"extra columns \['metric'\]"):
+        row(extra={"metric": 1})
+
+
+def test_writing_needs_rows_and_a_licence(tmp_path):
+    with pytest.raises(ValueError, match="no rows"):
+        write_results(tmp_path, "table", [], **SIDECAR)
+    with pytest.raises(ValueError, match="data_licence"):
+        write_results(tmp_path, "table", [row()], **SIDECAR | {"data_licence": ""})
+    assert not list(tmp_path.iterdir())
+
+
+def test_reading_names_what_is_missing(tmp_path):
+    write_results(tmp_path, "quality", [row()], **SIDECAR)
+    with pytest.raises(FileNotFoundError, match="did you mean 'quality'"):
+        read_results(tmp_path, "qualty")
+    (tmp_path / "quality.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"quality\.json is missing"):
+        read_results(tmp_path, "quality")
+
+
+def test_a_changed_table_is_not_read(tmp_path):
+    path = write_results(tmp_path, "quality", [row()], **SIDECAR)
+    path.write_text(path.read_text().replace("0.5", "0.4"))
+    with pytest.raises(ValueError, match="differs from the"):
+        read_results(tmp_path, "quality")
+
+
+def test_a_kill_between_table_and_sidecar_is_noticed(tmp_path, monkeypatch):
+    write_results(tmp_path, "quality", [row()], **SIDECAR)
+    monkeypatch.setattr(results, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_results(tmp_path, "quality", [row(value=0.6)], **SIDECAR)
+    with pytest.raises(ValueError, match="half written"):
+        read_results(tmp_path, "quality")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    write_results(tmp_path / "published" / "xray", "quality", [row(dataset="xray", value=1.0), row(arm="PCA")], **SIDECAR)
+    write_results(tmp_path / "own", "quality", [row(value=0.25), row(arm="new", extra={"guidance": 2.0})], **SIDECAR)
+    return tmp_path
+
+
+def test_published_runs_are_found_by_name(runs):
+    assert published_names(runs / "published") == ["xray"]
+    assert published("xray", runs / "published") == runs / "published" / "xray"
+    with pytest.raises(FileNotFoundError, match="did you mean 'xray'"):
+        published("xrays", runs / "published")
+
+
+def test_published_rows_stand_beside_ones_own(runs):
+    table = both(runs / "own", "quality", runs / "published")
+    assert table["source"].tolist() == ["xray", "xray", "this run", "this run"]
+    wide = side_by_side(table)
+    assert "seed" in side_by_side(table.assign(seed=[0, 1, 0, 1]))
+    assert wide.columns.tolist() == ["dataset", "metric", "arm", "unit", "guidance", "xray", "this run"]
+    shown = {(r.dataset, r.arm): (r.xray, r[-1]) for r in wide.itertuples(index=False, name="R")}
+    assert shown["xray", "ours"] == ("1 [0.25, 0.75] (n = 9)", "")
+    assert shown["phantom", "new"][1] == "0.5 [0.25, 0.75] (n = 9)"
+
+
+def test_both_needs_at_least_one_table(runs):
+    with pytest.raises(FileNotFoundError, match="published or own"):
+        both(runs / "own", "absent", runs / "published")
+
+
+def test_published_results_default_to_the_project(monkeypatch, tmp_path):
+    for folder in ("profiles", "notebooks", "results/published/one"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert published_names() == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [((1.23456,), "1.23"), ((2, 1, 3), "2 [1, 3]"), ((2, math.nan, 3, 7), "2 (n = 7)"), ((2, 1, 3, pd.NA), "2 [1, 3]")],
+)
+def test_values_are_shown_to_three_digits(value, text):
+    assert show_value(*value) == text
+
+
+def test_device_and_commit_are_said_as_they_are(monkeypatch):
+    gpu = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "A GPU"))
+    monkeypatch.setitem(sys.modules, "torch", gpu)
+    monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(OSError("no git")))
+    found = results.provenance()
+    assert (found["device"], found["commit"], found["dirty"]) == ("A GPU", None, None)
+    assert json.dumps(found)
+    monkeypatch.delitem(sys.modules, "torch")
+    assert results.provenance()["device"].startswith("cpu")
