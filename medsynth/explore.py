@@ -56,11 +56,11 @@ def explorer(denoiser: Denoiser, autoencoder: Autoencoder, *, like: ImageSet, di
         raise ValueError(f"{like.name}: images under {like.data_licence!r} are not shown before a gate has cleared them")
     controls = {
         "finding": widgets.Dropdown(options=PHANTOM_FINDINGS, description="finding"),
-        "age": widgets.IntSlider(55, 20, 90, description="age (years)", continuous_update=False),
+        "age": widgets.IntSlider(value=55, min=20, max=90, description="age (years)", continuous_update=False),
         "sex": widgets.ToggleButtons(options={"female": 0, "male": 1}, description="sex"),
-        "bmi": widgets.FloatSlider(26, 18, 40, description="BMI (kg/m²)", continuous_update=False),
-        "guidance": widgets.FloatSlider(1, 0, 5, step=0.25, description="guidance", continuous_update=False),
-        "seed": widgets.IntSlider(0, 0, 99, description="seed", continuous_update=False),
+        "bmi": widgets.FloatSlider(value=26, min=18, max=40, description="BMI (kg/m²)", continuous_update=False),
+        "guidance": widgets.FloatSlider(value=1, min=0, max=5, step=0.25, description="guidance", continuous_update=False),
+        "seed": widgets.IntSlider(value=0, min=0, max=99, description="seed", continuous_update=False),
     }
     screen = widgets.Output()
 

@@ -128,6 +128,17 @@ def test_training_lowers_the_loss_and_stores_the_statistics_of_latents(tiny, smo
     torch.testing.assert_close(square, torch.ones(4), atol=0.05, rtol=0)
 
 
+def test_a_second_stage_goes_on_from_the_first(tiny, smooth_sets):
+    torch.manual_seed(7)
+    start = Autoencoder(tiny.autoencoder).state_dict()
+    still = replace(tiny.autoencoder, steps=1, learning_rate=0.0)
+    weights, _ = train_autoencoder({"phantom": smooth_sets["phantom"]}, still, device="cpu", start=start)
+    trained = [k for k in start if k not in ("latent_mean", "latent_std")]
+    assert all(torch.equal(weights[k], start[k]) for k in trained)
+    scratch, _ = train_autoencoder({"phantom": smooth_sets["phantom"]}, still, device="cpu")
+    assert not all(torch.equal(scratch[k], start[k]) for k in trained)
+
+
 def test_statistics_weigh_sets_alike():
     class Known:
         def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +198,7 @@ def test_the_denoiser_goes_on_from_another(tiny, smooth_sets, shipped):
 def stub_phantoms(monkeypatch, make_set) -> list[dict]:
     calls = []
 
-    def thorax(*, patients, size, modality, seed, jobs):
+    def cached_thorax(*, patients, size, modality, seed):
         calls.append({"modality": modality, "patients": patients, "size": size, "seed": seed})
         return make_set(patients, (1, size, size), seed, name=modality)
 
@@ -195,7 +206,7 @@ def stub_phantoms(monkeypatch, make_set) -> list[dict]:
         calls.append({"modality": "heart", "patients": patients, "size": size, "seed": seed})
         return make_set(patients, (1, slices, size, size), seed, name="heart")
 
-    monkeypatch.setattr(public, "thorax", thorax)
+    monkeypatch.setattr(public, "cached_thorax", cached_thorax)
     monkeypatch.setattr(public, "cardiac", cardiac)
     return calls
 
@@ -269,7 +280,8 @@ def test_pooled_sets_share_one_interval(smooth_sets):
 def run(monkeypatch, stub_phantoms, tiny, real_folder, tmp_path):
     """A function that runs the command with tiny networks and stand-ins for the phantoms, into `out`."""
     quick = replace(tiny.diffusion, steps=2)
-    for name, value in {"AUTOENCODER": tiny.autoencoder, "DENOISER": tiny.denoiser, "PHANTOM": quick, "REAL": quick}.items():
+    coders = {"COARSE": tiny.autoencoder, "FINE": replace(tiny.autoencoder, kl_weight=1e-7)}
+    for name, value in (coders | {"DENOISER": tiny.denoiser, "PHANTOM": quick, "REAL": quick}).items():
         monkeypatch.setattr(command, name, value)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
@@ -286,11 +298,13 @@ def run(monkeypatch, stub_phantoms, tiny, real_folder, tmp_path):
 def test_the_command_makes_weights_with_cards_that_say_what_they_saw(run, tiny, tmp_path, monkeypatch):
     out = tmp_path / "out"
     card = run("autoencoder", steps=3)
-    assert parse(AutoencoderConfig, card["config"], "card") == replace(tiny.autoencoder, steps=3)
+    stages = [parse(AutoencoderConfig, stage["config"], "card") for stage in card["stages"]]
+    assert stages == [replace(tiny.autoencoder, steps=3), replace(tiny.autoencoder, steps=3, kl_weight=1e-7)]
+    assert all(stage["metrics"]["steps"] == 3 for stage in card["stages"])
     names = {row["name"] for row in card["trained_on"]}
     assert {"cxr_kermany", "cxr_kermany@128", "phantom-xray-64", "phantom-xray-128@128", "phantom-heart-64"} <= names
     assert all(row.keys() >= {"images", "patients", "licence", "content_hash", "size"} for row in card["trained_on"])
-    assert card["metrics"]["steps"] == 3 and card["device"] in ("cpu", "cuda") and "torch" in card["versions"]
+    assert card["device"] in ("cpu", "cuda") and "torch" in card["versions"]
     assert shipped_autoencoder(out).latent_std.min() > 0
 
     # the phantom denoiser neither needs nor sees a real image
@@ -310,7 +324,7 @@ def test_the_command_makes_weights_with_cards_that_say_what_they_saw(run, tiny, 
 def test_the_extractor_is_one_of_its_targets(run, monkeypatch):
     asked = {}
 
-    def train_extractor(sets, *, steps, seed, device):
+    def train_extractor(sets, *, steps, **_):
         asked.update(sets=sets, steps=steps)
         return {"w": torch.ones(2)}, {"dim": 64}
 
@@ -326,6 +340,9 @@ def test_the_defaults_build_and_fit_the_profiles(project):
     # profiles that start from shipped weights must ask for their architecture
     for name in ("smoke", "laptop", "full"):
         assert load_profile(name, project / "profiles").denoiser == command.DENOISER
-    denoisers = [Denoiser(command.DENOISER, THORAX, command.AUTOENCODER.latent_channels) for _ in DENOISERS]
+    coder = Autoencoder(command.FINE)
+    # the second stage goes on from the weights of the first
+    coder.load_state_dict(Autoencoder(command.COARSE).state_dict())
+    denoisers = [Denoiser(command.DENOISER, THORAX, coder.latent_channels) for _ in DENOISERS]
     # half precision; the three files together stay under 25 MB
-    assert 2 * sum(map(parameters_of, [Autoencoder(command.AUTOENCODER), *denoisers])) < 25e6
+    assert 2 * sum(map(parameters_of, [coder, *denoisers])) < 25e6

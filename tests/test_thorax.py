@@ -1,5 +1,6 @@
 """The thorax phantom: units, determinism, persistent patients, geometry against naive references, learnable findings."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
+from scipy.spatial.distance import cdist
 
 from medsynth.data import render, sampling, surfaces
 from medsynth.data.anatomy import cage, turned, wall_thickness
@@ -314,8 +316,8 @@ def test_collimation_blackens_the_border():
 
 def pairs_found(modality):
     s = thorax(patients=300, scans=2, modality=modality, size=32, seed=1)
-    flat = s.images.reshape(len(s), -1).astype(float)
-    distance = (flat**2).sum(1)[:, None] + (flat**2).sum(1)[None] - 2 * flat @ flat.T
+    flat = s.images.reshape(len(s), -1)
+    distance = cdist(flat, flat)
     np.fill_diagonal(distance, np.inf)
     return (s.patient[distance.argmin(1)] == s.patient).mean()
 
@@ -326,15 +328,46 @@ def test_partners_are_found_by_pixels_sometimes(modality):
     assert 0.25 <= pairs_found(modality) <= 0.9
 
 
+def auroc(score, label):
+    return (score[label][:, None] > score[~label][None]).mean()
+
+
 @pytest.mark.slow
-def test_nearest_neighbour_on_pixels_does_not_solve_the_findings():
-    s = thorax(patients=500, size=32, modality="ct", seed=2)
-    flat, train = s.images.reshape(len(s), -1).astype(float), np.arange(len(s)) < 350
-    none = (s.attributes["finding"] == "none").to_numpy(bool)
-    for name in FINDINGS[1:]:
-        sick = (s.attributes["finding"] == name).to_numpy(bool)
+def test_findings_are_learnable_but_not_by_nearest_neighbour():
+    import torch
+    from torch import nn
+
+    s = thorax(patients=900, modality="ct", seed=2)
+    pixels, train = s.scaled(), np.arange(len(s)) < 675
+    finding = s.attributes["finding"].to_numpy(dtype=str)
+    label = np.stack([finding == name for name in FINDINGS[1:]], axis=1)
+    torch.manual_seed(0)
+    widths = (1, 16, 32, 64, 96)
+    blocks = [
+        nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2))
+        for a, b in itertools.pairwise(widths)
+    ]
+    net = nn.Sequential(*blocks, nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], 4))
+    x, y = torch.tensor(pixels[train]), torch.tensor(label[train], dtype=torch.float32)
+    steps = 400
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (32,))
+        loss = nn.functional.binary_cross_entropy_with_logits(net(x[rows]), y[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    net.eval()
+    with torch.no_grad():
+        logits = net(torch.tensor(pixels[~train])).numpy()
+
+    flat, none = pixels.reshape(len(s), -1), finding == "none"
+    for i, name in enumerate(FINDINGS[1:]):
+        sick = label[:, i]
         test = ~train & (sick | none)
-        to = [np.linalg.norm(flat[test][:, None] - flat[train & group][None], axis=2).min(1) for group in (none, sick)]
-        score, label = to[0] - to[1], sick[test]
-        auroc = (score[label][:, None] > score[~label][None]).mean()
-        assert auroc < 0.87, f"{name}: {auroc:.2f}"
+        to_none, to_sick = (cdist(flat[test], flat[train & group]).min(1) for group in (none, sick))
+        # 225 test patients: the bound of 0.8 in the large study, plus two standard errors
+        assert auroc(to_none - to_sick, sick[test]) < 0.88, name
+        assert auroc(logits[test[~train], i], sick[test]) > (0.8 if name == "nodule" else 0.9), name
