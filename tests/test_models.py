@@ -20,6 +20,7 @@ from medsynth.models.shipped import (
     latents_of,
     load_card,
     parameters_of,
+    reconstruct,
     save_card,
     shipped_autoencoder,
     shipped_denoiser,
@@ -110,6 +111,16 @@ def test_latents_of_splits_into_batches(autoencoder):
     whole, parts = latents_of(autoencoder, x), latents_of(autoencoder, x, batch=3)
     torch.testing.assert_close(whole, parts, atol=1e-5, rtol=1e-5)
     assert not whole.requires_grad
+
+
+def test_reconstruction_keeps_unit_patients_and_role(autoencoder, make_set):
+    s = make_set(5, (1, 8, 8), images=make_set(5, (1, 8, 8)).images * 1400 - 1000, range=(-1000, 400), unit="HU", role="private")
+    made = reconstruct(autoencoder, s, batch=2)
+    with torch.no_grad():
+        expected = s.unscaled(autoencoder.decode(autoencoder.encode(torch.from_numpy(s.scaled()))).numpy())
+    np.testing.assert_allclose(made.images, expected, atol=0.1)
+    assert (made.unit, made.role, made.name) == ("HU", "private", "tiny-reconstructed")
+    assert made.patient.tolist() == s.patient.tolist() and made.attributes.equals(s.attributes)
 
 
 # denoiser

@@ -337,8 +337,8 @@ def test_findings_are_learnable_but_not_by_nearest_neighbour():
     import torch
     from torch import nn
 
-    s = thorax(patients=900, modality="ct", seed=2)
-    pixels, train = s.scaled(), np.arange(len(s)) < 675
+    s = thorax(patients=1250, modality="ct", seed=2)
+    pixels, train = s.scaled(), np.arange(len(s)) < 1000
     finding = s.attributes["finding"].to_numpy(dtype=str)
     label = np.stack([finding == name for name in FINDINGS[1:]], axis=1)
     torch.manual_seed(0)
@@ -349,12 +349,13 @@ def test_findings_are_learnable_but_not_by_nearest_neighbour():
     ]
     net = nn.Sequential(*blocks, nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], 4))
     x, y = torch.tensor(pixels[train]), torch.tensor(label[train], dtype=torch.float32)
-    steps = 400
+    steps = 380
     optimiser = torch.optim.AdamW(net.parameters(), 1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
     for _ in range(steps):
-        rows = torch.randint(len(x), (32,))
-        loss = nn.functional.binary_cross_entropy_with_logits(net(x[rows]), y[rows])
+        rows, shift = torch.randint(len(x), (32,)), torch.randint(-3, 4, (2,)).tolist()
+        moved = torch.roll(x[rows], shift, (2, 3))
+        loss = nn.functional.binary_cross_entropy_with_logits(net(moved), y[rows])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -368,6 +369,6 @@ def test_findings_are_learnable_but_not_by_nearest_neighbour():
         sick = label[:, i]
         test = ~train & (sick | none)
         to_none, to_sick = (cdist(flat[test], flat[train & group]).min(1) for group in (none, sick))
-        # 225 test patients: the bound of 0.8 in the large study, plus two standard errors
+        # 250 test patients: the bound of 0.8 in the large study, plus two standard errors
         assert auroc(to_none - to_sick, sick[test]) < 0.88, name
-        assert auroc(logits[test[~train], i], sick[test]) > (0.8 if name == "nodule" else 0.9), name
+        assert auroc(logits[test[~train], i], sick[test]) > 0.9, name

@@ -32,7 +32,7 @@ class Lesion:
 def draw_lesion(rng: np.random.Generator, anatomy: Anatomy) -> tuple[Anatomy, Lesion]:
     """A finding in the shares of `SHARES`, and the anatomy with its heart enlarged if that is the finding."""
     finding = FINDINGS[int(rng.choice(len(FINDINGS), p=SHARES))]
-    growth = float(rng.uniform(1.13, 1.32))
+    growth = float(rng.uniform(1.12, 1.3))
     wide = float(rng.uniform(-88, 22))
     at_heart = float(rng.uniform(anatomy.dome + 15, anatomy.dome + 75))
     # most slices pass the heart whatever the finding; an enlarged heart is only seen there

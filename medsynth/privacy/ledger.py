@@ -67,6 +67,8 @@ class Ledger:
         """Hand `images` to a stage that needs public data; RoleError if the set, or any row of it, is private."""
         if images.role == "private":
             raise RoleError(f"{stage}: {images.name} is declared private; use a public set, or record a private reading")
+        if images.role == "eval":
+            raise RoleError(f"{stage}: {images.name} is held out to be measured against; use a public set")
         if hits := self.private_rows_in(images):
             raise RoleError(
                 f"{stage}: {hits} of {len(images)} rows of {images.name} (declared {images.role!r}) are rows of a private set; "
