@@ -48,5 +48,5 @@ def test_sets_that_do_not_match_are_refused(pair, measure):
     clean, noisy = pair
     with pytest.raises(ValueError, match="noisy: shape"):
         measure(clean, noisy.select([0, 1]), seed=0)
-    with pytest.raises(ValueError, match="expected .* in HU"):
+    with pytest.raises(ValueError, match=r"expected .* in HU"):
         measure(clean, some(noisy.images, unit="SUV"), seed=0)

@@ -19,7 +19,9 @@ from medsynth.evaluation.restoration import psnr, ssim
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_hash
+from medsynth.privacy.ledger import Ledger
 from medsynth.results import Row, write_results
+from medsynth.runs import cache_folder
 
 
 def unseen(folder: Path, size: int) -> dict[str, ImageSet]:
@@ -73,6 +75,11 @@ def main() -> None:
         for p in ("public", "private") for m in MODALITIES
     }  # fmt: skip
     sets = unseen(args.real, args.size)
+    ledger = Ledger(cache_folder() / "ledger" / "report")
+    for images in sets.values():
+        if images.role == "private":
+            # measured, never trained on; what leaves is the published rows
+            ledger.use_private(images, stage="measure shipped weights", output=str(args.out))
     phantoms = {f"phantom-{m}": drawn["private", m] for m in MODALITIES}
     shared = {"parameters": {"size": args.size, "extractor": extractor.name}, "seeds": [args.seed]}
     described = {

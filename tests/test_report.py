@@ -1,0 +1,63 @@
+"""The report on shipped weights: rows for every set, and a ledger line for every private one."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from medsynth.evaluation.features import PCAExtractor
+from medsynth.pretrain import report
+from medsynth.privacy.ledger import Ledger
+from medsynth.results import read_results
+
+
+def pixels(images):
+    """An extractor of 4 numbers: enough for scores, quick enough for tests."""
+    flat = images.images.reshape(len(images), -1).astype(np.float64)
+    return np.stack([flat.mean(1), flat.std(1), flat[:, 0], flat[:, -1]], 1)
+
+
+pixels.name, pixels.dim = "pixels", 4
+
+
+@pytest.fixture
+def reported(monkeypatch, tmp_path, make_set, tiny, cache):
+    classes = np.array(["a", "b"] * 20)
+
+    def some(seed, role="private"):
+        drawn = make_set(40, seed=seed, role=role, name=f"set-{seed}")
+        return drawn.with_images(drawn.images, attributes=drawn.attributes.assign(finding=classes, collection=classes))
+
+    names = ("cxr_kermany", "cxr_nih", "ct_tcia", "mri_acdc", "mri_hippocampus")
+    monkeypatch.setattr(
+        report, "unseen", lambda folder, size: {n: some(i, "private" if n == "ct_tcia" else "eval") for i, n in enumerate(names)}
+    )
+    monkeypatch.setattr(report, "cached_thorax", lambda **k: some(50 + report.MODALITIES.index(k["modality"]), k["population"]))
+    monkeypatch.setattr(report, "shipped_extractor", lambda: pixels)
+    monkeypatch.setattr(report, "random_twin", lambda sets, seed: pixels)
+    monkeypatch.setattr(PCAExtractor, "fit", classmethod(lambda cls, sets: pixels))
+    monkeypatch.setattr(report, "shipped_hash", lambda name: name)
+    monkeypatch.setattr(report, "reconstruct", lambda coder, images: images.with_images(images.images * 0.9))
+    monkeypatch.setattr(report, "shipped_autoencoder", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["report", "--real", str(tmp_path), "--out", str(tmp_path / "out")])
+    report.main()
+    return tmp_path / "out", cache
+
+
+def test_every_set_has_its_rows(reported):
+    rows = read_results(reported[0], "reconstruction").rows
+    assert {"cxr_kermany", "ct_tcia", "mri_acdc", "phantom-pet"} <= set(rows["dataset"])
+    assert {"PSNR", "SSIM", "FID", "FID floor", "KID"} <= set(rows["metric"])
+    assert (rows["n"] == 20).all()
+    assert set(read_results(reported[0], "ruler-levels").rows["dataset"]) == {
+        "cxr_kermany",
+        "ct_tcia",
+        "phantom-xray",
+        "phantom-ct",
+    }
+    assert "copies" in set(read_results(reported[0], "ruler-power").rows["perturbation"])
+
+
+def test_private_sets_leave_a_line(reported):
+    entries = Ledger(reported[1] / "ledger" / "report").entries()
+    assert [e.stage for e in entries] == ["measure shipped weights"]
