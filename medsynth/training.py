@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -121,8 +120,9 @@ def _restore(
 
 
 def progress(start: int, stop: int, label: str) -> Iterator[int]:
-    """Count from start to stop under a progress bar on a terminal or notebook, or throttled log lines elsewhere."""
-    interactive = sys.stderr.isatty()
+    """Count from start to stop: throttled log lines where somebody listens to INFO, else a bar (terminal, JupyterLab)."""
+    # a kernel's stderr is no terminal, so asking for one would leave notebooks without any progress
+    interactive = not log.isEnabledFor(logging.INFO)
     began = said = time.monotonic()
     for i in tqdm(range(start, stop), initial=start, total=stop, desc=label, disable=not interactive, leave=False):
         yield i

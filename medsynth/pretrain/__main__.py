@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig
+from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, config_hash
 from medsynth.models.conditioning import THORAX
 from medsynth.models.shipped import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
 from medsynth.pretrain.autoencoder import train_autoencoder
@@ -96,9 +96,11 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_float32_matmul_precision("high")
-    work = Workspace(args.work / args.what)
-    work.path.mkdir(parents=True, exist_ok=True)
     sets = training_sets(args.what, args.real, args.patients)
+    # a checkpoint belongs to one recipe on these images
+    recipe = [asdict(c) for c in (COARSE, FINE, DENOISER, PHANTOM, REAL)] + [args.steps, describe(sets)]
+    work = Workspace(args.work / f"{args.what}-{config_hash(recipe)}")
+    work.path.mkdir(parents=True, exist_ok=True)
     weights, card = TARGETS[args.what](sets, args, work)
     save_card(args.out, args.what, weights, card | {
         "trained_on": describe(sets), "versions": package_versions(), "device": best_device(),
