@@ -28,7 +28,7 @@ from medsynth.pretrain.autoencoder import (
     train_autoencoder,
 )
 from medsynth.pretrain.denoiser import REAL_REPEATS, pretrain_denoiser
-from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, pooled, real_sets
+from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
 from medsynth.training import step_generator
 
 
@@ -264,13 +264,6 @@ def test_sets_at_a_size_leave_out_what_is_smaller(real_folder):
         "name": "x", "images": 4, "patients": 4, "size": 64, "licence": "NIH Clinical Center, attribution",
         "content_hash": sets["cxr_nih"].images.content_hash,
     }  # fmt: skip
-
-
-def test_pooled_sets_share_one_interval(smooth_sets):
-    sets = {k: s for k, s in smooth_sets.items() if s.images.spatial == (64, 64)}
-    one = pooled(sets, "all")
-    assert len(one) == 18 and one.range == (0.0, 1.0) and one.unit == "1" and one.patients == 4 + 3 + 2
-    np.testing.assert_allclose(one.scaled(), np.concatenate([s.images.scaled() for s in sets.values()]), atol=1e-6)
 
 
 # the command

@@ -10,7 +10,7 @@ from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.data.resample import resize, slices_of
 from medsynth.data.sources import cached_thorax
 from medsynth.data.thorax import MODALITIES
-from medsynth.imageset import ImageSet, concatenate
+from medsynth.imageset import ImageSet
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,3 @@ def describe(sets: dict[str, PublicSet]) -> list[dict[str, object]]:
         }
         for key, s in sets.items()
     ]  # fmt: skip
-
-
-def pooled(sets: dict[str, PublicSet], name: str) -> ImageSet:
-    """All sets as one, in the interval 0..1 that networks are trained on."""
-    return concatenate(
-        [s.images.with_images((s.images.scaled() + 1) / 2, unit="1", range=(0.0, 1.0)) for s in sets.values()], name
-    )
