@@ -138,3 +138,13 @@ def test_processes_that_write_at_once_lose_and_repeat_nothing(tmp_path, start_py
     assert sorted(stages) == sorted(f"{who}-{i}" for who in ("a", "b", "both") for i in range(40))
     own = [s for s in stages if s.startswith("a-")]
     assert own == [f"a-{i}" for i in range(40)]
+
+
+def test_measuring_held_out_patients_leaves_a_line(ledger, make_set):
+    held_out = make_set(role="eval", name="test patients")
+    assert ledger.measure(held_out, stage="FID", output="rows") is held_out
+    ledger.measure(held_out, stage="FID", output="rows")
+    ledger.measure(make_set(name="open", seed=3), stage="FID")
+    (entry,) = ledger.entries()
+    assert (entry.stage, entry.reads, entry.mechanism, entry.output) == ("FID", "test patients", "none", "rows")
+    assert entry.content_hash == held_out.content_hash

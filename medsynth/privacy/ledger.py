@@ -21,7 +21,7 @@ class RoleError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One reading of one private set. `content_hash` identifies the set, not a row of it."""
+    """One reading of one private or held-out set. `content_hash` identifies the set, not a row of it."""
 
     stage: str  # what was done, e.g. "train denoiser"
     reads: str  # name of the set
@@ -81,7 +81,17 @@ class Ledger:
         if mechanism not in MECHANISMS:
             raise ValueError(f"{stage}: unknown mechanism {mechanism!r}; expected one of {MECHANISMS}")
         self.declare(images)
-        entry = Entry(stage, images.name, images.content_hash, images.patients, mechanism, output)
+        self._append(Entry(stage, images.name, images.content_hash, images.patients, mechanism, output))
+        return images
+
+    def measure(self, images: ImageSet, *, stage: str, output: str = "") -> ImageSet:
+        """Hand held-out or private images to a measurement: its rows say something of them, so it leaves a line too."""
+        if images.role == "public":
+            return self.use_public(images, stage=stage)
+        self._append(Entry(stage, images.name, images.content_hash, images.patients, "none", output))
+        return images
+
+    def _append(self, entry: Entry) -> None:
         line = json.dumps(asdict(entry), sort_keys=True)
         with self._lock:
             # a chapter that runs again reads nothing new: the same reading is one line
@@ -90,7 +100,6 @@ class Ledger:
                     f.write(line + "\n")
                     f.flush()
                     os.fsync(f.fileno())
-        return images
 
     def use(self, images: ImageSet, *, stage: str, output: str = "") -> ImageSet:
         """Hand `images` to a stage that may read either kind: private sets are recorded, others are checked."""
