@@ -10,10 +10,9 @@ from pathlib import Path
 
 import yaml
 
+from medsynth.dependencies import imported_modules, program
 from medsynth.runner import read_notebook
 from medsynth.runs import file_hash
-
-PACKAGE = "medsynth"
 
 
 def fingerprint(source: Path, *, package: Path, profile: Path, data: Path | None = None) -> dict[str, str]:
@@ -24,7 +23,7 @@ def fingerprint(source: Path, *, package: Path, profile: Path, data: Path | None
     code = code_of(source)
     modules = imported_modules(code, package)
     found = {"notebook": _hash(_cells(source))}
-    found |= {name: _hash(_program(path)) for name, path in modules.items()}
+    found |= {name: _hash(program(path)) for name, path in modules.items()}
     found |= {str(path.relative_to(package.parent)): file_hash(path) for path in data_files(modules.values(), package)}
     sections = yaml.safe_load(profile.read_text()) or {}
     named = profile_sections(code)
@@ -53,40 +52,6 @@ def code_of(source: Path) -> ast.Module:
         except SyntaxError as error:
             raise ValueError(f"{source}: code cell {number} is not valid Python ({error.msg}, line {error.lineno})") from error
     return ast.Module(body=body, type_ignores=[])
-
-
-def imported_modules(code: ast.Module, package: Path) -> dict[str, Path]:
-    """Modules of the package that `code` imports, directly or through one another, late imports included: name -> file."""
-    found: dict[str, Path] = {}
-    waiting = sorted(_imports(code, "", package))
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found[name] = path = _file_of(name, package)
-            inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            waiting += sorted(_imports(ast.parse(path.read_text()), inside, package))
-    return dict(sorted(found.items()))
-
-
-def _imports(code: ast.Module, inside: str, package: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(code):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            # one dot is the package itself, every further dot its parent
-            parts = inside.split(".")[: len(inside.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*parts, *([node.module] if node.module else [])])
-            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    ours = {name for name in names if name.split(".")[0] == PACKAGE}
-    # importing a.b.c runs a, a.b and a.b.c
-    chains = {".".join(name.split(".")[: k + 1]) for name in ours for k in range(name.count(".") + 1)}
-    return {name for name in chains if _file_of(name, package).exists()}
-
-
-def _file_of(name: str, package: Path) -> Path:
-    path = package.joinpath(*name.split(".")[1:])
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def data_files(modules: Iterable[Path], package: Path) -> list[Path]:
@@ -122,11 +87,6 @@ def _called(call: ast.Call) -> str:
 
 def _cells(source: Path) -> list[list[object]]:
     return [[c.cell_type, c.source, list(c.metadata.get("tags", []))] for c in read_notebook(source).cells]
-
-
-def _program(path: Path) -> str:
-    # comments and layout change no result
-    return ast.dump(ast.parse(path.read_text()))
 
 
 def _hash(value: object) -> str:

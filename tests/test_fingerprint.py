@@ -1,10 +1,9 @@
 import ast
-from pathlib import Path
 
 import pytest
 from stub_project import write_notebook
 
-from medsynth.fingerprint import changes, code_of, data_files, digest, fingerprint, imported_modules, profile_sections
+from medsynth.fingerprint import changes, code_of, digest, fingerprint, profile_sections
 
 
 @pytest.fixture
@@ -88,13 +87,3 @@ def test_sections_are_found_or_all_count(code, sections):
 def test_a_cell_that_does_not_parse_is_named(tmp_path):
     with pytest.raises(ValueError, match="code cell 2 is not valid Python"):
         code_of(write_notebook(tmp_path / "00_a.ipynb", "x ="))
-
-
-def test_the_real_library_closes_over_itself():
-    import medsynth
-
-    package = Path(medsynth.__file__).parent
-    found = imported_modules(ast.parse("from medsynth.models.shipped import load_card"), package)
-    assert {"medsynth", "medsynth.models", "medsynth.models.shipped", "medsynth.config", "medsynth.runs"} <= set(found)
-    assert "medsynth.cli" not in found
-    assert all(file.parent.name == "weights" for file in data_files(found.values(), package))

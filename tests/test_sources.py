@@ -47,13 +47,9 @@ def test_phantoms_are_drawn_once(drawn, cache):
     assert len(list((cache / "sets").glob("*.npz"))) == 3
 
 
-def test_phantoms_are_drawn_again_when_the_code_that_draws_them_changes(drawn, tmp_path, monkeypatch):
-    package = tmp_path / "medsynth"
-    (package / "data").mkdir(parents=True)
-    (package / "data" / "thorax.py").write_text("a = 1\n")
-    monkeypatch.setattr(sources.resources, "files", lambda _: package)
-    for text in ("a = 1\n", "a = 1\n", "a = 2\n"):
-        (package / "data" / "thorax.py").write_text(text)
+def test_phantoms_are_drawn_again_when_the_code_that_draws_them_changes(drawn, monkeypatch):
+    for code in ("a", "a", "b"):
+        monkeypatch.setattr(sources, "code_hash", lambda module, code=code: f"{module} {code}")
         cached_thorax(patients=2, scans=1, size=4, modality="xray", population="public", seed=0)
     assert len(drawn) == 2
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 
 import filelock
@@ -13,6 +11,7 @@ from medsynth.config import ThoraxConfig, config_hash
 from medsynth.data.npz import load_npz
 from medsynth.data.resample import resize
 from medsynth.data.thorax import MODALITIES, thorax
+from medsynth.dependencies import code_hash
 from medsynth.imageset import ImageSet
 from medsynth.runs import cache_folder
 
@@ -34,10 +33,8 @@ class Sources:
 
 def cached_thorax(**arguments: object) -> ImageSet:
     """`thorax(**arguments)`, generated once: kept in the cache under its arguments and the code that draws it."""
-    code = hashlib.blake2b(digest_size=8)
-    for file in sorted((Path(str(resources.files("medsynth"))) / "data").glob("*.py")):
-        code.update(file.read_bytes())
-    path = cache_folder() / "sets" / f"thorax-{config_hash({'arguments': arguments, 'code': code.hexdigest()})}.npz"
+    key = config_hash({"arguments": arguments, "code": code_hash("medsynth.data.thorax")})
+    path = cache_folder() / "sets" / f"thorax-{key}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):
         if not path.exists():
