@@ -78,7 +78,7 @@ def make_set() -> Callable[..., ImageSet]:
 def tiny() -> SimpleNamespace:
     """Configurations of the smallest networks that MONAI builds."""
     return SimpleNamespace(
-        autoencoder=AutoencoderConfig(channels=(32, 32), residual_blocks=1, steps=4, batch=2),
+        autoencoder=AutoencoderConfig(channels=(32, 32), residual_blocks=1, latent_channels=4, steps=4, batch=2),
         denoiser=DenoiserConfig(channels=(64, 64), attention=(False, True), residual_blocks=1),
         diffusion=DiffusionConfig(steps=6, batch=4, warmup=2, timesteps=50, checkpoint_every=2),
     )

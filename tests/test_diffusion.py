@@ -190,8 +190,11 @@ def test_sampled_images_are_like_the_set_they_are_to_resemble(autoencoder, shipp
     condition = thorax_condition(make_set(5), "ct")
     table = pd.DataFrame({"age": np.arange(5.0)}, index=range(10, 15))
     sampling = SamplingConfig(images=5, steps=2, batch=3)
+    learned = shipped_denoiser("phantom")
+    assert learned.role == "public"
+    learned.role = "private"
     made = sample_images(
-        shipped_denoiser("phantom"), autoencoder, condition, like=like, diffusion=tiny.diffusion, sampling=sampling,
+        learned, autoencoder, condition, like=like, diffusion=tiny.diffusion, sampling=sampling,
         attributes=table,
     )  # fmt: skip
     assert made.images.shape == (5, 1, 16, 24)
@@ -202,7 +205,7 @@ def test_sampled_images_are_like_the_set_they_are_to_resemble(autoencoder, shipp
         shipped_denoiser("phantom"), autoencoder, condition, like=like, diffusion=tiny.diffusion,
         sampling=replace(sampling, batch=5), name="again",
     )  # fmt: skip
-    assert bare.name == "again" and bare.attributes.columns.empty
+    assert bare.role == "public" and bare.name == "again" and bare.attributes.columns.empty
     np.testing.assert_allclose(bare.images, made.images, atol=0.05)
 
 
@@ -312,12 +315,14 @@ def test_training_is_remembered_and_recorded(job, monkeypatch):
                 train_denoiser(**job | change)
 
 
-def test_another_autoencoder_makes_another_run(job, shipped, tmp_path):
+def test_another_autoencoder_or_program_makes_another_run(job, shipped, tmp_path, monkeypatch):
     _, first = train_denoiser(**job)
     weights, card = load_card("autoencoder", shipped)
     save_card(tmp_path / "w", "autoencoder", weights | {"latent_std": weights["latent_std"] * 2}, card)
     _, other = train_denoiser(**job | {"autoencoder": shipped_autoencoder(tmp_path / "w")})
-    assert first.path != other.path
+    monkeypatch.setattr(train_module, "code_hash", lambda _: "another program")
+    _, changed = train_denoiser(**job)
+    assert len({first.path, other.path, changed.path}) == 3
 
 
 def test_training_starts_from_shipped_weights(job, tiny, shipped):

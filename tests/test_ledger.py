@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medsynth.data.resample import resize
 from medsynth.privacy.ledger import Entry, Ledger, RoleError
 
 
@@ -44,6 +45,19 @@ def test_one_changed_value_makes_another_row_and_any_declared_set_counts(ledger,
     touched = both.images.copy()
     touched[:, 0, 0, 0] = np.where(touched[:, 0, 0, 0] < 0.5, 0.75, 0.25)
     assert ledger.private_rows_in(both.with_images(touched)) == 0
+
+
+def test_a_private_row_is_recognised_at_another_size(ledger, make_set):
+    private = make_set(shape=(1, 96, 96), role="private")
+    ledger.declare(private)
+    for size in (32, 64):
+        small = resize(replace(private, role="public"), size)
+        assert ledger.private_rows_in(small) == len(private)
+        with pytest.raises(RoleError, match="rows of a private set"):
+            ledger.use_public(small, stage="train")
+    assert ledger.private_rows_in(resize(make_set(shape=(1, 96, 96), seed=1), 64)) == 0
+    ledger.declare(make_set(shape=(1, 4, 48, 48), role="private"))
+    ledger.declare(make_set(shape=(1, 48, 64), role="private"))
 
 
 def test_private_sets_are_no_public_sets(ledger, make_set):
@@ -118,6 +132,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
+from medsynth.data.resample import resize
 from medsynth.imageset import ImageSet
 from medsynth.privacy.ledger import Ledger
 ledger, who = Ledger(Path(sys.argv[1])), sys.argv[2]

@@ -69,13 +69,10 @@ def sample_images(
     attributes: pd.DataFrame | None = None,
     name: str = "synthetic",
 ) -> ImageSet:
-    """Synthetic images in the unit, range and shape of `like`, the set the model learned; every image is a patient of its own.
+    """Synthetic images in the unit, range and shape of `like`; every image is a patient of its own.
 
-    The set inherits the role of `like`: samples of a model trained on private images are private until something clears them.
-    Raises ValueError for a set held out for measuring, which no model learned.
+    The set has the model's role: samples of a model trained on private images are private until something clears them.
     """
-    if like.role == "eval":
-        raise ValueError(f"{like.name}: held out for measuring; pass the set that the model was trained on")
     spatial = tuple(s // autoencoder.factor for s in like.spatial[-2:])
     depth = like.spatial[:-2]
     latents = sample_latents(model, torch.from_numpy(condition), (*depth, *spatial), diffusion, sampling)
@@ -88,7 +85,7 @@ def sample_images(
         unit=like.unit,
         range=like.range,
         name=name,
-        role=like.role,
+        role=model.role,
         spacing=like.spacing,
         attributes=table,
     )

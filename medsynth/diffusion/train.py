@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from medsynth.config import DenoiserConfig, DiffusionConfig
+from medsynth.dependencies import code_hash
 from medsynth.diffusion.schedule import noise_schedule, objective
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
@@ -88,7 +89,10 @@ def train_denoiser(
     if public and (public.config, public.names) != (denoiser, tuple(names)):
         raise ValueError(f"{images.name}: the shipped weights have another architecture or other conditions; train from scratch")
     config = {"denoiser": denoiser, "diffusion": diffusion, "names": list(names), "start": start}
-    inputs = {"images": images.content_hash, "condition": _array_hash(condition), "autoencoder": _weights_hash(autoencoder)}
+    inputs = {
+        "images": images.content_hash, "condition": _array_hash(condition), "autoencoder": _weights_hash(autoencoder),
+        "code": code_hash(__name__),
+    }  # fmt: skip
     if start:
         inputs["start"] = shipped_hash(f"denoiser_{start}")
     device = best_device()
@@ -98,14 +102,15 @@ def train_denoiser(
         model = Denoiser(denoiser, names, autoencoder.latent_channels)
         if public:
             model.load_state_dict(public.state_dict())
-        latents = latents_of(autoencoder.to(device), torch.from_numpy(images.scaled()))
+        latents = latents_of(autoencoder, torch.from_numpy(images.scaled()))
         return train_latents(model.to(device), latents, torch.from_numpy(condition), diffusion, workspace)
 
     ledger.use(images, stage="train denoiser", output=f"weights of {images.name}")
     trained = load_or_train("denoiser", config, inputs, train, device=device)
     model = Denoiser(denoiser, names, autoencoder.latent_channels)
     model.load_state_dict(trained.weights)
-    return model.eval(), trained
+    model.role = images.role
+    return model.to(device).eval(), trained
 
 
 def _array_hash(array: np.ndarray) -> str:

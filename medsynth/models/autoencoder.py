@@ -1,4 +1,4 @@
-"""KL autoencoder: images (n, 1, h, w) to latents (n, 4, h/4, w/4) and back; volumes slice by slice."""
+"""KL autoencoder: images (n, 1, h, w) to latents (n, c, h/4, w/4) and back; volumes slice by slice."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.runs import Tensors, file_hash, load_tensors, save_tensors, write_json
+from medsynth.training import best_device
 
 DENOISERS = ("phantom", "real")
 
@@ -43,7 +44,7 @@ def load_card(name: str, folder: Path | None = None) -> tuple[Tensors, dict[str,
 
 
 def shipped_autoencoder(folder: Path | None = None) -> Autoencoder:
-    """The public 2D autoencoder, frozen."""
+    """The public 2D autoencoder, frozen, on the best device."""
     weights, card = load_card("autoencoder", folder)
     return _frozen(Autoencoder(parse(AutoencoderConfig, card["config"], "autoencoder.json")), weights)
 
@@ -59,7 +60,7 @@ def shipped_denoiser(kind: str, folder: Path | None = None) -> Denoiser:
     config = parse(DenoiserConfig, card["config"], f"denoiser_{kind}.json")
     model = Denoiser(config, card["names"], card["latent_channels"])
     model.load_state_dict(weights)
-    return model.eval()
+    return model.to(best_device()).eval()
 
 
 def shipped_hash(name: str) -> str:
@@ -69,12 +70,7 @@ def shipped_hash(name: str) -> str:
 
 def _frozen(model: nn.Module, weights: Tensors) -> Any:
     model.load_state_dict(weights)
-    return model.eval().requires_grad_(False)
-
-
-def parameters_of(model: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(p.numel() for p in model.parameters())
+    return model.to(best_device()).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -22,26 +22,20 @@ from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, rea
 from medsynth.runs import Tensors, Workspace, package_versions
 from medsynth.training import best_device
 
-# a strong KL first gives the latent a scale, a weak one then lets fine structure through
-COARSE = AutoencoderConfig(steps=2400, learning_rate=1.5e-3, kl_weight=1e-3)
-FINE = replace(COARSE, steps=1200, learning_rate=1.2e-3, kl_weight=1e-6)
+AUTOENCODER = AutoencoderConfig(steps=2600, learning_rate=1.5e-3)
 DENOISER = DenoiserConfig()
-PHANTOM = DiffusionConfig(steps=700, batch=48, learning_rate=8e-4)
-REAL = replace(PHANTOM, steps=400, learning_rate=5e-4)  # goes on from the phantom denoiser
-EXTRACTOR_STEPS = 300
+PHANTOM = DiffusionConfig(steps=2400, batch=48, learning_rate=8e-4)
+REAL = replace(PHANTOM, steps=2000, learning_rate=6e-4)  # goes on from the phantom denoiser
+EXTRACTOR_STEPS = 2000
 
 Made = tuple[Tensors, dict[str, Any]]
 
 
 def autoencoder(sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
-    """Weights and card of the autoencoder, trained in two stages; it sees larger images too."""
-    weights, stages = None, []
-    for name, stage in (("coarse", COARSE), ("fine", FINE)):
-        config = replace(stage, steps=args.steps or stage.steps)
-        folder = Workspace(work.path / name)
-        weights, metrics = train_autoencoder(sets, config, device=best_device(), start=weights, workspace=folder)
-        stages.append({"stage": name, "config": asdict(config), "metrics": metrics})
-    return weights, {"config": asdict(FINE), "stages": stages}
+    """Weights and card of the autoencoder; it sees images larger than its crops too."""
+    config = replace(AUTOENCODER, steps=args.steps or AUTOENCODER.steps)
+    weights, metrics = train_autoencoder(sets, config, device=best_device(), workspace=work)
+    return weights, {"config": asdict(config), "metrics": metrics}
 
 
 def denoiser(kind: str, sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
@@ -75,7 +69,11 @@ def training_sets(what: str, folder: Path, patients: int) -> dict[str, PublicSet
     """The public sets that one target is trained on."""
     jobs = os.cpu_count() or 1
     real = {} if what == "denoiser_phantom" else real_sets(folder, "train")
-    sets = phantoms(patients, 64, seed=0, jobs=jobs) | at_size(real, 64)
+    drawn = phantoms(patients, 64, seed=0, jobs=jobs)
+    if what == "extractor":
+        # it crops its views out of larger images, so it takes them as they are
+        return drawn | real
+    sets = drawn | at_size(real, 64)
     if what == "autoencoder":
         large = phantoms(patients // 4, 128, seed=1, jobs=jobs) | at_size(real, 128)
         return sets | {f"{name}@128": s for name, s in large.items()}
@@ -98,7 +96,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     sets = training_sets(args.what, args.real, args.patients)
     # a checkpoint belongs to one recipe on these images
-    recipe = [asdict(c) for c in (COARSE, FINE, DENOISER, PHANTOM, REAL)] + [args.steps, describe(sets)]
+    recipe = [asdict(c) for c in (AUTOENCODER, DENOISER, PHANTOM, REAL)] + [args.steps, describe(sets)]
     work = Workspace(args.work / f"{args.what}-{config_hash(recipe)}")
     work.path.mkdir(parents=True, exist_ok=True)
     weights, card = TARGETS[args.what](sets, args, work)

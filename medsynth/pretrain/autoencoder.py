@@ -55,7 +55,6 @@ def train_autoencoder(
     config: AutoencoderConfig,
     *,
     device: str,
-    start: Tensors | None = None,
     workspace: Workspace | None = None,
 ) -> tuple[Tensors, dict[str, Any]]:
     """(weights with latent statistics, metrics) of an autoencoder trained on public images of 64 pixels and more.
@@ -65,8 +64,6 @@ def train_autoencoder(
     require_public(sets)
     torch.manual_seed(config.seed)
     model = Autoencoder(config)
-    if start is not None:
-        model.load_state_dict(start)
     model = model.to(device)
     stores = [torch.from_numpy(((s.images.scaled() + 1) * 127.5).round().astype("uint8")).to(device) for s in sets.values()]
     # small sets are not repeated as often as large ones are shown: weight ~ sqrt(number of images)

@@ -169,7 +169,7 @@ def _attribute_loss(student: _Student, source: int, h: torch.Tensor, classes: to
         number = classes[:, k]
         known = (number >= 0).float()
         each = functional.cross_entropy(head(h).float(), number.clamp(min=0), reduction="none")
-        total = total + (each * known).sum() / known.sum().clamp(min=1)
+        total = total + 2 * (each * known).sum() / known.sum().clamp(min=1)
     if values.shape[1]:
         known = torch.isfinite(values)
         error = (student.values[source](h).float() - values.nan_to_num()) ** 2 * known

@@ -10,8 +10,10 @@ from pathlib import Path
 import filelock
 import numpy as np
 
+from medsynth.data.resample import resize
 from medsynth.imageset import ImageSet
 
+_USUAL_SIZES = (32, 64, 96, 128, 256)  # pixels
 MECHANISMS = ("none",)  # DP mechanisms join here with the accountant that charges them
 
 
@@ -35,6 +37,8 @@ class Ledger:
     """An append-only record in `folder`, shared by all stages of a project.
 
     Row hashes of private sets are kept beside it, readable by the owner alone: they would tell an outsider who is in the set.
+    A row is recognised by its exact pixels, at its own size and as `resize` makes it at the usual smaller ones; the ledger
+    guards against mistakes, not against somebody who disguises a private image.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,7 +58,7 @@ class Ledger:
             if not target.exists():
                 temporary = target.with_suffix(".tmp")
                 with open(temporary, "wb") as f:
-                    np.save(f, np.unique(images.row_hashes), allow_pickle=False)
+                    np.save(f, np.unique(_hashes_at_usual_sizes(images)), allow_pickle=False)
                 os.chmod(temporary, 0o600)
                 os.replace(temporary, target)
 
@@ -112,3 +116,10 @@ class Ledger:
         if not self._file.exists():
             return []
         return [Entry(**json.loads(line)) for line in self._file.read_text().splitlines()]
+
+
+def _hashes_at_usual_sizes(images: ImageSet) -> np.ndarray:
+    sides = images.spatial
+    square = len(sides) == 2 and sides[0] == sides[1]
+    smaller = [resize(images, size) for size in _USUAL_SIZES if square and size < sides[0]]
+    return np.concatenate([s.row_hashes for s in (images, *smaller)])
