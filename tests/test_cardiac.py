@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medsynth.data.cardiac import CONDITIONS, FIELD_OF_VIEW, POPULATIONS, cardiac, cardiac_labels, draw_person, measure_volumes
+from medsynth.data.cardiac import FIELD_OF_VIEW, cardiac, cardiac_labels, measure_volumes
+from medsynth.data.cardiac_people import CONDITIONS, POPULATIONS, draw_person
 
 PATIENTS = 24
 
