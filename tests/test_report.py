@@ -44,7 +44,7 @@ def reported(monkeypatch, tmp_path, make_set, tiny, cache):
     return tmp_path / "out", cache
 
 
-def test_every_set_has_its_rows(reported):
+def test_every_set_has_its_rows_and_real_ones_a_line_in_the_ledger(reported):
     rows = read_results(reported[0], "reconstruction").rows
     assert {"cxr_kermany", "ct_tcia", "mri_acdc", "phantom-pet"} <= set(rows["dataset"])
     assert {"PSNR", "SSIM", "FID", "FID floor", "KID"} <= set(rows["metric"])
@@ -56,8 +56,11 @@ def test_every_set_has_its_rows(reported):
         "phantom-ct",
     }
     assert "copies" in set(read_results(reported[0], "ruler-power").rows["perturbation"])
+    rising = read_results(reported[0], "ruler-levels").rows.query("metric == 'fid never falls (1 = yes)'")
+    # noise and blur move the mean and the spread of pixels
+    assert set(rising.query("perturbation == 'noise'").value) == {1.0}
+    assert (reported[0] / "ruler-levels.svg").exists()
 
-
-def test_private_sets_leave_a_line(reported):
+    # the real sets, held out or private, are read and the ledger says so
     entries = Ledger(reported[1] / "ledger" / "report").entries()
-    assert [e.stage for e in entries] == ["measure shipped weights"]
+    assert [e.stage for e in entries] == ["measure shipped weights"] * 5

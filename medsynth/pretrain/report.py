@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+from matplotlib.figure import Figure
 
 from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.data.resample import resize, slices_of
@@ -16,11 +16,12 @@ from medsynth.evaluation import ruler
 from medsynth.evaluation.features import Extractor, PCAExtractor, random_twin, shipped_extractor
 from medsynth.evaluation.fidelity import fidelity
 from medsynth.evaluation.restoration import psnr, ssim
+from medsynth.figures import curve, new_figure, save_figure
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_hash
 from medsynth.privacy.ledger import Ledger
-from medsynth.results import Row, write_results
+from medsynth.results import Row, table_of, write_results
 from medsynth.runs import cache_folder
 
 
@@ -51,13 +52,38 @@ def reconstruction_rows(name: str, images: ImageSet, autoencoder: Autoencoder, e
     ]  # fmt: skip
 
 
-def ruler_rows(
-    name: str, images: ImageSet, label: np.ndarray, rivals: list[Extractor], seed: int
-) -> tuple[list[dict], list[dict]]:
-    """(response of the first extractor to damage, power of all of them), with the data set's name."""
+def ruler_rows(name: str, images: ImageSet, label: np.ndarray, rivals: list[Extractor], seed: int) -> tuple[list[Row], list[Row]]:
+    """(response of the first extractor to damage and whether it never falls, power of all of them to notice)."""
     levels = ruler.response(rivals[0], images, label, seed=seed)
     powers = [row for rival in rivals for row in ruler.power(rival, images, label, seed=seed)]
-    return [row | {"dataset": name} for row in levels], [row | {"dataset": name} for row in powers]
+    rising = [
+        Row(chapter="weights", dataset=name, metric=f"{metric} never falls (1 = yes)", arm=extractor, value=float(holds),
+            seed=seed, extra={"perturbation": kind})
+        for (extractor, _, kind, metric), holds in ruler.rises(levels).items()
+    ]  # fmt: skip
+    return [*_as_rows(name, levels, seed), *rising], _as_rows(name, powers, seed)
+
+
+def _as_rows(name: str, table: list[ruler.Row], seed: int) -> list[Row]:
+    return [
+        Row(chapter="weights", dataset=name, metric=r["metric"], arm=r["extractor"], value=r["value"], low=r["low"],
+            high=r["high"], n=r["n"], seed=seed, extra={k: r[k] for k in ("perturbation", "level", "rows")})
+        for r in table
+    ]  # fmt: skip
+
+
+def draw_levels(rows: list[Row]) -> Figure:
+    """FID over its undamaged value against the level of each damage, a line per set."""
+    table = table_of(r for r in rows if r.metric == "fid")
+    kinds = list(dict.fromkeys(table.perturbation))
+    figure, axes = new_figure(1, len(kinds), size=(3.2 * len(kinds), 3.0))
+    for ax, kind in zip(axes, kinds, strict=True):
+        part = table[table.perturbation == kind]
+        floor = part.dataset.map(part[part.level == 0].set_index("dataset").value)
+        shown = part.assign(**{c: part[c] / floor for c in ("value", "low", "high")})
+        curve(ax, shown, x="level", x_label=f"{kind}, level", y_label="FID / FID without damage", by="dataset")
+        ax.set_yscale("log")
+    return figure
 
 
 def main() -> None:
@@ -77,9 +103,8 @@ def main() -> None:
     sets = unseen(args.real, args.size)
     ledger = Ledger(cache_folder() / "ledger" / "report")
     for images in sets.values():
-        if images.role == "private":
-            # measured, never trained on; what leaves is the published rows
-            ledger.use_private(images, stage="measure shipped weights", output=str(args.out))
+        # measured, never trained on; what leaves is the published rows
+        ledger.measure(images, stage="measure shipped weights", output="result rows")
     phantoms = {f"phantom-{m}": drawn["private", m] for m in MODALITIES}
     shared = {"parameters": {"size": args.size, "extractor": extractor.name}, "seeds": [args.seed]}
     described = {
@@ -97,8 +122,9 @@ def main() -> None:
         "phantom-ct": phantoms["phantom-ct"].attributes["finding"],
     }  # fmt: skip
     studied = [ruler_rows(k, (phantoms | sets)[k], v.to_numpy(str), rivals, args.seed) for k, v in labels.items()]
-    write_results(args.out, "ruler-levels", pd.DataFrame([r for s in studied for r in s[0]]), **shared, **described)
-    write_results(args.out, "ruler-power", pd.DataFrame([r for s in studied for r in s[1]]), **shared, **described)
+    levels = [r for s in studied for r in s[0]]
+    save_figure(draw_levels(levels), args.out, "ruler-levels", levels, **shared, **described)
+    write_results(args.out, "ruler-power", [r for s in studied for r in s[1]], **shared, **described)
 
 
 if __name__ == "__main__":
