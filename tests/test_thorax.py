@@ -16,7 +16,7 @@ from medsynth.data.axial import ct
 from medsynth.data.growth import breathe, draw_anatomy
 from medsynth.data.pathology import FINDINGS, SHARES, carry, consolidation, draw_lesion, effusion, nodule
 from medsynth.data.scanner import SCANNERS, draw_scan
-from medsynth.data.thorax import LIMIT, MODALITIES, thorax
+from medsynth.data.thorax import LIMIT, MODALITIES, SITES, thorax
 
 LIMITS = {"xray": ("1", 0, 1), "ct": ("HU", -1000, 400), "mr": ("1", 0, 1), "pet": ("SUV", 0, 10)}
 
@@ -93,6 +93,15 @@ def test_size_changes_resolution_not_the_person():
     pooled = large.images.reshape(4, 1, 32, 2, 32, 2).mean((3, 5))
     for a, b in zip(small.images, pooled, strict=True):
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.97
+
+
+def test_sites_are_private_and_share_nobody():
+    sets = {site: thorax(patients=60, size=16, population=site) for site in SITES}
+    assert all(s.role == "private" and s.patients == 60 for s in sets.values())
+    assert len(set(np.concatenate([s.patient for s in sets.values()]))) == 180
+    age = {site: s.attributes["age"].mean() for site, s in sets.items()}
+    assert age["sports"] < age["community"] < age["clinic"]
+    assert len({s.spacing for s in sets.values()}) == 3
 
 
 def test_populations_are_disjoint_people_and_another_scanner():

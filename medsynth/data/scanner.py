@@ -50,8 +50,20 @@ SCANNERS = {
         detail=1.4, collimation=0.15, enhanced=0.45, table=3.0, curvature=-1.0, gain_hu=1.0,
     ),
     "private": Scanner(
-        field={"xray": 352.0, "ct": 416.0, "mr": 416.0, "pet": 416.0}, blur=2.3, noise=1.6, gamma=1.3, window=(0.5, 98.0),
-        detail=0.45, collimation=0.7, enhanced=0.7, table=9.0, curvature=0.15, gain_hu=0.985,
+        field={"xray": 352.0, "ct": 448.0, "mr": 448.0, "pet": 448.0}, blur=2.3, noise=1.6, gamma=1.3, window=(0.5, 98.0),
+        detail=0.45, collimation=0.7, enhanced=0.7, table=14.0, curvature=0.15, gain_hu=0.985,
+    ),
+    "clinic": Scanner(
+        field={"xray": 340.0, "ct": 368.0, "mr": 368.0, "pet": 400.0}, blur=1.4, noise=1.3, gamma=1.1, window=(1.0, 97.0),
+        detail=1.0, collimation=0.3, enhanced=0.8, table=5.0, curvature=-0.6, gain_hu=1.01,
+    ),
+    "sports": Scanner(
+        field={"xray": 344.0, "ct": 400.0, "mr": 376.0, "pet": 384.0}, blur=0.7, noise=0.8, gamma=0.9, window=(1.5, 96.0),
+        detail=1.6, collimation=0.1, enhanced=0.2, table=2.0, curvature=-1.0, gain_hu=0.995,
+    ),
+    "community": Scanner(
+        field={"xray": 360.0, "ct": 432.0, "mr": 424.0, "pet": 432.0}, blur=2.8, noise=1.9, gamma=1.2, window=(0.5, 97.0),
+        detail=0.6, collimation=0.5, enhanced=0.5, table=11.0, curvature=0.2, gain_hu=0.99,
     ),
 }  # fmt: skip
 

@@ -30,12 +30,18 @@ class Population:
     bmi: tuple[float, float]
     men: float
     first: int
+    role: str = "private"
 
 
 POPULATIONS = {
-    "public": Population(age=(50, 16), bmi=(25.0, 3.8), men=0.5, first=0),
+    "public": Population(age=(50, 16), bmi=(25.0, 3.8), men=0.5, first=0, role="public"),
     "private": Population(age=(66, 11), bmi=(29.0, 4.4), men=0.68, first=LIMIT),
+    # three hospitals that could pool what they have: a lung clinic, a sports clinic and a community hospital
+    "clinic": Population(age=(71, 8), bmi=(24.0, 3.4), men=0.62, first=2 * LIMIT),
+    "sports": Population(age=(33, 8), bmi=(23.0, 2.4), men=0.58, first=3 * LIMIT),
+    "community": Population(age=(58, 15), bmi=(31.0, 4.8), men=0.45, first=4 * LIMIT),
 }
+SITES = ("clinic", "sports", "community")
 
 
 def thorax(
@@ -53,7 +59,7 @@ def thorax(
     patients: how many persons; the first ones are the same whatever the number.
     scans: images of each person, or (low, high) to draw that number per person.
     modality: "xray" (0..1, dense tissue white), "ct" (HU, -1000..400), "mr" (T2-like, 0..1) or "pet" (SUV, 0..10).
-    population: "public" or "private": other demographics and another scanner; becomes the role of the set.
+    population: one of POPULATIONS: other demographics and another scanner; only "public" has that role, all others are private.
     seed: patient i of one population and seed is one person in every size and modality; scan j is one visit.
     jobs: processes; the images do not depend on it.
 
@@ -71,7 +77,7 @@ def thorax(
         unit=_UNIT[modality],
         range=_RANGE[modality],
         name=f"thorax-{modality}-{population}",
-        role=population,
+        role=POPULATIONS[population].role,
         spacing=(pixel, pixel),
         attributes=pd.DataFrame([row for _, rows in done for row in rows]),
     )
