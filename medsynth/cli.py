@@ -1,15 +1,18 @@
-"""The command line: `medsynth reproduce`, `book`, `run` and `check`."""
+"""The command line: `medsynth reproduce`, `book`, `run`, `check`, `gate` and `verify`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medsynth.config import project_root
 from medsynth.runner import ChapterError
+
+if TYPE_CHECKING:
+    from medsynth.privacy.distances import FeatureMap
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -89,6 +92,76 @@ def check() -> None:
     if found:
         raise ValueError(f"{len(found)} problem(s) stand in the way of publishing; see above")
     _say("nothing stands in the way of publishing")
+
+
+@app.command()
+def gate(
+    candidates: Annotated[Path, typer.Argument(help="An .npz file, or a folder of PNG or NIfTI files.")],
+    private: Annotated[Path, typer.Option(help="The private set, in the same form.")],
+    out: Annotated[Path, typer.Option(help="A new folder: OUT/release to pass on, OUT/audit to keep.")],
+    tau: Annotated[float | None, typer.Option(help="Least distance; default: the calibrated one.")] = None,
+    patients: Annotated[Path | None, typer.Option(help="CSV file,patient for a private folder; else each file is one.")] = None,
+    phi: Annotated[
+        str, typer.Option(help="Where distance is measured: encoder, pixels, autoencoder, untrained_vgg.")
+    ] = "encoder",
+    sign: Annotated[Path | None, typer.Option(help="Ed25519 private key in PEM.")] = None,
+    values: Annotated[
+        tuple[float, float] | None, typer.Option("--range", help="LOW HIGH of plain files; PNG codes are spread over it.")
+    ] = None,
+    window: Annotated[tuple[float, float] | None, typer.Option(help="LOW HIGH, to which NIfTI values are clipped.")] = None,
+    unit: Annotated[str, typer.Option(help="Unit of plain files, e.g. HU.")] = "1",
+) -> None:
+    """Release the candidates that keep their distance from every private image, with a certificate."""
+    from medsynth.data.folder import Values, load
+    from medsynth.privacy.certify import certify
+    from medsynth.privacy.ledger import Ledger
+    from medsynth.runs import cache_folder
+
+    if values and window:
+        raise ValueError("--range and --window exclude each other: values outside are an error, or they are clipped")
+    meaning = Values(values or window, unit, clip=window is not None)
+    ours = load(private, role="private", patients=patients, values=meaning)
+    theirs = load(candidates, values=meaning, whole=False)
+    key, features, tau, how = _measure(phi, len(ours.images.spatial), tau)
+    # before, so that no release is without its line
+    ledger = Ledger(cache_folder() / "ledger" / private.resolve().stem)
+    ledger.use_private(ours.images, stage="gate", output=f"images accepted by the gate, in {out.name}")
+    done = certify(theirs, ours, features, tau=tau, how=how, out=out, key=key, sign=sign)
+    total = done.released + sum(done.refused.values())
+    reasons = "".join(f", {n} {reason}" for reason, n in sorted(done.refused.items()))
+    _say(f"{done.released} of {total} candidates released{reasons}")
+    _say(f"{out / 'release'} may be passed on as its README.txt says; {out / 'audit'} is as private as the private set")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="What `medsynth gate` made, or its release folder alone.")],
+    private: Annotated[Path | None, typer.Option(help="The private set: repeat all distances too.")] = None,
+    public_key: Annotated[Path | None, typer.Option(help="Ed25519 public key in PEM, of the expected sender.")] = None,
+) -> None:
+    """Check a release against its certificate; exit 1 at the first thing that is not as it says."""
+    from medsynth.privacy.verify import VerificationError
+    from medsynth.privacy.verify import verify as check_release
+
+    try:
+        _say(check_release(folder, private=private, public_key=public_key))
+    except VerificationError as error:
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(1) from None
+
+
+def _measure(phi: str, spatial_dims: int, tau: float | None) -> tuple[str, FeatureMap, float, str]:
+    """Registry key, feature map, threshold and how it was chosen."""
+    from medsynth.privacy.distances import calibrated, feature_map
+
+    key = "encoder_3d" if (phi, spatial_dims) == ("encoder", 3) else phi
+    features = feature_map(key)
+    if tau is not None:
+        return key, features, tau, "given by the operator, not calibrated"
+    calibration = calibrated(key, spatial_dims)
+    if calibration is None:
+        raise ValueError(f"--phi {phi}: there is no calibrated threshold for images of {spatial_dims} dimensions; give --tau")
+    return key, features, calibration.tau, calibration.how
 
 
 @app.command(hidden=True)

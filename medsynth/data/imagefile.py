@@ -1,0 +1,269 @@
+"""One image in one file, PNG or NIfTI: read strictly, and written with nothing in the file but pixels."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from PIL import Image
+
+from medsynth.imageset import ImageSet
+
+PNG, NIFTI = "PNG", "NIfTI"
+SUFFIXES = {".png": PNG, ".nii": NIFTI, ".nii.gz": NIFTI}  # a DICOM reader enters here, and in `read`
+_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_WORLD = ("RL", "AP", "SI")
+_NIFTI_2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
+_MM = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
+_DAMAGED = (
+    OSError, EOFError, SyntaxError, ValueError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError,
+    nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError,
+    nibabel.wrapstruct.WrapStructError,
+)  # fmt: skip
+
+
+class UnreadableError(ValueError):
+    """A damaged file: it is not what its name says, or ends early. Files of another kind are plain ValueErrors."""
+
+    reason = "cannot be read"
+
+
+class NotFiniteError(UnreadableError):
+    """A file whose pixels hold NaN or infinity."""
+
+    reason = "not finite"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one file holds.
+
+    stored: (h, w) or (d, h, w), the numbers in the file; a NIfTI may say that they stand for slope * stored + intercept.
+    span: the least and greatest value that the file's type can hold; None where that says nothing about the values.
+    spacing: mm per axis of `stored`; orientation: NIfTI axis codes in stored order, e.g. "RAS". None where not known.
+    """
+
+    stored: np.ndarray
+    span: tuple[float, float] | None
+    spacing: tuple[float, ...] | None = None
+    orientation: str | None = None
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    @property
+    def values(self) -> np.ndarray:
+        """What the numbers stand for, float64, same shape; may hold NaN."""
+        return self.stored.astype(np.float64) * self.slope + self.intercept
+
+
+def kind_of(path: Path) -> str | None:
+    """PNG or NIfTI by the file's name, None for any other."""
+    name = path.name.lower()
+    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def read(path: Path) -> Picture:
+    """Read one file; UnreadableError if it is damaged, ValueError if it is not one greyscale image or volume."""
+    return _read_png(path) if kind_of(path) == PNG else _read_nifti(path)
+
+
+def _read_png(path: Path) -> Picture:
+    content = path.read_bytes()
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or not _intact(content):
+        raise UnreadableError(f"{path.name}: cannot be read: not a PNG file, or a damaged one")
+    depth, colour = content[24], content[25]
+    if colour != 0:
+        raise ValueError(f"{path.name}: a PNG in {_COLOURS.get(colour, 'unknown colours')}; expected grey: convert it to grey")
+    if depth not in (8, 16):
+        raise ValueError(f"{path.name}: a PNG of {depth} bit; expected 8 or 16 bit grey: convert it to 8 bit grey")
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            pixels = np.array(image)
+            frames, transparent = getattr(image, "n_frames", 1), "transparency" in image.info
+    except _DAMAGED as error:
+        raise UnreadableError(f"{path.name}: cannot be read ({_one_line(error)})") from error
+    if frames != 1 or transparent:
+        found = "an animated PNG" if frames != 1 else "a PNG with a transparent grey value"
+        raise ValueError(f"{path.name}: {found}; expected one opaque grey image: convert it to grey")
+    return Picture(pixels, (0.0, float(2**depth - 1)))
+
+
+def _intact(content: bytes) -> bool:
+    """Whether a PNG starts with a header, ends with its last chunk, and all checksums hold: Pillow forgives some that do not."""
+    at, kind = 8, b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
+        end = at + 8 + length
+        if len(kind) < 4 or (at == 8) != (kind == b"IHDR") or zlib.crc32(content[at + 4 : end]) != _checksum(content, end):
+            return False
+        at = end + 4
+    return True
+
+
+def _checksum(content: bytes, at: int) -> int:
+    return int.from_bytes(content[at : at + 4]) if len(content) >= at + 4 else -1
+
+
+def _read_nifti(path: Path) -> Picture:
+    try:
+        content = path.read_bytes()
+        if path.name.lower().endswith(".gz"):
+            # at once, and not as far as there are pixels: the checksum comes last
+            content = gzip.decompress(content)
+        kind = nibabel.Nifti2Image if content[:4] in _NIFTI_2 else nibabel.Nifti1Image
+        image = kind.from_bytes(content)
+        raw = np.asarray(image.dataobj.get_unscaled())
+        slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
+        header, affine = image.header, image.affine
+        zooms, length = header.get_zooms(), header.get_xyzt_units()[0]
+        placed = bool(header["sform_code"]) or bool(header["qform_code"])
+    except (*_DAMAGED, KeyError) as error:
+        raise UnreadableError(f"{path.name}: cannot be read ({_one_line(error)})") from error
+    if raw.dtype.kind not in "uif":
+        raise ValueError(f"{path.name}: pixels of type {raw.dtype}; expected one integer or float per pixel")
+    shape = raw.shape
+    while raw.ndim > 2 and raw.shape[-1] == 1:
+        raw = raw[..., 0]
+    if raw.ndim not in (2, 3) or 0 in raw.shape:
+        raise ValueError(f"{path.name}: shape {shape}; expected one image (x, y) or one volume (x, y, z)")
+    plain = (slope, intercept) == (1.0, 0.0)
+    # the shortest decimal that is this float32: a header's 0.7 is 0.7, as in sets that were never NIfTI
+    spacing = tuple(float(str(np.float32(z))) * _MM.get(length, 1.0) for z in zooms[: raw.ndim])[::-1]
+    codes = nibabel.aff2axcodes(affine)[: raw.ndim] if placed and np.isfinite(affine).all() else (None,)
+    return Picture(
+        stored=raw.T,
+        span=(0.0, float(np.iinfo(raw.dtype).max)) if plain and raw.dtype.kind == "u" and raw.dtype.itemsize <= 2 else None,
+        spacing=spacing if all(0 < s < np.inf for s in spacing) else None,
+        orientation=None if None in codes else "".join(codes),
+        slope=slope,
+        intercept=intercept,
+    )
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How integer codes in files stand for pixel values: value = low + step * code.
+
+    files: "png8", "png16" (2D) or "nifti16"; shape (h, w) or (d, h, w); spacing in mm per axis; orientation as in Picture.
+    """
+
+    files: str
+    unit: str
+    range: tuple[float, float]
+    step: float
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] | None = None
+    orientation: str | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.range
+        if self.files not in ("png8", "png16", "nifti16"):
+            raise ValueError(f"files {self.files!r}; expected 'png8', 'png16' or 'nifti16'")
+        # as one chain of comparisons, which NaN fails too
+        if not -np.inf < low < high < np.inf or not 0 < self.step < np.inf:
+            raise ValueError(f"range {self.range} and step {self.step}; expected low < high and a positive step")
+        if len(self.shape) not in ((2, 3) if self.files == "nifti16" else (2,)) or min(self.shape) < 1:
+            raise ValueError(f"shape {self.shape}; expected (h, w)" + (" or (d, h, w)" if self.files == "nifti16" else ""))
+        if len(self.shape) == 3 and self.shape[0] == 1:
+            # NIfTI does not tell it from an image
+            raise ValueError(f"shape {self.shape}: a volume of one slice; make it an image, (h, w)")
+        if self.orientation is not None:
+            axes = [next((pair for pair in _WORLD if code in pair), code) for code in self.orientation]
+            if len(axes) != len(self.shape) or len(set(axes) & set(_WORLD)) != len(axes):
+                raise ValueError(f"orientation {self.orientation!r}; expected one of R or L, A or P, S or I per axis, e.g. 'RAS'")
+
+    @classmethod
+    def for_images(cls, images: ImageSet, files: str = "", orientation: str | None = None) -> Encoding:
+        """The encoding in which to write a set: 16 bit PNG for images and NIfTI for volumes, unless `files` says otherwise.
+
+        The range is spread over all codes, except that whole numbers, such as HU, stay whole in NIfTI.
+        Raises ValueError where there is more than one channel.
+        """
+        if images.images.shape[1] != 1:
+            raise ValueError(
+                f"{images.name}: {images.images.shape[1]} channels; only images of one channel can be written to files"
+            )
+        files = files or ("png16" if len(images.spatial) == 2 else "nifti16")
+        low, high = images.range
+        step = (high - low) / _LARGEST[files]
+        if files == "nifti16" and step < 1 and low == round(low) and (images.images == np.rint(images.images)).all():
+            step = 1.0
+        return cls(files, images.unit, images.range, step, images.spatial, images.spacing, orientation)
+
+    @property
+    def suffix(self) -> str:
+        """Of the files, with its dot."""
+        return ".nii.gz" if self.files == "nifti16" else ".png"
+
+    def codes(self, values: np.ndarray) -> np.ndarray:
+        """The nearest codes of pixel values, uint8 or uint16, same shape."""
+        nearest = np.rint((values.astype(np.float64) - self.range[0]) / self.step)
+        return np.clip(nearest, 0, _LARGEST[self.files]).astype(np.uint8 if self.files == "png8" else np.uint16)
+
+    def values(self, codes: np.ndarray) -> np.ndarray:
+        """The pixel values that codes stand for, float32, same shape."""
+        return np.clip(self.range[0] + self.step * codes.astype(np.float64), *self.range).astype(np.float32)
+
+    def to_bytes(self, values: np.ndarray) -> bytes:
+        """A whole file holding (h, w) or (d, h, w): the same bytes for the same codes, with no name, time, text or history."""
+        codes = self.codes(values)
+        return self._nifti(codes) if self.files == "nifti16" else _png(codes)
+
+    def read(self, path: Path) -> np.ndarray:
+        """The pixel values of a file of this encoding, float32; UnreadableError if it is damaged, ValueError if it is another."""
+        if kind_of(path) != (NIFTI if self.files == "nifti16" else PNG):
+            raise ValueError(f"{path.name}: expected a file named *{self.suffix}")
+        stored = read(path).stored
+        expected = np.dtype(np.uint8 if self.files == "png8" else np.uint16)
+        if stored.dtype.newbyteorder("=") != expected or stored.shape != self.shape:
+            raise ValueError(f"{path.name}: {stored.dtype} of shape {stored.shape}; the manifest says {expected} of {self.shape}")
+        return self.values(stored)
+
+    def _nifti(self, codes: np.ndarray) -> bytes:
+        header = nibabel.Nifti1Header(endianness="<")
+        header.set_data_dtype(np.uint16)
+        header.set_data_shape(codes.shape[::-1])
+        spacing = (self.spacing or (1.0,) * codes.ndim)[::-1]
+        header.set_zooms(spacing)
+        header.set_xyzt_units("mm" if self.spacing else "unknown")
+        # for other programs; our own reader takes the exact numbers from the manifest
+        header.set_slope_inter(self.step, self.range[0])
+        header["vox_offset"] = 352
+        if self.orientation:
+            header.set_sform(_affine(self.orientation, spacing), code="scanner")
+        raw = header.binaryblock + bytes(4) + codes.astype("<u2").tobytes()
+        packed = bytearray(gzip.compress(raw, 6, mtime=0))
+        packed[9] = 255  # the byte that would name the operating system
+        return bytes(packed)
+
+
+_LARGEST = {"png8": 255, "png16": 65535, "nifti16": 65535}
+
+
+def _png(codes: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(codes).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _affine(orientation: str, spacing: tuple[float, ...]) -> np.ndarray:
+    """A 4 x 4 matrix of these axis codes, in which an image's third axis is the one that its codes leave over."""
+    affine, left = np.zeros((4, 4)), [0, 1, 2]
+    for column, (code, mm) in enumerate(zip(orientation, spacing, strict=True)):
+        row = next(r for r, pair in enumerate(_WORLD) if code in pair)
+        left.remove(row)
+        affine[row, column] = mm if code == _WORLD[row][0] else -mm
+    for column, row in enumerate(left, start=len(orientation)):
+        affine[row, column] = 1.0
+    affine[3, 3] = 1.0
+    return affine
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,76 @@
+"""`python -m medsynth.pretrain.thresholds`: how near is too near, for every feature map that ships, on people it never saw."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsynth.data.cardiac import cardiac
+from medsynth.data.resample import resize
+from medsynth.data.sources import cached_thorax
+from medsynth.data.thorax import MODALITIES
+from medsynth.imageset import ImageSet
+from medsynth.models.shipped import weights_folder
+from medsynth.pretrain.public import real_sets
+from medsynth.privacy.calibration import calibrate
+from medsynth.privacy.distances import FeatureMap, feature_map
+from medsynth.privacy.ledger import Ledger
+from medsynth.runs import cache_folder, write_json
+
+SIZE = 64
+MAPS_2D, MAPS_3D = ("encoder", "pixels", "autoencoder", "untrained_vgg"), ("encoder_3d", "pixels", "autoencoder")
+
+
+def one_per_patient(images: ImageSet) -> ImageSet:
+    """The first image of each patient: a patient with many would decide a quantile alone."""
+    return images.select(np.sort(np.unique(images.patient, return_index=True)[1]))
+
+
+def unseen_images(folder: Path, patients: int) -> dict[str, ImageSet]:
+    """One image each of people whom no shipped weight has seen: phantoms of another seed, validation patients of X-ray sets."""
+    drawn = {f"phantom-{m}": cached_thorax(patients=patients, size=SIZE, modality=m, seed=1) for m in MODALITIES}
+    validation = real_sets(folder, "val")
+    real = {k: one_per_patient(resize(validation[k].images, SIZE)) for k in ("cxr_kermany", "cxr_nih")}
+    return drawn | real
+
+
+def entry(phi: FeatureMap, sets: dict[str, ImageSet], *, seed: int) -> dict[str, Any]:
+    """What `medsynth.privacy.distances.calibrated` reads: the largest tau among the sets, so that it holds in each of them."""
+    found = {key: calibrate(phi, images, seed=seed) for key, images in sets.items()}
+    strictest = max(found.values(), key=lambda c: c.tau)
+    taus = {key: c.tau for key, c in found.items()}
+    return {"tau": strictest.tau, "how": strictest.sentence(), "phi": phi.name, "phi_hash": phi.hash, "by_set": taus}
+
+
+def main() -> None:
+    """Write thresholds.json beside the weights; maps that are not asked for keep their entries."""
+    parser = argparse.ArgumentParser(prog="python -m medsynth.pretrain.thresholds", description=__doc__)
+    parser.add_argument("--real", type=Path, default=Path("data"), help="folder of the public .npz files (data/README.md)")
+    parser.add_argument("--out", type=Path, default=weights_folder())
+    parser.add_argument("--patients", type=int, default=400, help="phantom patients per modality")
+    parser.add_argument("--maps", nargs="*", default=[f"{m} 2d" for m in MAPS_2D] + [f"{m} 3d" for m in MAPS_3D])
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    file = args.out / "thresholds.json"
+    entries = json.loads(file.read_text()) if file.exists() else {}
+    flat = [key for key in args.maps if key.endswith("2d")]
+    sets = {2: unseen_images(args.real, args.patients) if flat else {}, 3: {}}
+    if len(flat) < len(args.maps):
+        hearts = cardiac(patients=args.patients, slices=8, size=SIZE, phases=("ED",), seed=1)
+        sets[3] = {"phantom-heart": hearts}
+    ledger = Ledger(cache_folder() / "ledger" / "thresholds")
+    for images in (sets[2] | sets[3]).values():
+        ledger.measure(images, stage="calibrate thresholds", output=str(file))
+    for key in args.maps:
+        name, dims = key.split()
+        entries[key] = entry(feature_map(name, folder=args.out), sets[int(dims[0])], seed=args.seed)
+        # each map takes minutes: what is done stays done
+        write_json(file, entries)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The public certificate of a gated release: what it says, its one form in bytes, and the plain statement beside it.
+
+    DIR/release/   images/000001.png ..., manifest.json, README.txt, certificate.json, certificate.sig if signed
+    DIR/audit/     mode 0700: candidates.csv (distances, patients, reasons), audit.json, commitment.key
+
+What follows from the private set beyond the verdicts themselves goes to the audit: distances, nearest patients, reasons, and also
+how many candidates were refused and how many private images there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import textwrap
+from dataclasses import asdict, dataclass
+
+from medsynth.config import parse
+from medsynth.data.folder import IMAGES, MANIFEST
+from medsynth.imageset import ImageSet
+
+FORMAT = "medsynth.certificate/1"
+CERTIFICATE, SIGNATURE, README = "certificate.json", "certificate.sig", "README.txt"
+AUDIT, CANDIDATES, KEY = "audit.json", "candidates.csv", "commitment.key"
+# float32 features of the same image differ by about 1e-6 of their length between machines; images are accepted only this far
+# beyond tau, so that whoever measures again finds them beyond tau
+MARGIN = 1e-4
+_COMMITMENT = "HMAC-SHA256, key kept in the audit, over unit, range, shape and the sorted blake2b-128 of each private image"
+_EXACTNESS = (
+    "every released image was compared with every private image and every transformed copy of it, without approximate search; "
+    "features are float32, distances are decided in float64; an image was accepted only beyond tau * (1 + margin); "
+    "no released file holds the pixels that a private image has when it is written in the same way"
+)
+STATEMENT = (
+    "This is not differential privacy. A gate leaves a hole around every private image, and a hole can be found: whoever holds a "
+    "patient's image, and knows how many images would lie near it had no gate been used, can take their absence as a sign that "
+    "this patient was in the private set. The certificate says how near released images come, not what can be inferred from them."
+)
+
+
+@dataclass(frozen=True)
+class EncoderEntry:
+    """The feature map: its key in `medsynth.privacy.distances` ("" for one that does not come with the package), name, hash."""
+
+    key: str
+    name: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class TauEntry:
+    """The threshold, a Euclidean distance of features, and how it was chosen."""
+
+    value: float
+    how: str
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the release, by its path inside."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is public about a release; `digest` is the sha256 of all the rest."""
+
+    encoder: EncoderEntry
+    tau: TauEntry
+    transformations: tuple[str, ...]
+    released: int
+    files: tuple[FileEntry, ...]
+    commitment: str
+    versions: tuple[str, ...]
+    signed_by: str | None = None  # Ed25519 public key, 64 hex digits
+    margin: float = MARGIN
+    exactness: str = _EXACTNESS
+    commitment_is: str = _COMMITMENT
+    statement: str = STATEMENT
+    mode: str = "distance"
+    format: str = FORMAT
+    digest: str = ""
+
+    def to_bytes(self) -> bytes:
+        """The one file that says this, with its digest filled in."""
+        content = asdict(self)
+        content["digest"] = hashlib.sha256(_canonical(content | {"digest": ""})).hexdigest()
+        return _canonical(content)
+
+
+def read_certificate(content: bytes) -> Certificate:
+    """Parse a certificate; ValueError unless it is, byte for byte, what `to_bytes` writes."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise ValueError(f"not of format {FORMAT!r}; this version of medsynth reads no other")
+    certificate = parse(Certificate, body, "certificate")
+    if certificate.to_bytes() != content:
+        raise ValueError("its digest does not fit its content: it was changed or damaged")
+    return certificate
+
+
+def commitment(images: ImageSet, key: bytes) -> str:
+    """HMAC-SHA256 of a set's pixels: without the key nobody can test a guess of who is in it, with it nobody can swap the set."""
+    meta = {"unit": images.unit, "range": images.range, "shape": images.images.shape[1:]}
+    mac = hmac.new(key, b"medsynth.private-set/1\n" + _canonical(meta), hashlib.sha256)
+    for row in sorted(images.row_hashes.tolist()):
+        mac.update(row.encode())
+    return mac.hexdigest()
+
+
+def readme(certificate: Certificate) -> str:
+    """The plain statement that goes with a release."""
+    signature = f"\n{SIGNATURE} is the signature of {CERTIFICATE} (Ed25519)." if certificate.signed_by else ""
+    versions = len(certificate.transformations)
+    how, statement = (
+        textwrap.fill(text, width=120, initial_indent="  ", subsequent_indent="  ")
+        for text in (f"How tau was chosen: {certificate.tau.how}", STATEMENT)
+    )
+    return f"""Synthetic images with a certified distance to a private set
+============================================================
+
+What is guaranteed
+  There are {certificate.released} images in {IMAGES}/. Each, as the file you have, was compared with every image of a private set
+  in {versions} versions: as it is, and mirrored, turned, shifted or scaled.
+  Measured by the feature map "{certificate.encoder.name}", none lies within tau = {certificate.tau.value:.6g} of any of them.
+  No file holds the pixels of a private image.
+{how}
+  Names and order of the files are random. Files hold pixels and nothing else.
+
+What is not guaranteed
+{statement}
+  Distance is what this one feature map sees: an image can be far in it and still show what somebody recognises.
+  A threshold lets a share of altered copies pass; how tau was chosen says what share was aimed at.
+  Nothing is said about what the images reveal on average, such as how frequent a disease is in the private set.
+  Nobody looked for names or numbers that are part of the picture.
+
+What is left out, and why
+  Distances, the number of refused candidates and the size of the private set are not published: they, too, follow from private
+  images. The sender keeps them, with the key of the commitment, in the audit.
+
+How to read the images
+  {MANIFEST} says what the integers in the files stand for: unit, range, step and spacing.
+
+How to check
+  medsynth verify FOLDER                        the files, the certificate and the feature map
+  medsynth verify FOLDER --public-key KEY.pem   and who signed it
+  The sender can also repeat all distances: medsynth verify FOLDER --private SET{signature}
+"""
+
+
+def _canonical(value: object) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")

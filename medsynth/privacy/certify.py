@@ -1,0 +1,252 @@
+"""Make a gated release: write candidates to files, judge the files, keep what is far enough, certify it; or leave nothing."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import hashlib
+import io
+import json
+import math
+import os
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from medsynth.data.folder import IMAGES, MANIFEST, Loaded, write_manifest
+from medsynth.data.imagefile import Encoding
+from medsynth.imageset import ImageSet
+from medsynth.privacy.certificate import (
+    AUDIT,
+    CANDIDATES,
+    CERTIFICATE,
+    KEY,
+    MARGIN,
+    README,
+    SIGNATURE,
+    Certificate,
+    EncoderEntry,
+    FileEntry,
+    TauEntry,
+    commitment,
+    read_certificate,
+    readme,
+)
+from medsynth.privacy.gate import Gate, Verdicts
+from medsynth.privacy.signature import load_private_key, public_half, signed
+from medsynth.runs import file_hash, package_versions
+
+if TYPE_CHECKING:
+    from medsynth.privacy.distances import FeatureMap
+
+_EPOCH = 315532800  # 1980-01-01, the earliest time that archives can hold: times of files tell nothing
+
+
+class Release(NamedTuple):
+    """What `certify` made: its folder, images released, and how many candidates were refused for what reason."""
+
+    folder: Path
+    released: int
+    refused: dict[str, int]
+    certificate: Certificate
+
+
+def certify(
+    candidates: ImageSet | Loaded,
+    private: ImageSet | Loaded,
+    phi: FeatureMap,
+    *,
+    tau: float,
+    how: str,
+    out: str | Path,
+    key: str = "",
+    sign: str | Path | None = None,
+    gate: Callable[..., Gate] = Gate,
+) -> Release:
+    """Write candidates to files, judge the files against a private set, and release those that keep their distance in `out`.
+
+    phi: a FeatureMap, `key` its name in the registry; tau, how: the threshold and how it was chosen; sign: an Ed25519 key in PEM;
+    gate: makes the gate from (private, phi, tau). `out` must not exist or be empty, and is not touched unless all succeeds.
+    Raises ValueError for sets that cannot be compared, a threshold that is not positive, or when nothing is accepted.
+    """
+    candidates, private, out = _loaded(candidates), _loaded(private), Path(out)
+    if not 0 < tau < math.inf:
+        raise ValueError(f"tau is {tau}; expected a positive, finite distance")
+    comparable(candidates, private)
+    encoding = Encoding.for_images(candidates.images, candidates.files, candidates.orientation)
+    signer = None if sign is None else load_private_key(Path(sign))
+    temporary = _beside(out)
+    try:
+        release, audit, staged = (temporary / name for name in ("release", "audit", "staged"))
+        (release / IMAGES).mkdir(parents=True)
+        # nobody else may see candidates before they are judged: some are copies of patients
+        for folder in (audit, staged):
+            folder.mkdir(mode=0o700)
+        # files are written, numbered and released in an order of chance that nobody can draw again
+        order = secrets.SystemRandom().sample(range(len(candidates.images)), len(candidates.images))
+        judged = _written(candidates.images, encoding, order, staged)
+        sentry = gate(private.images, phi, tau * (1 + MARGIN))
+        verdicts = _without_copies(sentry.judge(judged), same_files(judged, private.images, encoding))
+        refused = Counter(verdicts.reason[~verdicts.accepted].tolist()) + Counter(candidates.refused.values())
+        names = _release(staged, release / IMAGES, encoding, verdicts.accepted)
+        if not names:
+            found = ", ".join(f"{n} {reason}" for reason, n in sorted(refused.items()))
+            raise ValueError(f"none of {refused.total()} candidates was accepted ({found}); nothing was written to {out}")
+        key_bytes = secrets.token_bytes(32)
+        unsigned = Certificate(
+            encoder=EncoderEntry(key, phi.name, phi.hash),
+            tau=TauEntry(float(tau), how),
+            transformations=sentry.copies,
+            released=len(names),
+            files=(),
+            commitment=commitment(private.images, key_bytes),
+            versions=tuple(f"{name} {version}" for name, version in sorted(package_versions().items())),
+            signed_by=None if signer is None else public_half(signer),
+        )
+        write_manifest(release, encoding)
+        (release / README).write_text(readme(unsigned), encoding="utf-8")
+        content = replace(unsigned, files=tuple(_entries(release))).to_bytes()
+        (release / CERTIFICATE).write_bytes(content)
+        if signer is not None:
+            (release / SIGNATURE).write_bytes(signed(content, signer))
+        shutil.rmtree(staged)
+        rows = _rows(candidates, private, order, names, verdicts)
+        _write_audit(audit, content, key_bytes, candidates, private, refused, rows)
+        for path in (*release.rglob("*"), release):
+            os.utime(path, (_EPOCH, _EPOCH))
+        os.sync()
+        # onto an empty folder this succeeds, onto any other it fails and changes nothing
+        os.rename(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Release(out, len(names), dict(refused), read_certificate(content))
+
+
+def same_files(images: ImageSet, private: ImageSet, encoding: Encoding) -> np.ndarray:
+    """Which images, bool (n,), have in files the pixels of a private image in such a file; no feature map has a say in this."""
+    known = {hashlib.sha256(encoding.codes(image)).digest() for image in private.images[:, 0]}
+    return np.array([hashlib.sha256(encoding.codes(image)).digest() in known for image in images.images[:, 0]], dtype=bool)
+
+
+def _without_copies(verdicts: Verdicts, copies: np.ndarray) -> Verdicts:
+    reason = np.where(copies & (verdicts.reason != "constant"), "copy", verdicts.reason)
+    return replace(verdicts, accepted=verdicts.accepted & ~copies, reason=reason)
+
+
+def comparable(candidates: Loaded, private: Loaded) -> None:
+    """ValueError naming the first thing in which two sets differ that must agree, or the one that is empty."""
+    for images, files in ((private.images, "private set"), (candidates.images, "candidates")):
+        if not len(images):
+            raise ValueError(f"{files} {images.name}: holds no usable images; expected at least one")
+    mine, its = candidates.images, private.images
+    pairs = {
+        "shape": (mine.images.shape[1:], its.images.shape[1:], "resample or crop one of them"),
+        "unit": (mine.unit, its.unit, "convert one of them, or say what plain files hold with --unit"),
+        "range": (mine.range, its.range, "convert one of them, or say what plain files hold with --range LOW HIGH"),
+        "spacing": (mine.spacing, its.spacing, "resample one of them"),
+        "orientation": (candidates.orientation, private.orientation, "turn one of them"),
+    }
+    for what, (left, right, action) in pairs.items():
+        # spacing and orientation may be unknown on one side
+        same = left == right or (what in ("spacing", "orientation") and None in (left, right))
+        if what == "spacing" and left and right:
+            same = np.allclose(left, right, rtol=1e-4, atol=0)
+        if not same:
+            raise ValueError(
+                f"{what} of the candidates ({mine.name}) is {left}, of the private set ({its.name}) {right}; {action}"
+            )
+
+
+def _loaded(images: ImageSet | Loaded) -> Loaded:
+    return images if isinstance(images, Loaded) else Loaded(images)
+
+
+def _beside(out: Path) -> Path:
+    """A new folder on the same disk as `out`; ValueError if something is there already."""
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out}: its folder {out.parent} does not exist; make it first")
+    if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
+        raise FileExistsError(f"{out}: is there already and not an empty folder; choose another name or remove it")
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}")
+    temporary.mkdir()
+    return temporary
+
+
+def _written(images: ImageSet, encoding: Encoding, order: list[int], staged: Path) -> ImageSet:
+    """All images as files, in `order`, and what a recipient reads from them."""
+    rows = np.empty((len(order), 1, *encoding.shape), dtype=np.float32)
+    for i, row in enumerate(order):
+        path = staged / f"{i}{encoding.suffix}"
+        path.write_bytes(encoding.to_bytes(images.images[row, 0]))
+        rows[i, 0] = encoding.read(path)
+    return ImageSet(
+        images=rows, patient=np.arange(len(order)), unit=encoding.unit, range=encoding.range, spacing=encoding.spacing,
+        name="candidates", role=images.role,
+    )  # fmt: skip
+
+
+def _release(staged: Path, images: Path, encoding: Encoding, accepted: np.ndarray) -> dict[int, str]:
+    """Move what was accepted, numbered without gaps; position -> released name."""
+    names = {}
+    for number, i in enumerate(np.flatnonzero(accepted).tolist(), start=1):
+        names[i] = f"{number:06d}{encoding.suffix}"
+        os.replace(staged / f"{i}{encoding.suffix}", images / names[i])
+    return names
+
+
+def _entries(release: Path) -> Iterator[FileEntry]:
+    for name in sorted([MANIFEST, README, *(f"{IMAGES}/{p.name}" for p in (release / IMAGES).iterdir())]):
+        yield FileEntry(name, (release / name).stat().st_size, file_hash(release / name))
+
+
+def _rows(candidates: Loaded, private: Loaded, order: list[int], names: dict[int, str], verdicts: Verdicts) -> list[list[object]]:
+    """The audit's line for each candidate, in the candidates' order; damaged files last."""
+    table = candidates.images.attributes
+    files = table["file"].tolist() if "file" in table else [str(i) for i in range(len(candidates.images))]
+    people = dict(zip(private.images.patient.tolist(), _patient_ids(private.images), strict=True))
+    rows: list[list[object]] = [[]] * len(order)
+    for i, row in enumerate(order):
+        patient = people.get(int(verdicts.patient[i]), "")
+        rows[row] = [files[row], names.get(i, ""), verdicts.reason[i], float(verdicts.distance[i]), patient]
+    return rows + [[file, "", reason, math.nan, ""] for file, reason in candidates.refused.items()]
+
+
+def _patient_ids(images: ImageSet) -> list[str]:
+    for column in ("patient_id", "file"):
+        if column in images.attributes:
+            return images.attributes[column].tolist()
+    return [str(p) for p in images.patient.tolist()]
+
+
+def _write_audit(
+    audit: Path,
+    certificate: bytes,
+    key: bytes,
+    candidates: Loaded,
+    private: Loaded,
+    refused: Counter[str],
+    rows: list[list[object]],
+) -> None:
+    body = {
+        "format": "medsynth.audit/1",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "certificate_sha256": hashlib.sha256(certificate).hexdigest(),
+        "candidates": {"name": candidates.images.name, "number": len(rows), "refused": dict(sorted(refused.items()))},
+        "private": {
+            "name": private.images.name, "images": len(private.images), "patients": private.images.patients,
+            "content_hash": private.images.content_hash, "values": asdict(private.values),
+        },
+    }  # fmt: skip
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["candidate", "released", "reason", "distance", "nearest_patient"])
+    writer.writerows(rows)
+    for name, text in ((AUDIT, json.dumps(body, indent=1) + "\n"), (CANDIDATES, table.getvalue()), (KEY, key.hex() + "\n")):
+        with open(os.open(audit / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as f:
+            f.write(text)

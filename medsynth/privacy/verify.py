@@ -1,0 +1,224 @@
+"""Check a gated release again: certificate, signature, every file, the feature map and, given the private set, all distances."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import hmac
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsynth.config import parse
+from medsynth.data.folder import IMAGES, Loaded, Values, load, read_manifest
+from medsynth.data.imagefile import Encoding
+from medsynth.privacy.certificate import (
+    AUDIT,
+    CANDIDATES,
+    CERTIFICATE,
+    KEY,
+    SIGNATURE,
+    Certificate,
+    commitment,
+    read_certificate,
+)
+from medsynth.privacy.certify import comparable, same_files
+from medsynth.privacy.gate import Gate
+from medsynth.privacy.signature import is_signature, load_public_key
+from medsynth.runs import file_hash
+
+if TYPE_CHECKING:
+    from medsynth.privacy.distances import FeatureMap
+
+_AGAIN = 1e-3  # by how much, relative to it, a distance may differ when another machine measures it
+
+
+class VerificationError(ValueError):
+    """The first thing about a release that is not as its certificate says."""
+
+
+def verify(
+    folder: str | Path,
+    *,
+    private: str | Path | Loaded | None = None,
+    public_key: str | Path | None = None,
+    maps: Callable[[str], FeatureMap] | None = None,
+    gate: Callable[..., Gate] = Gate,
+) -> str:
+    """One line that says what was verified. `folder` is what `certify` wrote, or the part of it that was released.
+
+    private: the private set, whose commitment and distances are checked too, with the audit beside the release.
+    maps: registry key -> FeatureMap, by default `medsynth.privacy.distances.feature_map`; gate: as in `certify`.
+    Raises VerificationError naming the first failure, ValueError or OSError where there is nothing that could be verified.
+    """
+    release, audit = _locate(Path(folder))
+    expected_key = None if public_key is None else load_public_key(Path(public_key))
+    certificate, content = _certificate(release)
+    signer = _signature(release, certificate, content, expected_key)
+    _files(release, certificate)
+    images = _images(release, certificate)
+    if maps is None:
+        from medsynth.privacy.distances import feature_map as maps
+    phi = _feature_map(certificate, maps)
+    done = [f"{len(certificate.files)} files and the certificate", f"the feature map {phi.name!r}", *signer]
+    if private is not None:
+        if audit is None:
+            raise FileNotFoundError(f"{folder}: no audit beside the release; distances can only be checked by whoever holds it")
+        key, recorded = _audit(audit, content)
+        if not isinstance(private, Loaded):
+            private = load(private, role="private", values=_values(audit))
+        if not hmac.compare_digest(commitment(private.images, key), certificate.commitment):
+            raise VerificationError("private set: it is not the one of this release: its commitment differs")
+        _no_copies(images, private, read_manifest(release))
+        _distances(certificate, images, gate(private.images, phi, certificate.tau.value), recorded)
+        done.append(f"the private set and {certificate.released} distances")
+    return f"verified: {', '.join(done)}"
+
+
+def _locate(folder: Path) -> tuple[Path, Path | None]:
+    if (folder / "release").is_dir():
+        return folder / "release", folder / "audit" if (folder / "audit").is_dir() else None
+    if (folder / CERTIFICATE).exists() or (folder / IMAGES).is_dir():
+        return folder, None
+    raise FileNotFoundError(f"{folder}: no release; expected a folder with {CERTIFICATE}, or one with the folder release")
+
+
+def _certificate(release: Path) -> tuple[Certificate, bytes]:
+    _regular(release, CERTIFICATE)
+    content = (release / CERTIFICATE).read_bytes()
+    try:
+        return read_certificate(content), content
+    except ValueError as error:
+        raise VerificationError(f"{CERTIFICATE}: {error}") from error
+
+
+def _signature(release: Path, certificate: Certificate, content: bytes, expected: str | None) -> list[str]:
+    public = certificate.signed_by
+    if public is None:
+        if expected is not None:
+            raise VerificationError(f"{CERTIFICATE}: is not signed; a signature was asked for")
+        return []
+    _regular(release, SIGNATURE)
+    if not is_signature((release / SIGNATURE).read_bytes(), content, public):
+        raise VerificationError(f"{SIGNATURE}: is no signature of {CERTIFICATE} by the key it names, {public[:16]}…")
+    if expected is None:
+        return [f"its signature by the unknown key {public[:16]}… (give --public-key to know whose it is)"]
+    if expected != public:
+        raise VerificationError(f"{SIGNATURE}: is by the key {public[:16]}…, not by the one given, {expected[:16]}…")
+    return ["its signature by the key given"]
+
+
+def _files(release: Path, certificate: Certificate) -> None:
+    """Exactly the files of the certificate are there, unchanged."""
+    listed = {entry.name: entry for entry in certificate.files}
+    folders = {IMAGES}
+    for root, below, names in os.walk(release):
+        for name in sorted(below + names):
+            inside = (Path(root) / name).relative_to(release).as_posix()
+            allowed = folders if name in below else {*listed, CERTIFICATE} | ({SIGNATURE} if certificate.signed_by else set())
+            if inside not in allowed or (name in below and (Path(root) / name).is_symlink()):
+                raise VerificationError(f"{inside}: is in the release but not in its certificate")
+    for name, entry in listed.items():
+        size = _regular(release, name)
+        if size != entry.bytes:
+            found = "truncated" if size < entry.bytes else "longer than it was"
+            raise VerificationError(f"{name}: {found}: {size} bytes, the certificate says {entry.bytes}")
+        if file_hash(release / name) != entry.sha256:
+            raise VerificationError(f"{name}: changed: its sha256 is not the certificate's")
+
+
+def _regular(release: Path, name: str) -> int:
+    """Size of a file; VerificationError if it is missing, a link or something that is no file."""
+    try:
+        found = os.lstat(release / name)
+    except OSError as error:
+        raise VerificationError(f"{name}: missing") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise VerificationError(f"{name}: is a link or no file; a release holds plain files")
+    return found.st_size
+
+
+def _images(release: Path, certificate: Certificate) -> Loaded:
+    try:
+        images = load(release, role="public")
+    except (ValueError, OSError) as error:
+        raise VerificationError(f"images: cannot be loaded: {error}") from error
+    if len(images.images) != certificate.released:
+        raise VerificationError(f"images: {len(images.images)} are there; the certificate says {certificate.released}")
+    return images
+
+
+def _feature_map(certificate: Certificate, maps: Callable[[str], FeatureMap]) -> FeatureMap:
+    entry = certificate.encoder
+    if not entry.key:
+        raise ValueError(f"the feature map {entry.name!r} does not come with medsynth; verify from Python and give it as `maps`")
+    try:
+        phi = maps(entry.key)
+    except (ValueError, OSError) as error:
+        raise VerificationError(f"feature map {entry.key!r}: cannot be loaded here: {error}") from error
+    if phi.hash != entry.hash:
+        raise VerificationError(
+            f"feature map {entry.key!r}: the installed one has hash {phi.hash[:16]}…, the certificate's {entry.hash[:16]}…; "
+            f"install the versions that the certificate names"
+        )
+    return phi
+
+
+def _audit(audit: Path, content: bytes) -> tuple[bytes, dict[str, float]]:
+    """Key of the commitment, and recorded distance by released file."""
+    if _read_json(audit / AUDIT).get("certificate_sha256") != hashlib.sha256(content).hexdigest():
+        raise VerificationError(f"{CERTIFICATE}: is not the one that the audit belongs to")
+    try:
+        key = bytes.fromhex((audit / KEY).read_text(encoding="ascii"))
+        with open(audit / CANDIDATES, newline="", encoding="utf-8") as f:
+            recorded = {row["released"]: float(row["distance"]) for row in csv.DictReader(f) if row["released"]}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise VerificationError(f"audit: {KEY} or {CANDIDATES} is missing or damaged ({error})") from error
+    return key, recorded
+
+
+def _values(audit: Path) -> Values:
+    """How the private set was loaded."""
+    try:
+        return parse(Values, _read_json(audit / AUDIT)["private"]["values"], AUDIT)
+    except (KeyError, TypeError, ValueError) as error:
+        raise VerificationError(f"audit: {AUDIT} is damaged ({error})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise VerificationError(f"audit: {path.name} is missing or damaged ({error})") from error
+    if not isinstance(body, dict):
+        raise VerificationError(f"audit: {path.name} is damaged")
+    return body
+
+
+def _no_copies(images: Loaded, private: Loaded, encoding: Encoding) -> None:
+    comparable(images, private)
+    for file, copy in zip(images.images.attributes["file"], same_files(images.images, private.images, encoding), strict=True):
+        if copy:
+            raise VerificationError(f"{IMAGES}/{file}: holds the pixels of a private image")
+
+
+def _distances(certificate: Certificate, images: Loaded, sentry: Gate, recorded: dict[str, float]) -> None:
+    if sentry.copies != certificate.transformations:
+        raise VerificationError(
+            "transformations: the installed ones are not the certificate's; install the version that it names"
+        )
+    verdicts = sentry.judge(images.images)
+    files = images.images.attributes["file"].tolist()
+    for i, file in enumerate(files):
+        if not verdicts.accepted[i]:
+            raise VerificationError(
+                f"{IMAGES}/{file}: {verdicts.reason[i]}: its distance {verdicts.distance[i]:.6g} is not above tau, "
+                f"{certificate.tau.value:.6g}"
+            )
+        if file not in recorded or abs(verdicts.distance[i] - recorded[file]) > _AGAIN * verdicts.distance[i]:
+            raise VerificationError(
+                f"{IMAGES}/{file}: its distance is {verdicts.distance[i]:.6g}; the audit says {recorded.get(file, 'nothing')}"
+            )

@@ -1,0 +1,169 @@
+"""Thresholds and what they cost: known answers on maps with known distances, loops, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medsynth.data.transforms import GALLERY, attacked, transformed_copies
+from medsynth.evaluation.statistics import bootstrap_mean
+from medsynth.imageset import ImageSet
+from medsynth.pretrain import thresholds
+from medsynth.pretrain.public import PublicSet
+from medsynth.privacy import calibration
+from medsynth.privacy.calibration import (
+    FAMILIES,
+    attack_table,
+    calibrate,
+    distance_to_own,
+    gallery_features,
+    nearest_distance,
+    scan_distances,
+    threshold_at,
+)
+from medsynth.privacy.ledger import Ledger
+
+
+class Means:
+    """A map with few dimensions: mean grey of the four quarters of an image, and of the image mirrored."""
+
+    name, hash = "quarters", "0" * 32
+
+    def __call__(self, images: ImageSet) -> np.ndarray:
+        x = images.images[:, 0]
+        h, w = x.shape[1] // 2, x.shape[2] // 2
+        return np.stack([q.mean((1, 2)) for q in (x[:, :h, :w], x[:, :h, w:], x[:, h:, :w], x[:, h:, w:])], 1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def people(make_set) -> ImageSet:
+    levels = np.random.default_rng(0).uniform(0.2, 0.8, (24, 1, 2, 2))
+    return make_set(24, images=np.kron(levels, np.ones((8, 8))).astype(np.float32), split=None)
+
+
+FEW = (("copy",), ("flip",), ("shift",), ("noise",), ("flip", "gamma"), ("zoom", "noise"))
+
+
+def test_families_are_every_attack_and_every_pair():
+    assert len(FAMILIES) == 10 + 36 and FAMILIES[0] == ("copy",) and {len(f) for f in FAMILIES} == {1, 2}
+
+
+def test_distances_against_loops(people):
+    phi = Means()
+    gallery = gallery_features(phi, people)
+    assert gallery.shape == (len(GALLERY), 24, 4)
+    for features, (_, copies) in zip(gallery, transformed_copies(people), strict=True):
+        np.testing.assert_array_equal(features, phi(copies))
+    x = phi(attacked(people, ("zoom", "noise"), seed=0))
+    to_copies = np.linalg.norm(x[:, None, None].astype(float) - gallery[None], axis=-1)  # (rows, copies, n)
+    np.testing.assert_allclose(distance_to_own(x, gallery), [to_copies[i, :, i].min() for i in range(24)], atol=1e-7)
+    np.testing.assert_allclose(nearest_distance(x, gallery), to_copies.min((1, 2)), atol=1e-7)
+    of_patient = [to_copies[i][:, people.patient == people.patient[i]].min() for i in range(24)]
+    np.testing.assert_allclose(scan_distances(x, people.patient, gallery, people.patient), of_patient, atol=1e-7)
+    with pytest.raises(ValueError, match=r"patients \[77\] have no image in the private set"):
+        scan_distances(x, np.full(24, 77), gallery, people.patient)
+
+
+def test_copies_and_mirrored_copies_have_distance_zero(people):
+    phi = Means()
+    gallery = gallery_features(phi, people)
+    for name in ("copy", "flip"):
+        assert distance_to_own(phi(attacked(people, name, seed=0)), gallery).max() == 0
+
+
+def test_chunks_change_nothing(people, monkeypatch):
+    x, gallery = Means()(people), gallery_features(Means(), people)[3:]
+    whole = nearest_distance(x, gallery)
+    monkeypatch.setattr(calibration, "_ROWS", 5)
+    np.testing.assert_allclose(nearest_distance(x, gallery), whole, atol=1e-12)
+
+
+@pytest.mark.parametrize(("miss", "pair_miss"), [(0.01, 0.03), (0.1, 0.1), (0.3, 0.5)])
+def test_no_family_misses_more_than_stated(people, miss, pair_miss, monkeypatch):
+    monkeypatch.setattr(calibration, "FAMILIES", FEW)
+    phi = Means()
+    found = calibrate(phi, people, seed=0, miss=miss, pair_miss=pair_miss)
+    gallery = gallery_features(phi, people)
+    reached = False
+    for family in FEW:
+        distance = distance_to_own(phi(attacked(people, family, seed=0)), gallery)
+        allowed = miss if len(family) == 1 else pair_miss
+        assert (distance > found.tau).mean() <= allowed
+        reached |= (distance >= found.tau).mean() > allowed
+    assert reached, "tau is the least such threshold"
+    assert (found.images, found.patients, found.phi, found.phi_hash) == (24, 12, "quarters", "0" * 32)
+    assert len(found.needed) == len(FEW) and found.needed["tau"].max() == found.tau
+    assert "24 images of 12 other patients" in found.sentence() and f"{miss:.2%} of each attack" in found.sentence()
+
+
+def test_private_images_are_not_calibrated_on(people):
+    with pytest.raises(ValueError, match="private; calibrate on public or held-out patients"):
+        calibrate(Means(), people.with_role("private"), seed=0)
+    with pytest.raises(ValueError, match="miss 0, pair_miss"):
+        calibrate(Means(), people, seed=0, miss=0)
+
+
+def test_the_threshold_at_a_share_is_the_largest():
+    nearest = np.random.default_rng(0).random(41)
+    for share in (0.01, 0.05, 0.5):
+        tau = threshold_at(nearest, share)
+        assert (nearest <= tau).mean() <= share < (nearest <= np.nextafter(tau, np.inf)).mean()
+    with pytest.raises(ValueError, match="share 1; expected"):
+        threshold_at(nearest, 1)
+
+
+def test_the_table_says_what_is_refused(people, monkeypatch):
+    monkeypatch.setattr(calibration, "FAMILIES", FEW)
+    phi = Means()
+    unseen = people.with_images(1 - people.images, patient=people.patient + 100, name="unseen")
+    scans = attacked(people, "noise", seed=9)
+    tau = calibrate(phi, people, seed=0).tau
+    table = attack_table(phi, people, unseen, tau, seed=1, other_scans=scans)
+    assert table["kind"].value_counts().to_dict() == {"attack": 4, "pair": 2, "unseen patients": 1, "other scans": 1}
+    gallery = gallery_features(phi, people)
+    row = table.set_index("family")
+    assert row.loc["copy", "refused"] == 1
+    # the same interval that the mean of a column has
+    flags = distance_to_own(phi(attacked(people, ("zoom", "noise"), seed=1)), gallery) <= tau
+    expected = bootstrap_mean(flags, people.patient, seed=1)
+    assert tuple(row.loc["zoom + noise", ["refused", "low", "high", "patients"]]) == pytest.approx(tuple(expected))
+    shift = distance_to_own(phi(attacked(people, "shift", seed=1)), gallery) <= tau
+    assert row.loc["shift", "refused"] == shift.mean() and row.loc["shift", "images"] == 24
+    assert table.iloc[6]["refused"] == (nearest_distance(phi(unseen), gallery) <= tau).mean()
+    assert table.iloc[7]["refused"] == (scan_distances(phi(scans), people.patient, gallery, people.patient) <= tau).mean()
+    assert (table["low"] <= table["refused"]).all() and (table["private_patients"] == 12).all()
+    without = attack_table(phi, people, unseen, tau, seed=1, strength="bound")
+    assert len(without) == 7 and isinstance(without, pd.DataFrame)
+    assert without.set_index("family").loc["shift", "refused"] <= row.loc["shift", "refused"]
+
+
+# thresholds that ship
+
+
+def test_the_largest_threshold_of_all_sets_ships(people, monkeypatch, tmp_path, cache):
+    monkeypatch.setattr(calibration, "FAMILIES", FEW)
+    other = people.with_images(people.images * 0.5, name="other", role="eval")
+    drawn: list[dict] = []
+    monkeypatch.setattr(thresholds, "cached_thorax", lambda **k: drawn.append(k) or people)
+    monkeypatch.setattr(thresholds, "cardiac", lambda **k: people)
+    real = {k: PublicSet(other, "xray", True) for k in ("cxr_kermany", "cxr_nih")}
+    monkeypatch.setattr(thresholds, "real_sets", lambda folder, split: real if split == "val" else {})
+    monkeypatch.setattr(thresholds, "SIZE", 16)
+    monkeypatch.setattr(thresholds, "feature_map", lambda name, folder: Means())
+    arguments = ["thresholds", "--out", str(tmp_path), "--patients", "12", "--maps", "pixels 2d", "encoder_3d 3d"]
+    monkeypatch.setattr("sys.argv", arguments)
+    thresholds.main()
+    entries = json.loads((tmp_path / "thresholds.json").read_text())
+    assert set(entries) == {"pixels 2d", "encoder_3d 3d"} and all(k["seed"] == 1 for k in drawn)
+    found = entries["pixels 2d"]
+    one = thresholds.one_per_patient(other)
+    assert len(one) == 12 and found["tau"] == max(found["by_set"].values()) and "decided by" in found["how"]
+    assert found["by_set"]["cxr_nih"] == calibrate(Means(), one, seed=0).tau
+    # what is not asked for stays
+    monkeypatch.setattr("sys.argv", [*arguments[:-1]])
+    thresholds.main()
+    assert json.loads((tmp_path / "thresholds.json").read_text()) == entries
+    assert [e.reads for e in Ledger(cache / "ledger" / "thresholds").entries()] == ["other"]

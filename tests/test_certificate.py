@@ -1,0 +1,650 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medsynth.data.folder import Loaded, Values, load
+from medsynth.imageset import ImageSet
+from medsynth.privacy.certificate import FileEntry, commitment, read_certificate, readme
+from medsynth.privacy.certify import Release, certify
+from medsynth.privacy.gate import Gate
+from medsynth.privacy.signature import is_signature
+from medsynth.privacy.verify import VerificationError, verify
+from medsynth.runs import file_hash
+
+TAU = 0.2
+SIDE = 8
+
+
+class Pixels:
+    """Root mean square difference of pixels, without a network."""
+
+    name, hash = "pixels for tests", "0" * 32
+
+    def __call__(self, images: ImageSet) -> np.ndarray:
+        flat = images.scaled().reshape(len(images), -1)
+        return flat / np.float32(flat.shape[1] ** 0.5)
+
+
+def few(images: ImageSet) -> list[tuple[str, ImageSet]]:
+    return [("copy", images), ("flip", images.with_images(images.images[..., ::-1]))]
+
+
+def plain_gate(private: ImageSet, phi: Pixels, tau: float) -> Gate:
+    """The real gate, with one transformed copy instead of many."""
+    return Gate(private, phi, tau, copies=few)
+
+
+def check(folder: Path, **arguments: object) -> str:
+    return verify(folder, maps=lambda _: Pixels(), gate=plain_gate, **arguments)
+
+
+def make(out: Path, candidates: ImageSet | Loaded, private: ImageSet | Loaded, **changes: object) -> Release:
+    arguments: dict[str, object] = {"tau": TAU, "how": "chosen for tests", "out": out, "key": "pixels", "gate": plain_gate}
+    return certify(candidates, private, Pixels(), **(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def private(make_set) -> ImageSet:
+    # on the grid of 16 bit files, so that a copy is at distance zero and not just close to it
+    images = np.random.default_rng(0).integers(0, 65536, (6, 1, SIDE, SIDE)) / 65535
+    return make_set(6, images=images, role="private", name="ward-7-scans")
+
+
+@pytest.fixture(scope="module")
+def mixed(make_set, private) -> Loaded:
+    """Five candidates that are far, a copy, a mirrored copy, one close, one constant, and two damaged files."""
+    far = make_set(9, (1, SIDE, SIDE), seed=1, role="private", name="drawn-by-model").images.copy()
+    far[5], far[6] = private.images[3], private.images[2][..., ::-1]
+    far[7] = np.clip(private.images[0] + 0.01, 0, 1)
+    far[8] = 0.5
+    images = make_set(9, images=far, role="private", name="drawn-by-model", patient=np.arange(9), split=None)
+    named = images.attributes.assign(file=[f"source-{i}" for i in range(9)])
+    return Loaded(replace(images, attributes=named), {"source-9": "not finite", "source-10": "cannot be read"})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, mixed, private) -> Release:
+    return make(tmp_path_factory.mktemp("made") / "out", mixed, private)
+
+
+@pytest.fixture
+def copy(made, tmp_path) -> Path:
+    """A release of one's own to damage."""
+    return Path(shutil.copytree(made.folder, tmp_path / "out"))
+
+
+def test_what_is_far_is_released(made, mixed, private):
+    assert made.released == 5
+    assert made.refused == {"copy": 2, "too close": 1, "constant": 1, "not finite": 1, "cannot be read": 1}
+    found = load(made.folder / "release", role="public").images
+    assert found.attributes["file"].tolist() == [f"{i:06d}.png" for i in range(1, 6)]
+    # each is one of the far candidates, up to quantisation
+    difference = np.abs(found.images[:, None] - mixed.images.images[None, :5]).max(axis=(2, 3, 4))
+    assert sorted(difference.argmin(1).tolist()) == [0, 1, 2, 3, 4] and difference.min(1).max() <= 0.5 / 65535 + 1e-7
+    line = check(made.folder, private=Loaded(private))
+    assert line == ("verified: 7 files and the certificate, the feature map 'pixels for tests', the private set and 5 distances")
+    assert check(made.folder) == check(made.folder / "release")
+
+
+def test_nothing_in_a_release_says_where_it_came_from(made, private, tmp_path):
+    release = made.folder / "release"
+    everything = b"".join(p.read_bytes() for p in release.rglob("*") if p.is_file()).lower()
+    for secret in ("source-", "drawn-by-model", "ward-7", str(tmp_path.parent), *private.row_hashes):
+        assert secret.encode() not in everything
+    assert {p.stat().st_mtime for p in (release, *release.rglob("*"))} == {315532800.0}
+    names = sorted(p.relative_to(release).as_posix() for p in release.rglob("*"))
+    assert names == ["README.txt", "certificate.json", "images", *(f"images/{i:06d}.png" for i in range(1, 6)), "manifest.json"]
+
+
+def test_the_certificate_holds_no_private_output(made):
+    body = json.loads((made.folder / "release" / "certificate.json").read_text())
+    assert set(body) == {
+        "encoder", "tau", "transformations", "released", "files", "commitment", "versions", "signed_by", "margin", "exactness",
+        "commitment_is", "statement", "mode", "format", "digest",
+    }  # fmt: skip
+    assert body["encoder"] == {"key": "pixels", "name": "pixels for tests", "hash": "0" * 32}
+    assert body["tau"] == {"value": TAU, "how": "chosen for tests"}
+    assert body["transformations"] == ["copy", "flip"] and body["released"] == 5 and body["signed_by"] is None
+    assert body["digest"] == made.certificate.digest and len(body["digest"]) == 64
+    assert any(v.startswith("numpy ") for v in body["versions"])
+    statement = " ".join((made.folder / "release" / "README.txt").read_text().split())
+    for text in (body["statement"], "There are 5 images", "tau = 0.2", "chosen for tests", "This is not differential privacy"):
+        assert text in statement
+    # neither the number of candidates (11), of refused ones (6), nor of private images or patients (6, 3) is told
+    told = {int(n) for n in re.findall(r"(?<![\d.\w])\d+(?![\d.\w])", statement)}
+    assert told <= {5, 2}
+
+
+def test_the_audit_is_for_the_owner_alone(made, mixed, private):
+    audit = made.folder / "audit"
+    assert stat.S_IMODE(audit.stat().st_mode) == 0o700
+    assert {p.name: stat.S_IMODE(p.stat().st_mode) for p in audit.iterdir()} == {
+        "audit.json": 0o600, "candidates.csv": 0o600, "commitment.key": 0o600,
+    }  # fmt: skip
+    with open(audit / "candidates.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [r["candidate"] for r in rows] == [f"source-{i}" for i in range(11)]
+    assert [r["reason"] for r in rows[5:]] == ["copy", "copy", "too close", "constant", "not finite", "cannot be read"]
+    assert [r["nearest_patient"] for r in rows[5:]] == ["1", "1", "0", "", "", ""]
+    assert sorted(r["released"] for r in rows[:5]) == [f"{i:06d}.png" for i in range(1, 6)]
+    assert all(float(r["distance"]) > TAU for r in rows[:5]) and float(rows[5]["distance"]) == 0
+    # the audit's line for a released file is about that file
+    found = load(made.folder / "release").images
+    for row, original in zip(rows[:5], mixed.images.images[:5], strict=True):
+        at = found.attributes["file"].tolist().index(row["released"])
+        assert np.abs(found.images[at] - original).max() < 1e-5
+    body = json.loads((audit / "audit.json").read_text())
+    assert body["candidates"]["number"] == 11 and body["private"]["patients"] == 3
+
+
+def test_file_names_are_in_no_order_of_the_candidates(tmp_path, make_set, private):
+    candidates = make_set(12, (1, SIDE, SIDE), seed=1)
+    orders = []
+    for run in range(2):
+        make(tmp_path / str(run), candidates, private)
+        found = load(tmp_path / str(run) / "release").images
+        orders.append(np.abs(found.images[:, None] - candidates.images[None]).max(axis=(2, 3, 4)).argmin(1).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(12))
+    # each of these happens by chance once in 479 million runs
+    assert orders[0] != list(range(12)) and orders[0] != orders[1]
+
+
+def test_a_release_can_be_gated_again(made, private, tmp_path):
+    again = make(tmp_path / "again", load(made.folder / "release", role="public"), private)
+    assert (again.released, again.refused) == (5, {})
+    first, second = ({f.sha256 for f in c.files if "images" in f.name} for c in (made.certificate, again.certificate))
+    # the same pixels are the same bytes
+    assert first == second
+    # but two releases do not show that they share a private set
+    assert made.certificate.commitment != again.certificate.commitment
+
+
+def test_the_files_are_judged_and_not_the_floats(tmp_path, make_set):
+    """Planted bug: a check before quantisation would let these pass."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(10, 240, (4, 1, SIDE, SIDE))
+    private = make_set(4, images=codes / 255, role="private")
+    # one half code up, nearly: in float far enough, and a private image once written with 8 bit
+    shifted = (codes + 0.49) / 255
+    # or one code away in a few pixels
+    few = codes + 0.45
+    few[..., 0, :2] += 1
+    floats = make_set(8, images=np.concatenate([shifted, few / 255]), patient=np.arange(8), split=None)
+    tau = 0.6 * 2 * 0.49 / 255
+    before = plain_gate(private, Pixels(), tau).judge(floats)
+    assert before.accepted.all()
+    far = make_set(1, (1, SIDE, SIDE), seed=9).images
+    candidates = floats.with_images(np.concatenate([far, floats.images[1:]]))
+    made = make(tmp_path / "out", Loaded(candidates, files="png8"), private, tau=tau)
+    assert (made.released, made.refused) == (1, {"copy": 3, "too close": 4})
+
+
+def test_what_is_judged_is_what_is_released(tmp_path, make_set, private):
+    seen = []
+
+    class Spy(Gate):
+        def judge(self, candidates):
+            seen.append(candidates)
+            return super().judge(candidates)
+
+    make(tmp_path / "out", make_set(5, (1, SIDE, SIDE), seed=1), private, gate=lambda *a: Spy(*a, copies=few))
+    np.testing.assert_array_equal(load(tmp_path / "out" / "release").images.images, seen[0].images)
+    assert seen[0].name == "candidates" and not len(seen[0].attributes.columns)
+
+
+def test_a_copy_is_refused_however_small_tau_is(tmp_path, make_set):
+    """In float a copy differs from the private image by its quantisation, and a tiny tau would let that pass."""
+    private = make_set(4, (1, SIDE, SIDE), role="private")
+    candidates = make_set(5, images=np.concatenate([private.images, np.eye(SIDE)[None, None]]), patient=np.arange(5), split=None)
+    assert not plain_gate(private, Pixels(), 1e-12).judge(candidates).accepted[:4].any()
+    made = make(tmp_path / "out", candidates, private, tau=1e-12)
+    assert (made.released, made.refused) == (1, {"copy": 4})
+
+
+def test_images_are_accepted_only_beyond_the_margin(tmp_path, make_set):
+    base = np.zeros((1, 1, SIDE, SIDE))
+    base[0, 0, 0, 0] = 1.0
+    private = make_set(1, images=base, role="private", range=(0.0, 255.0))
+    near = make_set(2, images=np.concatenate([base + 20, base + 21]), range=(0.0, 255.0), patient=np.arange(2), split=None)
+    # the distance of the first is 2 * 20 / 255, beyond tau but within tau and margin
+    tau = float(2 * 20 / 255) * (1 - 5e-5)
+    made = make(tmp_path / "out", Loaded(near, files="png8"), private, tau=tau)
+    assert (made.released, made.refused) == (1, {"too close": 1})
+
+
+@pytest.mark.parametrize(("shape", "suffix"), [((1, SIDE, SIDE), ".png"), ((1, 3, SIDE, SIDE), ".nii.gz")])
+def test_units_spacing_and_volumes_survive(tmp_path, make_set, shape, suffix):
+    rng = np.random.default_rng(0)
+    hu = np.rint(rng.uniform(-1000, 400, (6, *shape)))
+    spacing = (2.5, 0.7, 0.8)[-(len(shape) - 1) :]
+    ct = {"unit": "HU", "range": (-1000.0, 400.0), "spacing": spacing}
+    private = make_set(3, images=hu[:3], role="private", **ct)
+    made = make(tmp_path / "out", Loaded(make_set(3, images=hu[3:], **ct), orientation="LPS"[: len(shape) - 1]), private)
+    assert made.released == 3
+    found = load(tmp_path / "out" / "release")
+    assert (found.images.unit, found.images.range, found.images.spacing) == ("HU", (-1000.0, 400.0), spacing)
+    assert found.orientation == "LPS"[: len(shape) - 1] and found.images.attributes["file"][0] == f"000001{suffix}"
+    order = np.abs(found.images.images[:, None] - hu[None, 3:]).reshape(3, 3, -1).max(-1)
+    assert order.min(1).max() <= (0 if len(shape) == 4 else 0.011)
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, float("nan"), float("inf")])
+def test_thresholds_that_guarantee_nothing(tmp_path, make_set, private, tau):
+    with pytest.raises(ValueError, match=f"tau is {tau}; expected a positive, finite distance"):
+        make(tmp_path / "out", make_set(2, (1, SIDE, SIDE), seed=1), private, tau=tau)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"images": np.zeros((2, 1, 8, 9))},
+            r"shape of the candidates \(other\) is \(1, 8, 9\), of the private set .*resample or crop",
+        ),
+        ({"unit": "HU"}, r"unit of the candidates \(other\) is HU, of the private set \(ward-7-scans\) 1; .*--unit"),
+        ({"range": (0.0, 2.0)}, r"range of the candidates .* is \(0.0, 2.0\), of the private .*--range LOW HIGH"),
+        ({"spacing": (1.0, 1.1)}, r"spacing of the candidates .* is \(1.0, 1.1\), of the private set .* \(1.0, 1.0\); resample"),
+        ({"images": np.zeros((0, 1, 8, 8)), "patient": np.zeros(0, int)}, "candidates other: holds no usable images"),
+    ],
+)
+def test_sets_that_cannot_be_compared(tmp_path, make_set, private, changes, message):
+    fields = {"n": 2, "shape": (1, SIDE, SIDE), "seed": 1, "name": "other", "patient": np.arange(2), "split": None}
+    n = len(changes.get("images", "xx"))
+    other = make_set(**(fields | {"n": n} | changes))
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path / "out", other, replace(private, spacing=(1.0, 1.0)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_sets_that_cannot_be_compared(tmp_path, make_set, private):
+    candidates = make_set(2, (1, SIDE, SIDE), seed=1)
+    with pytest.raises(ValueError, match="private set ward-7-scans: holds no usable images"):
+        make(tmp_path / "out", candidates, private.select(np.zeros(0, int)))
+    with pytest.raises(ValueError, match=r"orientation of the candidates .* is RA, of the private set .* LP; turn one of them"):
+        make(tmp_path / "out", Loaded(candidates, orientation="RA"), Loaded(private, orientation="LP"))
+    colour = make_set(2, (3, SIDE, SIDE), role="private")
+    with pytest.raises(ValueError, match="3 channels; only images of one channel"):
+        make(tmp_path / "out", make_set(2, (3, SIDE, SIDE), seed=1), colour)
+    # unknown on one side is no contradiction
+    assert make(tmp_path / "out", replace(candidates, spacing=(1.0, 1.0)), Loaded(private, orientation="LP")).released == 2
+
+
+def test_nothing_is_written_when_nothing_is_accepted(tmp_path, private):
+    copies = Loaded(private, {"bad.png": "cannot be read"})
+    with pytest.raises(ValueError, match=r"none of 7 candidates was accepted \(1 cannot be read, 6 copy\); nothing was written"):
+        make(tmp_path / "out", copies, private)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_not_touched(tmp_path, make_set, private):
+    candidates = make_set(2, (1, SIDE, SIDE), seed=1)
+    with pytest.raises(FileNotFoundError, match=r"its folder .*gone does not exist"):
+        make(tmp_path / "gone" / "out", candidates, private)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for name in ("file", "full", "link"):
+        with pytest.raises(FileExistsError, match=f"{name}: is there already and not an empty folder"):
+            make(tmp_path / name, candidates, private)
+    assert (tmp_path / "full" / "file").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert make(tmp_path / "empty", candidates, private).released == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "full", "link"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("No space left on device")])
+@pytest.mark.parametrize(
+    "where", ["_written", "_release", "write_manifest", "_entries", "_write_audit", "os.utime", "os.rename", "file_hash"]
+)
+def test_an_end_at_any_moment_leaves_nothing(tmp_path, make_set, private, monkeypatch, where, error):
+    def ends(*_, **__):
+        raise error
+
+    monkeypatch.setattr(f"medsynth.privacy.certify.{where}", ends)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        make(tmp_path / "out", make_set(2, (1, SIDE, SIDE), seed=1), private)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_candidates_lie_in_no_place_that_others_can_read_before_they_are_judged(tmp_path, make_set, private):
+    modes = {}
+
+    def spying(*arguments):
+        for path in tmp_path.rglob("*"):
+            modes[path.name] = stat.S_IMODE(path.stat().st_mode) & 0o077 if path.is_dir() else None
+            if path.suffix == ".png":
+                assert path.parent.name == "staged"
+        return plain_gate(*arguments)
+
+    make(tmp_path / "out", make_set(2, (1, SIDE, SIDE), seed=1), private, gate=spying)
+    assert modes["staged"] == modes["audit"] == 0 and "0.png" in modes
+
+
+def damage(path: Path, position: int, flip: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position % len(content)] ^= flip
+    path.write_bytes(content)
+
+
+@settings(max_examples=150)
+@given(which=st.integers(0, 7), position=st.integers(0, 10**6), flip=st.integers(1, 255))
+def test_any_changed_byte_fails_and_names_the_file(made, which, position, flip):
+    release = made.folder / "release"
+    path = sorted(p for p in release.rglob("*") if p.is_file())[which]
+    before = path.read_bytes()
+    try:
+        damage(path, position, flip)
+        with pytest.raises(VerificationError, match=f"^{re.escape(path.relative_to(release).as_posix())}: "):
+            check(release)
+    finally:
+        path.write_bytes(before)
+
+
+def test_every_changed_byte_of_a_certificate_is_seen(made):
+    short = replace(made.certificate, files=made.certificate.files[:1], versions=("numpy 2",))
+    content = short.to_bytes()
+    assert read_certificate(content).to_bytes() == content
+    for i in range(len(content)):
+        # 32 turns a letter into the other case
+        with pytest.raises(ValueError):
+            read_certificate(content[:i] + bytes([content[i] ^ (1 if i % 2 else 32)]) + content[i + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: (r / "images/000002.png").unlink(), r"^images/000002\.png: missing"),
+        (lambda r: (r / "certificate.json").unlink(), r"^certificate\.json: missing"),
+        (lambda r: (r / "README.txt").unlink(), r"^README\.txt: missing"),
+        (lambda r: (r / "images/000006.png").write_bytes(b""), r"^images/000006\.png: is in the release but not in its cert"),
+        (lambda r: (r / ".hidden").write_bytes(b""), r"^\.hidden: is in the release"),
+        (lambda r: (r / "certificate.sig").write_bytes(b""), r"^certificate\.sig: is in the release"),
+        (lambda r: (r / "images/more").mkdir(), r"^images/more: is in the release"),
+        (
+            lambda r: os.truncate(r / "images/000003.png", 60),
+            r"^images/000003\.png: truncated: 60 bytes, the certificate says \d+",
+        ),
+        (lambda r: os.truncate(r / "images/000003.png", 900), r"^images/000003\.png: longer than it was"),
+        (lambda r: os.truncate(r / "certificate.json", 900), r"^certificate\.json: not JSON"),
+        (lambda r: (r / "certificate.json").write_text("[]"), r"^certificate\.json: not of format"),
+    ],
+)
+def test_missing_extra_and_truncated_files(copy, change, message):
+    change(copy / "release")
+    with pytest.raises(VerificationError, match=message):
+        check(copy)
+
+
+def test_swapped_files_and_links(copy):
+    images = copy / "release" / "images"
+    (images / "000002.png").rename(images / "x")
+    (images / "000004.png").rename(images / "000002.png")
+    (images / "x").rename(images / "000004.png")
+    with pytest.raises(VerificationError, match=r"^images/000002\.png: "):
+        check(copy)
+    (images / "000004.png").rename(copy / "000002.png")
+    (images / "000002.png").rename(images / "000004.png")
+    (images / "000002.png").symlink_to(copy / "000002.png")
+    with pytest.raises(VerificationError, match=r"^images/000002\.png: is a link or no file"):
+        check(copy)
+    (images / "000002.png").unlink()
+    (copy / "000002.png").rename(images / "000002.png")
+    check(copy)
+    images.rename(copy / "images")
+    images.symlink_to(copy / "images")
+    with pytest.raises(VerificationError, match=r"^images: is in the release but not in its certificate"):
+        check(copy)
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    """A forged certificate: consistent in itself."""
+    path = folder / "release" / "certificate.json"
+    path.write_bytes(replace(read_certificate(path.read_bytes()), **changes).to_bytes())
+
+
+def test_consistent_forgeries(copy, made, private):
+    old = made.certificate
+    rewrite(copy, tau=replace(old.tau, value=2.0))
+    check(copy)  # without a signature or the audit nobody can tell
+    with pytest.raises(VerificationError, match=r"^certificate\.json: is not the one that the audit belongs to"):
+        check(copy, private=Loaded(private))
+    rewrite(copy, released=4)
+    with pytest.raises(VerificationError, match=r"^images: 5 are there; the certificate says 4"):
+        check(copy)
+    outside = [replace(f, name="../audit/audit.json") if f.name == "README.txt" else f for f in old.files]
+    rewrite(copy, files=tuple(outside))
+    with pytest.raises(VerificationError, match=r"^README\.txt: is in the release but not"):
+        check(copy)
+    manifest = copy / "release" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"png16", b"png99"))
+    entry = FileEntry("manifest.json", manifest.stat().st_size, file_hash(manifest))
+    rewrite(copy, files=tuple(entry if f.name == entry.name else f for f in old.files))
+    with pytest.raises(VerificationError, match=r"^images: cannot be loaded: .*files 'png99'"):
+        check(copy)
+    body = json.loads(old.to_bytes())
+    for change in ({"tau": 1}, {"files": [1]}, {"transformations": "copy"}, {"more": 1}, {"versions": None}):
+        text = json.dumps(body | change)
+        with pytest.raises(ValueError, match="certificate"):
+            read_certificate(text.encode())
+    with pytest.raises(ValueError, match="not JSON"):
+        read_certificate(b"[" * 100_000)
+
+
+def test_another_feature_map(copy, made, private):
+    def other(_: str) -> Pixels:
+        phi = Pixels()
+        phi.hash = "1" * 32
+        return phi
+
+    with pytest.raises(VerificationError, match=r"^feature map 'pixels': the installed one has hash 1+…, the certificate's 0+…"):
+        verify(copy, maps=other)
+
+    def gone(_: str) -> Pixels:
+        raise ValueError("encoder.safetensors: sha256 differs")
+
+    with pytest.raises(VerificationError, match=r"^feature map 'pixels': cannot be loaded here: encoder\.safetensors: sha256"):
+        verify(copy, maps=gone)
+    rewrite(copy, encoder=replace(made.certificate.encoder, key=""))
+    with pytest.raises(ValueError, match="does not come with medsynth; verify from Python") as error:
+        check(copy)
+    assert not isinstance(error.value, VerificationError)
+
+
+def test_a_private_set_that_has_changed(copy, private, make_set):
+    moved = private.images.copy()
+    moved[2, 0, 3, 3] = 1 - moved[2, 0, 3, 3]
+    changed = [
+        private.with_images(moved), private.select(np.arange(5)), private.select([0, 1, 2, 3, 4, 5, 5]),
+        replace(private, unit="SUV"), replace(private, range=(0.0, 2.0)), make_set(6, (1, 4, 4)),
+    ]  # fmt: skip
+    for other in changed:
+        with pytest.raises(VerificationError, match=r"^private set: it is not the one of this release: its commitment differs"):
+            check(copy, private=Loaded(other))
+    # order, names and patient numbers are not pixels
+    same = replace(private.select([3, 1, 5, 0, 2, 4]), name="x", patient=np.arange(6), split=None)
+    assert "5 distances" in check(copy, private=Loaded(same))
+
+
+def test_other_transformations(copy, private):
+    with pytest.raises(VerificationError, match=r"^transformations: the installed ones are not the certificate's"):
+        verify(copy, private=Loaded(private), maps=lambda _: Pixels(), gate=lambda *a: Gate(*a, copies=lambda s: [("copy", s)]))
+
+
+def test_distances_that_are_not_beyond_tau(copy, private, monkeypatch):
+    """A gate that lets everything pass is found out by one that does not."""
+
+    class Blind(Gate):
+        def judge(self, candidates):
+            verdicts = super().judge(candidates)
+            return replace(verdicts, accepted=np.ones(len(candidates), bool), reason=np.full(len(candidates), "", dtype="<U10"))
+
+    shutil.rmtree(copy)
+    monkeypatch.setattr("medsynth.privacy.certify.same_files", lambda images, *_: np.zeros(len(images), bool))
+    make(copy, private.select([4]), private, gate=lambda *a: Blind(*a, copies=few))
+    assert "verified" in check(copy)
+    with pytest.raises(VerificationError, match=r"^images/000001\.png: holds the pixels of a private image"):
+        check(copy, private=Loaded(private))
+    shutil.rmtree(copy)
+    near = private.select([4]).with_images(np.clip(private.images[[4]] + 0.01, 0, 1))
+    make(copy, near, private, gate=lambda *a: Blind(*a, copies=few))
+    with pytest.raises(VerificationError, match=r"^images/000001\.png: too close: its distance 0\.01\d* is not above tau, 0\.2"):
+        check(copy, private=Loaded(private))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: (a / "commitment.key").write_text("00" * 32), "private set: .* its commitment differs"),
+        (lambda a: (a / "commitment.key").write_text("xyz"), r"audit: commitment\.key or candidates\.csv is missing or damaged"),
+        (lambda a: (a / "candidates.csv").unlink(), "audit: .* missing or damaged"),
+        (lambda a: (a / "candidates.csv").write_text("a,b\n1,2\n"), "audit: .* missing or damaged"),
+        (
+            lambda a: (a / "candidates.csv").write_text("released,distance\n000001.png,9\n"),
+            r"images/000001\.png: its distance is .* audit says 9",
+        ),
+        (lambda a: (a / "candidates.csv").write_text("released,distance\n"), r"images/000001\.png: .* the audit says nothing"),
+        (lambda a: (a / "audit.json").unlink(), r"audit: audit\.json is missing"),
+        (lambda a: (a / "audit.json").write_text("[]"), r"audit: audit\.json is damaged"),
+    ],
+)
+def test_an_audit_that_does_not_fit(copy, private, change, message):
+    change(copy / "audit")
+    assert "verified" in check(copy)
+    with pytest.raises(VerificationError, match=f"^{message}"):
+        check(copy, private=Loaded(private))
+
+
+def test_where_there_is_nothing_to_verify(tmp_path, copy, private):
+    with pytest.raises(FileNotFoundError, match=r"no release; expected a folder with certificate.json"):
+        check(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match="no audit beside the release; distances can only be checked by whoever holds it"):
+        check(copy / "release", private=Loaded(private))
+
+
+def test_the_private_set_is_loaded_again_as_it_was(tmp_path, private, make_set):
+    from PIL import Image
+
+    for name, seed in (("mine", 0), ("theirs", 1)):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(np.random.default_rng(seed).integers(0, 255, (4, SIDE, SIDE), dtype=np.uint8)):
+            Image.fromarray(image).save(tmp_path / name / f"{i}.png")
+    values = Values((-1000.0, 400.0), "HU")
+    make(tmp_path / "out", load(tmp_path / "theirs", values=values), load(tmp_path / "mine", values=values))
+    assert "4 distances" in check(tmp_path / "out", private=tmp_path / "mine")
+    (tmp_path / "mine" / "0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"0\.png: cannot be read"):
+        check(tmp_path / "out", private=tmp_path / "mine")
+    path = tmp_path / "out" / "audit" / "audit.json"
+    path.write_text(path.read_text().replace('"values"', '"valeus"'))
+    with pytest.raises(VerificationError, match=r"^audit: audit\.json is damaged \('values'\)"):
+        check(tmp_path / "out", private=tmp_path / "mine")
+
+
+def test_a_commitment_tells_nothing_without_its_key(private):
+    keys = [bytes([k]) * 32 for k in range(2)]
+    assert commitment(private, keys[0]) != commitment(private, keys[1])
+    assert commitment(private, keys[0]) == commitment(private.select([5, 4, 3, 2, 1, 0]), keys[0])
+    assert re.fullmatch("[0-9a-f]{64}", commitment(private, keys[0]))
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory) -> Path:
+    """Two Ed25519 key pairs and keys of other kinds, as openssl writes them."""
+    pytest.importorskip("cryptography")
+    from cryptography.hazmat.primitives import serialization as s
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+    folder = tmp_path_factory.mktemp("keys")
+    made = {"ours": ed25519.Ed25519PrivateKey.generate(), "other": ed25519.Ed25519PrivateKey.generate(),
+            "curve": ec.generate_private_key(ec.SECP256R1())}  # fmt: skip
+    for name, key in made.items():
+        private = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+        locked = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.BestAvailableEncryption(b"secret"))
+        public = key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
+        for suffix, content in ((".key", private), (".locked", locked), (".pem", public)):
+            (folder / (name + suffix)).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def signed(tmp_path, make_set, private, keys) -> Path:
+    make(tmp_path / "signed", make_set(2, (1, SIDE, SIDE), seed=1), private, sign=keys / "ours.key")
+    return tmp_path / "signed"
+
+
+def test_signatures(signed, keys, copy):
+    public = read_certificate((signed / "release" / "certificate.json").read_bytes()).signed_by
+    assert re.fullmatch("[0-9a-f]{64}", public)
+    assert "its signature by the key given" in check(signed, public_key=keys / "ours.pem")
+    assert f"its signature by the unknown key {public[:16]}…" in check(signed)
+    with pytest.raises(VerificationError, match=r"^certificate\.sig: is by the key .*…, not by the one given"):
+        check(signed, public_key=keys / "other.pem")
+    with pytest.raises(VerificationError, match=r"^certificate\.json: is not signed; a signature was asked for"):
+        check(copy, public_key=keys / "ours.pem")
+    # a forger without the key
+    rewrite(signed, released=3)
+    with pytest.raises(VerificationError, match=r"^certificate\.sig: is no signature of certificate\.json by the key it names"):
+        check(signed)
+    (signed / "release" / "certificate.sig").unlink()
+    with pytest.raises(VerificationError, match=r"^certificate\.sig: missing"):
+        check(signed)
+
+
+def test_every_changed_byte_of_a_signature_is_seen(signed):
+    path = signed / "release" / "certificate.sig"
+    content, message = path.read_bytes(), (signed / "release" / "certificate.json").read_bytes()
+    public = read_certificate(message).signed_by
+    assert is_signature(content, message, public) and not is_signature(content, message, "zz")
+    damaged = [content[:i] + bytes([content[i] ^ flip]) + content[i + 1 :] for i in range(len(content)) for flip in (1, 32, 128)]
+    for other in (*damaged, content[:-1], content + b"\n", b" " + content, b""):
+        assert not is_signature(other, message, public)
+    path.write_bytes(damaged[7])
+    with pytest.raises(VerificationError, match=r"^certificate\.sig: is no signature"):
+        check(signed)
+
+
+def test_keys_of_other_kinds(tmp_path, make_set, private, keys, copy):
+    candidates = make_set(2, (1, SIDE, SIDE), seed=1)
+    for name, message in (("ours.pem", "not an unencrypted private key"), ("ours.locked", "not an unencrypted private key"),
+                          ("curve.key", "ECPrivateKey; expected an Ed25519 key")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name}: {message}"):
+            make(tmp_path / "new", candidates, private, sign=keys / name)
+    for name, message in (("ours.key", "not a public key"), ("curve.pem", "ECPublicKey; expected an Ed25519 key")):
+        with pytest.raises(ValueError, match=f"{name}: {message}"):
+            check(copy, public_key=keys / name)
+    with pytest.raises(FileNotFoundError):
+        make(tmp_path / "new", candidates, private, sign=keys / "gone")
+    assert not (tmp_path / "new").exists()
+
+
+def test_signing_without_the_optional_package(tmp_path, make_set, private, monkeypatch):
+    for name in [m for m in sys.modules if m.split(".")[0] == "cryptography"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(
+        ValueError, match=r"signatures need the package cryptography; install it with: pip install 'medsynth\[sign\]'"
+    ):
+        make(tmp_path / "out", make_set(2, (1, SIDE, SIDE), seed=1), private, sign=tmp_path / "key")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_statement_mentions_a_signature_only_if_there_is_one(made):
+    assert "certificate.sig" not in readme(made.certificate)
+    assert "certificate.sig is the signature of certificate.json (Ed25519)" in readme(
+        replace(made.certificate, signed_by="0" * 64)
+    )

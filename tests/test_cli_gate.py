@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from medsynth import cli
+from medsynth.data.folder import load
+from medsynth.imageset import ImageSet
+from medsynth.privacy import distances
+from medsynth.privacy.ledger import Ledger
+
+SIDE = 8
+
+
+class Pixels:
+    """Root mean square difference of pixels, without a network."""
+
+    name, hash = "pixels for tests", "0" * 32
+
+    def __call__(self, images: ImageSet) -> np.ndarray:
+        flat = images.scaled().reshape(len(images), -1)
+        return flat / np.float32(flat.shape[1] ** 0.5)
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys, cache):
+    """Run the command as a user would; (exit code, stdout, stderr)."""
+    asked = []
+
+    def feature_map(name: str) -> Pixels:
+        asked.append(name)
+        return Pixels()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distances, "feature_map", feature_map)
+    monkeypatch.setattr(
+        distances,
+        "calibrated",
+        lambda name, dims: SimpleNamespace(tau=0.3, how="as tests are") if dims == 2 else None,
+        raising=False,
+    )
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medsynth", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return (end.value.code or 0, *capsys.readouterr())
+
+    run.asked = asked
+    return run
+
+
+def pngs(folder: Path, seed: int, n: int = 3) -> Path:
+    folder.mkdir()
+    for i, image in enumerate(np.random.default_rng(seed).integers(0, 256, (n, SIDE, SIDE), dtype=np.uint8)):
+        Image.fromarray(image).save(folder / f"scan{i}.png")
+    return folder
+
+
+@pytest.fixture
+def sets(tmp_path) -> tuple[Path, Path]:
+    return pngs(tmp_path / "drawn", 1), pngs(tmp_path / "ward", 0)
+
+
+def test_a_folder_of_png_files(call, sets, cache):
+    candidates, private = sets
+    Image.open(private / "scan1.png").save(candidates / "scan3.png")
+    (candidates / "scan4.png").write_bytes(b"no image")
+    Path("people.csv").write_text("file,patient\nscan0.png,A\nscan1.png,B\nscan2.png,A\n")
+    code, out, err = call("gate", candidates, "--private", private, "--out", "out", "--patients", "people.csv")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "3 of 5 candidates released, 1 cannot be read, 1 copy",
+        "out/release may be passed on as its README.txt says; out/audit is as private as the private set",
+    ]
+    assert len(load("out/release").images) == 3
+    assert "scan3.png,,copy,0.0,B\n" in Path("out/audit/candidates.csv").read_text()
+    assert "as tests are" in Path("out/release/README.txt").read_text()
+    (entry,) = Ledger(cache / "ledger" / "ward").entries()
+    assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("gate", "ward", 2, "none")
+    line = "verified: 5 files and the certificate, the feature map 'pixels for tests'"
+    assert call("verify", "out") == (0, f"{line}\n", "")
+    assert call("verify", "out", "--private", private) == (0, f"{line}, the private set and 3 distances\n", "")
+    assert set(call.asked) == {"encoder"}
+    # and what comes out goes in again
+    assert call("gate", "out/release", "--private", private, "--out", "again")[0] == 0
+
+
+def test_what_fails_is_named_with_code_one(call, sets):
+    candidates, private = sets
+    call("gate", candidates, "--private", private, "--out", "out", "--tau", "0.2")
+    assert "given by the operator, not calibrated" in " ".join(Path("out/release/README.txt").read_text().split())
+    assert call("verify", "out", "--private", candidates) == (
+        1, "", "failed: private set: it is not the one of this release: its commitment differs\n",
+    )  # fmt: skip
+    with open("out/release/images/000002.png", "ab") as f:
+        f.write(b"x")
+    code, out, err = call("verify", "out")
+    assert (code, out) == (1, "") and err.startswith("failed: images/000002.png: longer than it was")
+
+
+def test_volumes_in_nifti_files(call, tmp_path):
+    for name, seed in (("drawn", 1), ("ward", 0)):
+        (tmp_path / name).mkdir()
+        volumes = np.random.default_rng(seed).integers(-1024, 3000, (3, SIDE, SIDE, 4)).astype(np.int16)
+        for i, volume in enumerate(volumes):
+            nib.Nifti1Image(volume, np.diag([-0.7, -0.7, 2.0, 1.0])).to_filename(tmp_path / name / f"{i}.nii.gz")
+    base = ("gate", "drawn", "--private", "ward", "--out", "out")
+    code, _, err = call(*base)
+    assert code == 2 and "0.nii.gz: pixels of type int16 do not say which values an image can take; give --range" in err
+    ct = ("--range", "-1024", "3071", "--unit", "HU")
+    code, _, err = call(*base, *ct)
+    assert (code, err) == (
+        2, "error: --phi encoder: there is no calibrated threshold for images of 3 dimensions; give --tau\n",
+    )  # fmt: skip
+    code, out, _ = call(*base, *ct, "--tau", "0.2")
+    assert code == 0 and out.startswith("3 of 3 candidates released\n")
+    assert set(call.asked) == {"encoder_3d"}
+    found = load("out/release")
+    assert (found.images.unit, found.images.range, found.images.spacing) == ("HU", (-1024.0, 3071.0), (2.0, 0.7, 0.7))
+    assert found.orientation == "LPS"
+    # the private set is read again as it was read then
+    assert "3 distances" in call("verify", "out", "--private", "ward")[1]
+    code, out, err = call(*base[:-1], "windowed", "--window", "-160", "240", "--unit", "HU", "--tau", "0.01")
+    assert code == 0, err
+    assert load("windowed/release").images.range == (-160.0, 240.0)
+    assert "3 distances" in call("verify", "windowed", "--private", "ward")[1]
+
+
+def test_npz_files(call, tmp_path, make_set):
+    make_set(3, (1, SIDE, SIDE), seed=1, name="drawn").save(tmp_path / "drawn.npz")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "ward.npz", image=rng.integers(0, 256, (4, SIDE, SIDE), dtype=np.uint8), patient=np.arange(4))
+    code, out, _ = call("gate", "drawn.npz", "--private", "ward.npz", "--out", "out", "--phi", "pixels")
+    assert code == 0 and out.startswith("3 of 3 candidates released\n") and set(call.asked) == {"pixels"}
+    assert "3 distances" in call("verify", "out", "--private", "ward.npz")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--private", "gone"), "gone: no such file or folder"),
+        (("--private", "ward", "--range", "0", "1", "--window", "0", "1"), "--range and --window exclude each other"),
+        (("--private", "ward", "--range", "1", "0"), "range 1 0; expected two finite numbers, the lower one first"),
+        (("--private", "ward", "--patients", "gone.csv"), "gone.csv"),
+        (("--private", "ward", "--tau", "-1"), "tau is -1.0; expected a positive, finite distance"),
+        (("--private", "ward", "--tau", "nan"), "tau is nan"),
+        (("--private", "drawn"), "none of 3 candidates was accepted (3 copy); nothing was written to out"),
+        (("--private", "ward", "--unit", "HU", "--sign", "gone.pem"), "gone.pem"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_two(call, sets, arguments, message):
+    if "--sign" in arguments:
+        pytest.importorskip("cryptography")
+    before = sorted(p.name for p in Path().iterdir())
+    code, out, err = call("gate", "drawn", *arguments, "--out", "out")
+    assert (code, out) == (2, "") and err.startswith("error: ") and message in err and len(err.splitlines()) == 1
+    assert [n for n in sorted(p.name for p in Path().iterdir()) if n != "cache"] == [n for n in before if n != "cache"]
+
+
+def test_there_is_something_to_verify(call, sets):
+    code, _, err = call("verify", "drawn")
+    assert code == 2 and err.startswith("error: drawn: no release; expected a folder with certificate.json")
+
+
+def test_signed_releases(call, sets):
+    pytest.importorskip("cryptography")
+    from cryptography.hazmat.primitives import serialization as s
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    Path("k.key").write_bytes(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
+    Path("k.pem").write_bytes(key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo))
+    assert call("gate", "drawn", "--private", "ward", "--out", "out", "--sign", "k.key")[0] == 0
+    assert "its signature by the key given" in call("verify", "out/release", "--public-key", "k.pem")[1]

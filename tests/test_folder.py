@@ -1,0 +1,533 @@
+from __future__ import annotations
+
+import contextlib
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from medsynth.data.folder import IMAGES, MANIFEST, Values, load, natural, read_manifest, read_patients, write_manifest
+from medsynth.data.imagefile import Encoding, UnreadableError, read
+
+
+def png(path: Path, codes: np.ndarray) -> Path:
+    Image.fromarray(codes).save(path)
+    return path
+
+
+def nifti(path: Path, array: np.ndarray, spacing: tuple[float, ...] = (0.7, 0.8, 2.5), affine: np.ndarray | None = None) -> Path:
+    """A file as another program writes it: axes x, y(, z)."""
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_zooms(spacing[: array.ndim])
+    image.to_filename(path)
+    return path
+
+
+def grey(folder: Path, n: int = 3, depth: type = np.uint8, side: int = 6) -> np.ndarray:
+    codes = np.random.default_rng(0).integers(0, np.iinfo(depth).max, (n, side, side + 1), dtype=depth, endpoint=True)
+    for i, image in enumerate(codes):
+        png(folder / f"scan{i + 8}.png", image)
+    return codes
+
+
+@pytest.mark.parametrize(("depth", "files"), [(np.uint8, "png8"), (np.uint16, "png16")])
+def test_png_folders(tmp_path, depth, files):
+    codes = grey(tmp_path, depth=depth)
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    found = load(tmp_path)
+    s = found.images
+    np.testing.assert_array_equal(s.images[:, 0], codes)
+    assert (s.unit, s.range, s.spacing, s.role, s.name) == (
+        "1",
+        (0.0, float(np.iinfo(depth).max)),
+        None,
+        "private",
+        tmp_path.name,
+    )
+    # 10 comes after 9
+    assert s.attributes["file"].tolist() == ["scan8.png", "scan9.png", "scan10.png"]
+    assert s.patient.tolist() == [0, 1, 2]
+    assert (found.files, found.orientation, found.refused) == (files, None, {})
+
+
+def test_a_range_says_what_the_codes_of_a_png_stand_for(tmp_path):
+    codes = grey(tmp_path, depth=np.uint16)
+    s = load(tmp_path, values=Values((-1000.0, 400.0), "HU"), role="eval").images
+    np.testing.assert_allclose(s.images[:, 0], codes / 65535 * 1400 - 1000, atol=1e-3)
+    assert (s.unit, s.range, s.role) == ("HU", (-1000.0, 400.0), "eval")
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("RGB", "a PNG in RGB; expected grey: convert it to grey"),
+        ("RGBA", "a PNG in RGB with alpha"),
+        ("LA", "a PNG in grey with alpha"),
+        ("P", "a PNG in palette"),
+        ("1", "a PNG of 1 bit; expected 8 or 16 bit grey"),
+    ],
+)
+def test_colour_and_transparency_are_refused(tmp_path, mode, message):
+    grey(tmp_path, 1)
+    Image.new("L", (7, 6)).convert(mode).save(tmp_path / "z.png")
+    with pytest.raises(ValueError, match=rf"z\.png: {message}"):
+        load(tmp_path, whole=False)
+
+
+def test_hidden_transparency_and_films_are_refused(tmp_path):
+    Image.new("L", (7, 6)).save(tmp_path / "a.png", transparency=3)
+    with pytest.raises(ValueError, match="a PNG with a transparent grey value; expected one opaque grey image"):
+        read(tmp_path / "a.png")
+    Image.new("L", (7, 6)).save(tmp_path / "a.png", save_all=True, append_images=[Image.new("L", (7, 6), 9)])
+    with pytest.raises(ValueError, match="an animated PNG"):
+        read(tmp_path / "a.png")
+
+
+def test_nifti_axes_spacing_and_orientation(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 255, (4, 5, 3), dtype=np.uint8)
+    nifti(tmp_path / "a.nii.gz", volume, affine=np.diag([-1.0, -1, 1, 1]))
+    nifti(tmp_path / "b.nii", volume[:, ::-1], affine=np.diag([-1.0, -1, 1, 1]))
+    found = load(tmp_path)
+    s = found.images
+    assert s.images.shape == (2, 1, 3, 5, 4)
+    np.testing.assert_array_equal(s.images[0, 0], volume.transpose(2, 1, 0))
+    # the header's float32 0.7 is 0.7
+    assert (s.range, s.spacing) == ((0.0, 255.0), (2.5, 0.8, 0.7))
+    assert (found.files, found.orientation) == ("nifti16", "LPS")
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 1, 1)])
+def test_a_nifti_of_one_slice_is_an_image(tmp_path, shape):
+    image = np.arange(20, dtype=np.uint16).reshape(shape)
+    nifti(tmp_path / "a.nii", image, (0.5, 0.6, 9.0, 1.0))
+    found = load(tmp_path)
+    np.testing.assert_array_equal(found.images.images[0, 0], image.reshape(4, 5).T)
+    assert (found.images.range, found.images.spacing, found.orientation) == ((0.0, 65535.0), (0.6, 0.5), None)
+
+
+def test_metres_and_missing_spacing(tmp_path):
+    image = nib.Nifti1Image(np.zeros((4, 5), np.uint8), None)
+    image.header.set_zooms((0.001, 0.002))
+    image.header.set_xyzt_units("meter")
+    image.to_filename(tmp_path / "a.nii")
+    assert load(tmp_path).images.spacing == (2.0, 1.0)
+    image.header["pixdim"][1:3] = np.inf
+    image.to_filename(tmp_path / "a.nii")
+    assert load(tmp_path).images.spacing is None
+
+
+def test_byte_order_does_not_matter(tmp_path):
+    image = np.arange(20, dtype=">u2").reshape(4, 5)
+    header = nib.Nifti1Header(endianness=">")
+    header.set_data_dtype(np.uint16)
+    nib.Nifti1Image(image, None, header).to_filename(tmp_path / "a.nii")
+    assert (tmp_path / "a.nii").read_bytes()[:4] == (348).to_bytes(4)
+    nib.Nifti2Image(image.astype("<u2"), None).to_filename(tmp_path / "b.nii")
+    s = load(tmp_path).images
+    np.testing.assert_array_equal(s.images[:, 0], [image.T, image.T])
+    assert s.range == (0.0, 65535.0)
+
+
+def test_values_of_nifti_need_a_range(tmp_path):
+    hu = np.linspace(-1024, 3071, 20).astype(np.int16).reshape(4, 5)
+    nifti(tmp_path / "a.nii", hu)
+    with pytest.raises(
+        ValueError, match=r"a\.nii: pixels of type int16 .* give --range LOW HIGH, for instance --range -1024 3071"
+    ):
+        load(tmp_path)
+    s = load(tmp_path, values=Values((-1024, 3071), "HU")).images
+    np.testing.assert_array_equal(s.images[0, 0], hu.T)
+    with pytest.raises(
+        ValueError, match=r"a\.nii: values span \[-1024, 3071\], outside the range \[-1000, 400\]; .*--window LOW HIGH"
+    ):
+        load(tmp_path, values=Values((-1000, 400), "HU"))
+    s = load(tmp_path, values=Values((-1000, 400), "HU", clip=True)).images
+    np.testing.assert_array_equal(s.images[0, 0], np.clip(hu.T, -1000, 400))
+
+
+def test_a_nifti_slope_is_applied(tmp_path):
+    image = nib.Nifti1Image(np.arange(20, dtype=np.uint8).reshape(4, 5), None)
+    raw = bytearray(image.to_bytes())
+    raw[112:120] = struct.pack("<ff", 2.0, -7.0)
+    (tmp_path / "a.nii").write_bytes(raw)
+    # scaled values are no longer bounded by the type
+    with pytest.raises(ValueError, match="give --range"):
+        load(tmp_path)
+    s = load(tmp_path, values=Values((-7, 31))).images
+    np.testing.assert_array_equal(s.images[0, 0], np.arange(20).reshape(4, 5).T * 2.0 - 7)
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 5, 3, 2), np.uint8), np.zeros((4, 5), np.complex64)])
+def test_other_niftis_are_refused(tmp_path, array):
+    nifti(tmp_path / "a.nii", array, (1.0, 1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match=r"a\.nii: (shape \(4, 5, 3, 2\); expected one image|pixels of type complex64)"):
+        load(tmp_path, whole=False)
+
+
+def test_damaged_files_are_errors_or_listed(tmp_path):
+    grey(tmp_path, 3)
+    whole = (tmp_path / "scan9.png").read_bytes()
+    (tmp_path / "scan9.png").write_bytes(whole[:-1])
+    with pytest.raises(UnreadableError, match=r"scan9\.png: cannot be read"):
+        load(tmp_path)
+    patients = tmp_path / "p.csv"
+    patients.write_text("file,patient\nscan8.png,b\nscan9.png,a\nscan10.png,b\n")
+    found = load(tmp_path, whole=False, patients=patients)
+    assert found.refused == {"scan9.png": "cannot be read"}
+    assert found.images.patient.tolist() == [1, 1] and found.images.attributes["patient_id"].tolist() == ["b", "b"]
+    (tmp_path / "scan8.png").write_bytes(b"")
+    (tmp_path / "scan10.png").write_bytes(b"not an image, but long enough to look at")
+    with pytest.raises(ValueError, match=r"none of its 3 files can be read; the first is scan8\.png"):
+        load(tmp_path, whole=False, patients=patients)
+
+
+def test_nan_in_a_nifti(tmp_path):
+    good = np.random.default_rng(0).random((4, 5), dtype=np.float32)
+    bad = good.copy()
+    bad[1, 1] = np.nan
+    nifti(tmp_path / "a.nii", bad)
+    nifti(tmp_path / "b.nii", good)
+    values = Values((0, 1))
+    with pytest.raises(ValueError, match=r"a\.nii: holds NaN or infinity; remove or repair it first"):
+        load(tmp_path, values=values)
+    found = load(tmp_path, values=values, whole=False)
+    assert found.refused == {"a.nii": "not finite"} and found.images.attributes["file"].tolist() == ["b.nii"]
+
+
+@given(position=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), suffix=st.sampled_from([".png", ".nii", ".nii.gz"]))
+def test_any_changed_byte_gives_an_image_or_an_error_of_ours(tmp_path_factory, position, flip, suffix):
+    folder = tmp_path_factory.mktemp("bytes")
+    codes = np.random.default_rng(0).integers(0, 255, (6, 7), dtype=np.uint8)
+    path = png(folder / "a.png", codes) if suffix == ".png" else nifti(folder / f"a{suffix}", codes)
+    content = bytearray(path.read_bytes())
+    content[int(position * len(content))] ^= flip
+    path.write_bytes(content)
+    try:
+        read(path)
+    except ValueError as error:
+        assert str(error).startswith(path.name)
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (lambda f: png(f / "b.png", np.zeros((6, 7), np.uint16)), r"b\.png: files png16, but a\.png has png8; convert them"),
+        (lambda f: nifti(f / "b.nii", np.zeros((7, 6), np.uint8)), r"b\.nii: files nifti16, but a\.png has png8"),
+        (lambda f: png(f / "b.png", np.zeros((6, 8), np.uint8)), r"b\.png: shape \(6, 8\), but a\.png has \(6, 7\); resample"),
+        (
+            lambda f: (f / "b.txt").write_text("x"),
+            r"b\.txt: no image file; expected nothing but .* what is not read is not compared",
+        ),
+        (lambda f: (f / "b.jpg").write_text("x"), r"b\.jpg: no image file"),
+        (lambda f: (f / "b.dcm").write_text("x"), r"b\.dcm: DICOM, which is not read yet"),
+        (lambda f: (f / "b").mkdir(), r"b: a folder"),
+        (lambda f: (f / "b.png").mkdir(), r"b\.png: a folder"),
+    ],
+)
+def test_the_first_odd_file_is_named(tmp_path, odd, message):
+    png(tmp_path / "a.png", np.zeros((6, 7), np.uint8))
+    png(tmp_path / "c.png", np.zeros((6, 7), np.uint8))
+    odd(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, whole=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spacing": (0.7, 0.9, 2.5)}, r"b\.nii: spacing \(2.5, 0.9, 0.7\), but a\.nii has \(2.5, 0.8, 0.7\); resample"),
+        ({"affine": np.diag([-1.0, 1, 1, 1])}, r"b\.nii: orientation LAS, but a\.nii has RAS; turn"),
+        (
+            {"array": np.zeros((4, 5, 3), np.uint16)},
+            r"b\.nii: range \(0.0, 65535.0\), but a\.nii has \(0.0, 255.0\); give --range",
+        ),
+    ],
+)
+def test_volumes_agree_in_what_their_headers_say(tmp_path, changes, message):
+    plain = {"array": np.zeros((4, 5, 3), np.uint8), "affine": np.eye(4)}
+    nifti(tmp_path / "a.nii", **plain)
+    nifti(tmp_path / "b.nii", **(plain | changes))
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
+def test_patients_by_csv(tmp_path):
+    grey(tmp_path)
+    table = tmp_path / "patients.csv"
+    # as a spreadsheet writes it, and in the folder itself
+    table.write_text("\ufefffile,patient\r\nscan8.png,Z9\r\n\r\nscan10.png,Z10\r\nscan9.png,Z9\r\n", encoding="utf-8")
+    s = load(tmp_path, patients=table).images
+    assert s.patient.tolist() == [0, 0, 1]
+    assert s.attributes["patient_id"].tolist() == ["Z9", "Z9", "Z10"]
+    assert s.patients == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"p\.csv: first line is ''; expected the columns file,patient"),
+        ("a.png,1\nb.png,2\n", r"p\.csv: first line is 'a.png,1'; expected the columns"),
+        ("file;patient\na.png;1\n", r"first line is 'file;patient'"),
+        ("file,patient\na.png,1\n", r"no line for b\.png \(1 of 2 files have none\); add its patient"),
+        ("file,patient\na.png,1\nb.png,2\nc.png,2\n", r"p\.csv, line 4: no file 'c\.png' in the folder"),
+        ("file,patient\na.png,1\nb.png,2\na.png,1\n", r"line 4: a\.png has two lines"),
+        ("file,patient\na.png,1\nb.png,\n", r"line 3: b\.png has no patient"),
+        ("file,patient\na.png,1\nb.png\n", r"line 3: b\.png has no patient"),
+        ("file,patient\na.png,1,2\nb.png,2\n", r"line 2: a\.png has too many columns"),
+        ("file,patient\na.png,\xff\n", r"p\.csv: not a CSV file in UTF-8"),
+    ],
+)
+def test_bad_patient_tables(tmp_path, text, message):
+    (tmp_path / "p.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=message):
+        read_patients(tmp_path / "p.csv", ["a.png", "b.png"])
+
+
+def test_where_there_is_nothing_to_load(tmp_path, make_set):
+    with pytest.raises(FileNotFoundError, match="gone: no such file or folder"):
+        load(tmp_path / "gone")
+    with pytest.raises(ValueError, match="holds no images"):
+        load(tmp_path)
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(ValueError, match=r"a\.txt: expected an \.npz file, or a folder"):
+        load(tmp_path / "a.txt")
+    path = make_set().save(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"a\.npz: an \.npz file has patient numbers of its own; leave out p\.csv"):
+        load(path, patients=tmp_path / "p.csv")
+    assert load(path).images.content_hash == make_set().content_hash
+
+
+def test_the_window_reaches_npz_files(tmp_path):
+    image = np.array([-1024, 0, 3071], np.int16).reshape(3, 1, 1)
+    np.savez(tmp_path / "ct.npz", image=image, patient=np.arange(3))
+    assert load(tmp_path / "ct.npz").images.range == (-1000.0, 400.0)
+    found = load(tmp_path / "ct.npz", values=Values((-160, 240), "HU", clip=True)).images
+    assert found.images.ravel().tolist() == [-160, 0, 240] and found.range == (-160.0, 240.0)
+
+
+@pytest.mark.parametrize("bad", [((1, 0), False), ((0, float("nan")), False), ((float("-inf"), 1), False), (None, True)])
+def test_bad_values(bad):
+    with pytest.raises(ValueError, match=r"expected two finite numbers|--window LOW HIGH"):
+        Values(bad[0], clip=bad[1])
+
+
+@given(st.lists(st.text("0159aA.²", max_size=5), max_size=6))
+def test_natural_order_is_total_and_by_number(names):
+    assert natural(natural(names)[::-1]) == natural(names) and sorted(natural(names)) == sorted(names)
+    assert natural(["b2", "b10", "B1", "10", "9"]) == ["9", "10", "B1", "b2", "b10"]
+
+
+@given(
+    files=st.sampled_from(["png8", "png16", "nifti16"]),
+    low=st.sampled_from([0.0, -1000.0, -0.37]),
+    width=st.sampled_from([1.0, 255.0, 1400.0, 65535.0, 0.003]),
+    seed=st.integers(0, 10),
+)
+def test_codes_come_back_and_values_move_by_half_a_step(tmp_path_factory, files, low, width, seed):
+    folder = tmp_path_factory.mktemp("codes")
+    step = width / (255 if files == "png8" else 65535)
+    encoding = Encoding(files, "1", (low, low + width), step, (5, 6))
+    rng = np.random.default_rng(seed)
+    values = (low + width * rng.random((5, 6))).astype(np.float32)
+    values[0, :2] = low, low + width
+    path = folder / f"x{encoding.suffix}"
+    path.write_bytes(encoding.to_bytes(values))
+    back = encoding.read(path)
+    assert back.dtype == np.float32 and back.min() >= np.float32(low) and back.max() <= np.float32(low + width)
+    assert np.abs(back.astype(np.float64) - values).max() <= step / 2 + 1e-4 * step + 2 * np.spacing(np.float32(abs(low) + width))
+    # what has been a file once is the same file again
+    assert encoding.to_bytes(back) == path.read_bytes()
+
+
+def test_codes_outside_the_range_are_its_ends():
+    encoding = Encoding("png8", "1", (0.0, 1.0), 1 / 255, (1, 3))
+    assert encoding.codes(np.array([[-1.0, 0.5, 7.0]])).tolist() == [[0, 128, 255]]
+
+
+def test_files_hold_pixels_and_nothing_else(tmp_path):
+    values = np.random.default_rng(0).random((5, 6), dtype=np.float32)
+    for files in ("png8", "png16"):
+        content = Encoding(files, "1", (0.0, 1.0), 1 / 255, (5, 6)).to_bytes(values)
+        kinds, at = [], 8
+        while at < len(content):
+            (length,) = struct.unpack(">I", content[at : at + 4])
+            kinds.append(content[at + 4 : at + 8])
+            at += 12 + length
+        assert set(kinds) == {b"IHDR", b"IDAT", b"IEND"}
+    content = Encoding("nifti16", "1", (0.0, 1.0), 1 / 65535, (5, 6), (0.5, 0.7), "LP").to_bytes(values)
+    # flags (no name, no comment), time, operating system
+    assert content[3] == 0 and content[4:8] == bytes(4) and content[9] == 255
+    header = nib.Nifti1Header.from_fileobj(__import__("io").BytesIO(gzip.decompress(content)))
+    texts = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+    assert all(not header[t].item() for t in texts)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "PIR", None])
+def test_other_programs_read_the_same_volume(tmp_path, orientation):
+    values = np.random.default_rng(0).uniform(-1000, 400, (3, 5, 4)).astype(np.float32)
+    encoding = Encoding("nifti16", "HU", (-1000.0, 400.0), 1400 / 65535, (3, 5, 4), (2.5, 0.8, 0.7), orientation)
+    (tmp_path / "a.nii.gz").write_bytes(encoding.to_bytes(values))
+    image = nib.load(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(image.get_fdata().T, values, atol=0.02)
+    np.testing.assert_allclose(image.header.get_zooms(), (0.7, 0.8, 2.5), rtol=1e-6)
+    found = load(tmp_path, values=Values((-1001, 401), "HU"))
+    assert (found.orientation, found.images.spacing) == (orientation, (2.5, 0.8, 0.7))
+
+
+def test_whole_numbers_stay_whole_in_nifti(make_set):
+    hu = np.random.default_rng(0).integers(-1000, 400, (2, 1, 4, 4)).astype(np.float32)
+    ct = make_set(2, images=hu, unit="HU", range=(-1000.0, 400.0))
+    encoding = Encoding.for_images(ct, "nifti16")
+    assert encoding.step == 1
+    np.testing.assert_array_equal(encoding.values(encoding.codes(hu)), hu)
+    assert Encoding.for_images(ct.with_images(hu * 0.5), "nifti16").step == 1400 / 65535
+    assert Encoding.for_images(ct).files == "png16"
+    assert Encoding.for_images(make_set(2, shape=(1, 2, 4, 4))).files == "nifti16"
+    with pytest.raises(ValueError, match="tiny: 3 channels; only images of one channel"):
+        Encoding.for_images(make_set(2, shape=(3, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": "jpeg"}, "files 'jpeg'; expected"),
+        ({"range": (1.0, 0.0)}, "expected low < high"),
+        ({"range": (0.0, float("nan"))}, "expected low < high"),
+        ({"step": 0.0}, "a positive step"),
+        ({"shape": (4,)}, r"expected \(h, w\)"),
+        ({"shape": (3, 4, 4)}, r"expected \(h, w\)$"),
+        ({"orientation": "RAS"}, "orientation 'RAS'; expected one of R or L"),
+        ({"orientation": "RL"}, "orientation 'RL'"),
+        ({"orientation": "RX"}, "orientation 'RX'"),
+        ({"files": "nifti16", "shape": (1, 4, 4)}, "a volume of one slice; make it an image"),
+    ],
+)
+def test_encodings_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Encoding(**({"files": "png8", "unit": "1", "range": (0.0, 1.0), "step": 0.1, "shape": (4, 4)} | changes))
+
+
+@pytest.fixture
+def release(tmp_path) -> Path:
+    encoding = Encoding("png16", "SUV", (0.0, 20.0), 20 / 65535, (5, 6), (1.5, 1.5), None)
+    (tmp_path / IMAGES).mkdir()
+    for i in range(3):
+        values = np.random.default_rng(i).uniform(0, 20, (5, 6)).astype(np.float32)
+        (tmp_path / IMAGES / f"{i}.png").write_bytes(encoding.to_bytes(values))
+    write_manifest(tmp_path, encoding)
+    return tmp_path
+
+
+def test_a_release_is_loaded_by_its_manifest(release):
+    found = load(release, role="public")
+    assert (found.images.unit, found.images.range, found.images.spacing) == ("SUV", (0.0, 20.0), (1.5, 1.5))
+    np.testing.assert_allclose(found.images.images[1, 0], np.random.default_rng(1).uniform(0, 20, (5, 6)), atol=2e-4)
+    assert found.files == "png16" and found.images.role == "public"
+    encoding = read_manifest(release)
+    assert encoding.shape == (5, 6) and encoding.step == 20 / 65535
+    (release / IMAGES / "1.png").write_bytes(b"")
+    assert load(release, whole=False).refused == {"1.png": "cannot be read"}
+    with pytest.raises(UnreadableError, match=r"1\.png"):
+        load(release)
+    for name in ("0.png", "2.png"):
+        (release / IMAGES / name).write_bytes(b"")
+    assert load(release, whole=False).images.images.shape == (0, 1, 5, 6)
+    with pytest.raises(ValueError, match=r"a released folder names no patients; leave out p\.csv"):
+        load(release, patients="p.csv")
+
+
+def test_releases_that_do_not_fit_their_manifest(release):
+    png(release / IMAGES / "1.png", np.zeros((5, 6), np.uint8))
+    with pytest.raises(ValueError, match=r"1\.png: uint8 of shape \(5, 6\); the manifest says uint16 of \(5, 6\)"):
+        load(release)
+    (release / IMAGES / "1.png").unlink()
+    nifti(release / IMAGES / "1.nii", np.zeros((5, 6), np.uint16))
+    with pytest.raises(ValueError, match=r"1\.nii: expected a file named \*\.png"):
+        load(release)
+    (release / IMAGES).rename(release / "gone")
+    with pytest.raises(FileNotFoundError, match="but no folder 'images'"):
+        load(release)
+    inner = release / "gate"
+    inner.mkdir()
+    for name in ("gone", MANIFEST):
+        (inner / "release").mkdir(exist_ok=True)
+        (release / name).rename(inner / "release" / name)
+    with pytest.raises(ValueError, match=r"holds a release and its audit; give .*release"):
+        load(inner)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[:40], "not a JSON file"),
+        (lambda t: "[1]", "not the manifest of a release"),
+        (lambda t: t.replace("release/1", "release/2"), "not the manifest of a release; expected format"),
+        (lambda t: t.replace('"unit"', '"unti"'), "unknown key 'unti'; did you mean 'unit'"),
+        (lambda t: t.replace("png16", "tiff"), "files 'tiff'; expected"),
+        (lambda t: t.replace("20.0\n", "NaN\n"), "expected low < high"),
+    ],
+)
+def test_bad_manifests(release, change, message):
+    path = release / MANIFEST
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ValueError, match=f"{MANIFEST}: .*{message}"):
+        load(release)
+
+
+def test_a_header_that_is_not_its_own_is_damage(tmp_path):
+    png(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[25] = 2  # now it says RGB, and its checksum does not
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UnreadableError, match="a damaged one"):
+        read(tmp_path / "a.png")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4)
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match="a PNG in RGB"):
+        read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".nii", ".nii.gz"])
+def test_every_truncation_is_seen(tmp_path, suffix):
+    codes = np.random.default_rng(0).integers(0, 255, (3, 4), dtype=np.uint8)
+    path = png(tmp_path / "a.png", codes) if suffix == ".png" else nifti(tmp_path / f"a{suffix}", codes)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(UnreadableError, match=r"^a\.(png|nii|nii\.gz): cannot be read"):
+            read(path)
+
+
+def test_every_changed_byte_of_compressed_pixels_is_seen(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 65535, (3, 4), dtype=np.uint16)
+    path = png(tmp_path / "a.png", codes)
+    content = path.read_bytes()
+    for i in range(len(content)):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 4]) + content[i + 1 :])
+        with pytest.raises(UnreadableError):
+            read(path)
+    path = tmp_path / "a.nii.gz"
+    content = gzip.compress(nifti(tmp_path / "a.nii", codes).read_bytes(), mtime=0)
+    for i in range(10, len(content)):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 4]) + content[i + 1 :])
+        # the compressed stream ends with bits that mean nothing
+        with contextlib.suppress(UnreadableError):
+            np.testing.assert_array_equal(read(path).stored, codes.T)
+
+
+def test_pixels_that_do_not_unpack_are_damage(tmp_path):
+    content = png(tmp_path / "a.png", np.zeros((4, 4), np.uint8)).read_bytes()
+    at = content.index(b"IDAT")
+    (length,) = struct.unpack(">I", content[at - 4 : at])
+    # not packed at all, under a checksum that holds
+    chunk = b"IDAT" + bytes(length)
+    (tmp_path / "a.png").write_bytes(content[:at] + chunk + zlib.crc32(chunk).to_bytes(4) + content[at + length + 8 :])
+    with pytest.raises(UnreadableError, match=r"a\.png: cannot be read \("):
+        read(tmp_path / "a.png")

@@ -1,0 +1,328 @@
+"""The gate against a loop over all pairs; refusals with their reasons; feature maps that misbehave; bugs that the loop finds."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medsynth.data.transforms import GALLERY, attacked
+from medsynth.imageset import ImageSet
+from medsynth.privacy import gate as gate_module
+from medsynth.privacy import search
+from medsynth.privacy.gate import Gate, Verdicts
+
+
+class Pixels:
+    """phi: all pixels, times `gain`; bright images lie `apart` away from dark ones in every direction."""
+
+    name, hash = "pixels", "0" * 32
+
+    def __init__(self, gain: float = 1.0, apart: float = 0.0) -> None:
+        self.gain, self.apart = gain, apart
+
+    def __call__(self, images: ImageSet) -> np.ndarray:
+        flat = images.images.reshape(len(images), -1)
+        return (flat * self.gain + self.apart * (flat[:, :1] > 0.5)).astype(np.float32)
+
+
+def two_copies(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
+    yield "copy", images
+    yield "flip", images.with_images(images.images[..., ::-1])
+
+
+def expected(private: ImageSet, candidates: ImageSet, phi: Pixels, tau: float) -> Verdicts:
+    """One pair after the other."""
+    n = len(candidates)
+    reason, distance, patient = np.full(n, "", dtype="<U10"), np.full(n, np.nan), np.full(n, -1)
+    found, owners = phi(candidates), np.tile(private.patient, 2)
+    rows = np.concatenate([phi(copied) for _, copied in two_copies(private)])
+    for i, image in enumerate(candidates.images):
+        if image.max() == image.min():
+            reason[i] = "constant"
+            continue
+        distance[i] = np.inf
+        for row, owner in zip(rows, owners, strict=True):
+            d = search.distances(row[None], found[i][None])[0]
+            if d < distance[i]:
+                distance[i], patient[i] = d, owner
+        reason[i] = "copy" if distance[i] == 0 else "too close" if distance[i] <= tau else ""
+    return Verdicts(reason == "", reason, distance, patient)
+
+
+@pytest.fixture
+def sets(make_set: Callable[..., ImageSet]) -> tuple[ImageSet, ImageSet]:
+    return scene(make_set, 0)
+
+
+def scene(make_set: Callable[..., ImageSet], seed: int) -> tuple[ImageSet, ImageSet]:
+    """Private images, and candidates: new ones, each private one (last patient first), flipped, noisy, and two constant ones."""
+    private = make_set(11, (1, 5, 5), seed=seed, role="private", name="scans")
+    rng, own = np.random.default_rng([seed, 1]), private.images[::-1]
+    noisy = np.clip(own + rng.normal(0, 10.0 ** rng.uniform(-7, 0, (11, 1, 1, 1)), own.shape), 0, 1)
+    images = np.concatenate([rng.random((6, 1, 5, 5)), own, own[..., ::-1], noisy, np.zeros((1, 1, 5, 5)), np.ones((1, 1, 5, 5))])
+    return private, make_set(len(images), (1, 5, 5), images=images, name="drawn")
+
+
+def same(found: Verdicts, reference: Verdicts) -> None:
+    assert found.accepted.dtype == bool and found.patient.dtype == np.int64
+    assert found.reason.tolist() == reference.reason.tolist()
+    np.testing.assert_array_equal(found.distance, reference.distance)
+    assert found.patient.tolist() == reference.patient.tolist()
+    assert found.accepted.tolist() == reference.accepted.tolist() == (found.reason == "").tolist()
+
+
+def rows_of(verdicts: Verdicts, rows: np.ndarray) -> Verdicts:
+    return Verdicts(*(getattr(verdicts, k)[rows] for k in ("accepted", "reason", "distance", "patient")))
+
+
+def check(make_set: Callable[..., ImageSet], seed: int = 0) -> None:
+    """The gate says what the loop says, on ordinary features and on features whose lengths dwarf their distances."""
+    private, candidates = scene(make_set, seed)
+    for phi in (Pixels(), Pixels(1e-3, 100.0)):
+        # at a distance that occurs, so that "<=" is not "<"
+        distance = expected(private, candidates, phi, 1.0).distance
+        tau = float(np.quantile(distance[distance > 0], 0.6, method="nearest"))
+        reference = expected(private, candidates, phi, tau)
+        assert set(reference.reason) == {"", "copy", "too close", "constant"}
+        guard = Gate(private, phi, tau, copies=two_copies, chunk_rows=6)
+        same(guard.judge(candidates), reference)
+        assert guard.accepts(candidates).tolist() == reference.accepted.tolist()
+
+
+@settings(max_examples=8)
+@given(seed=st.integers(0, 10**6))
+def test_verdicts_are_those_of_the_loop_over_all_pairs(make_set: Callable[..., ImageSet], seed: int) -> None:
+    check(make_set, seed)
+
+
+class Uneven(Pixels):
+    """Rows change in their last bits with the size of the batch, the place in it, or the other images."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.sizes = kind, set()
+
+    def __call__(self, images: ImageSet) -> np.ndarray:
+        self.sizes.add(len(images))
+        features, n = super().__call__(images), len(images)
+        shift = {
+            "size": np.full(n, n),
+            "place": np.arange(n),
+            "company": np.full(n, 100 * images.images.mean()),
+            "none": np.zeros(n),
+        }
+        return features * (1 + 1e-6 * shift[self.kind].astype(np.float32)[:, None])
+
+
+@pytest.mark.parametrize(("kind", "batch"), [("none", 8), ("size", 8), ("place", 1), ("company", 1)])
+def test_verdicts_do_not_depend_on_batch_order_or_chunk(
+    make_set: Callable[..., ImageSet], kind: str, batch: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "BATCH", 8)
+    # several batches of either, and a last one that is not full
+    private, some = make_set(19, (1, 3, 3), role="private"), make_set(20, (1, 3, 3), seed=1)
+    candidates = some.with_images(np.concatenate([some.images[:14], private.images[-6:]]))
+    phi = Uneven(kind)
+    with caplog.at_level(logging.WARNING):
+        guard = Gate(private, phi, 0.6, copies=two_copies)
+    assert ("measured one at a time" in caplog.text) == (batch == 1)
+    reference = guard.judge(candidates)
+    assert set(reference.reason[:14]) == {"", "too close"} and set(reference.reason[14:]) == {"copy"}
+    order = np.random.default_rng(0).permutation(20)
+    for rows in (order, order[:5], order[:1], np.repeat(order[:3], 5)):
+        same(guard.judge(candidates.select(rows)), rows_of(reference, rows))
+        assert guard.accepts(candidates.select(rows)).tolist() == reference.accepted[rows].tolist()
+    assert phi.sizes <= {8, batch}
+    same(Gate(private, phi, 0.6, copies=two_copies, chunk_rows=17).judge(candidates), reference)
+
+
+def test_a_single_private_image_shows_a_dependence_on_company_too(make_set: Callable[..., ImageSet]) -> None:
+    private = make_set(1, (1, 4, 4), role="private")
+    gates = [Gate(private, Uneven(kind), 0.1, copies=two_copies) for kind in ("none", "size", "place", "company")]
+    assert [guard._batch for guard in gates] == [64, 64, 1, 1]
+
+
+def test_the_standard_copies_stop_what_they_are_made_for(make_set: Callable[..., ImageSet]) -> None:
+    private = make_set(6, (1, 16, 16), role="private", name="scans")
+    guard = Gate(private, Pixels(), 1e-3)
+    assert len(guard.copies) == len(GALLERY) and guard.gallery.rows == 6 * len(GALLERY) == len(guard.patient)
+    for attack in ("copy", "flip"):
+        found = guard.judge(attacked(private, attack, seed=0))
+        assert set(found.reason) == {"copy"} and not found.distance.any()
+        assert found.patient.tolist() == private.patient.tolist()
+    assert guard.judge(make_set(6, (1, 16, 16), seed=1)).accepted.all()
+
+
+def test_features_that_are_not_finite_and_constant_images_are_refused(
+    make_set: Callable[..., ImageSet], sets: tuple[ImageSet, ImageSet]
+) -> None:
+    class Fragile(Pixels):
+        broken = np.nan
+
+        def __call__(self, images: ImageSet) -> np.ndarray:
+            features = super().__call__(images)
+            features[np.isclose(images.images[:, 0, 0, 0], 0.125)] = self.broken
+            return features
+
+    private, candidates = sets
+    images = candidates.images.copy()
+    images[3, 0, 0, 0] = 0.125
+    candidates, phi = candidates.with_images(images), Fragile()
+    guard = Gate(private, phi, 0.5, copies=two_copies)
+    for phi.broken in (np.nan, np.inf, 1e31):
+        found = guard.judge(candidates)
+        assert found.reason[3] == "not finite" and found.reason[-2:].tolist() == ["constant"] * 2
+        assert np.isnan(found.distance[[3, -2, -1]]).all() and found.patient[[3, -2, -1]].tolist() == [-1] * 3
+        assert np.isfinite(found.distance[[0, 1, 2, 4]]).all()
+        assert guard.accepts(candidates).tolist() == found.accepted.tolist()
+        # the others do not suffer from its company
+        same(guard.judge(candidates.select([0, 4])), rows_of(found, np.array([0, 4])))
+    assert guard.judge(candidates.select([3, -1])).reason.tolist() == ["not finite", "constant"]
+    assert guard.judge(candidates.select([])).reason.shape == guard.accepts(candidates.select([])).shape == (0,)
+    spoiled = private.images.copy()
+    spoiled[7, 0, 0, 0] = 0.125
+    with pytest.raises(
+        ValueError, match="scans: pixels has no finite features for 1 of the copies called copy of images 0 to 10"
+    ):
+        Gate(private.with_images(spoiled), phi, 0.5, copies=two_copies)
+
+
+def test_every_channel_constant_is_constant(make_set: Callable[..., ImageSet]) -> None:
+    flags = np.zeros((2, 3, 4, 4), np.float32) + np.array([0.2, 0.5, 0.9], np.float32)[:, None, None]
+    flags[1, 2, 1, 1] = 0.8
+    guard = Gate(make_set(4, (3, 4, 4)), Pixels(), 1e-6)
+    assert guard.judge(make_set(2, (3, 4, 4), images=flags)).reason.tolist() == ["constant", ""]
+
+
+def test_a_copy_is_known_by_its_pixels_when_its_features_changed(sets: tuple[ImageSet, ImageSet]) -> None:
+    class Drifting(Pixels):
+        calls = 0
+
+        def __call__(self, images: ImageSet) -> np.ndarray:
+            self.calls += 1
+            return super().__call__(images) + np.float32(self.calls > 10)
+
+    private, candidates = sets
+    phi = Drifting()
+    guard = Gate(private, phi, 1e-3, copies=two_copies)
+    phi.calls = 11
+    found = guard.judge(candidates)
+    assert found.reason[6:17].tolist() == ["copy"] * 11 and not found.distance[6:17].any()
+    assert found.patient[6:17].tolist() == private.patient[::-1].tolist()
+    assert not guard.accepts(candidates)[6:17].any()
+
+
+def test_features_lie_in_a_closed_folder_that_goes_with_the_gate(tmp_path: Path, sets: tuple[ImageSet, ImageSet]) -> None:
+    guard = Gate(sets[0], Pixels(), 0.5, copies=two_copies, folder=tmp_path)
+    guard.accepts(sets[1])
+    (home,) = tmp_path.iterdir()
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert {f.name for f in home.iterdir()} - {"sketch.npy"} == {"features.npy"}
+    assert np.load(home / "features.npy").shape == (22, 25)
+    del guard
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def test_sets_that_cannot_be_compared_are_refused(make_set: Callable[..., ImageSet]) -> None:
+    private = make_set(4, (1, 4, 4), role="private", name="scans", spacing=(1.0, 2.0))
+    guard = Gate(private, Pixels(), 0.5, copies=two_copies)
+    for message, changes in (
+        (r"drawn: image shape \(1, 4, 5\) differs from scans's \(1, 4, 4\)", {"shape": (1, 4, 5)}),
+        ("drawn: unit HU differs from scans's 1", {"unit": "HU"}),
+        (r"drawn: range \(0.0, 2.0\) differs from scans's \(0.0, 1.0\)", {"range": (0.0, 2.0)}),
+        (r"drawn: spacing \(1.0, 2.1\) mm differs from scans's \(1.0, 2.0\) mm", {"spacing": (1.0, 2.1)}),
+    ):
+        other = make_set(3, **({"shape": (1, 4, 4), "name": "drawn", "seed": 1} | changes))
+        for call in (guard.judge, guard.accepts):
+            with pytest.raises(ValueError, match=message):
+                call(other)
+    for spacing in (None, (1.0, 2.00001)):
+        guard.judge(make_set(3, (1, 4, 4), seed=1, spacing=spacing))
+
+
+def test_gates_that_would_guarantee_nothing_are_refused(make_set: Callable[..., ImageSet], tmp_path: Path) -> None:
+    private = make_set(4, (1, 4, 4), role="private", name="scans")
+    for tau in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="expected a finite distance above 0"):
+            Gate(private, Pixels(), tau)
+    with pytest.raises(ValueError, match="scans: an empty private set"):
+        Gate(private.select([]), Pixels(), 1.0)
+    with pytest.raises(ValueError, match="scans: no copies to compare with"):
+        Gate(private, Pixels(), 1.0, copies=lambda images: iter(()), folder=tmp_path)
+    with pytest.raises(ValueError, match="half: 2 images from 4"):
+        Gate(private, Pixels(), 1.0, copies=lambda images: iter([("half", images.select([0, 1]))]), folder=tmp_path)
+
+    class Wide(Pixels):
+        def __call__(self, images: ImageSet) -> np.ndarray:
+            return super().__call__(images).astype(np.float64)
+
+    with pytest.raises(
+        ValueError, match=r"pixels: features of shape \(64, 16\) and type float64 for 64 images; expected float32"
+    ):
+        Gate(private, Wide(), 1.0)
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+# What could go wrong in a rewrite, planted: each must fail the check that the real thing passes.
+
+
+def _approximate(self: search.Gallery, queries: np.ndarray) -> search.Nearest:
+    rows = self.features.read(0, self.rows)
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(rows.shape[1]), rows.shape[1], 6)
+    index.train(rows)
+    index.add(rows)
+    row = index.search(queries, 1)[1][:, 0]
+    return search.Nearest(search.distances(queries, rows[row]), row)
+
+
+def _zero_is_no_match(self: search.Gallery, queries: np.ndarray, nearest: Callable = search.Gallery.nearest) -> search.Nearest:
+    found = nearest(self, queries)
+    return search.Nearest(np.where(found.distance == 0, np.inf, found.distance), found.row)
+
+
+def _without_last_patient(
+    self: Gate, private: ImageSet, *rest: object, init: Callable = Gate.__init__, **options: object
+) -> None:
+    init(self, private.of_patients(np.unique(private.patient)[:-1]), *rest, **options)
+
+
+def _without_copies(self: Gate, *rest: object, init: Callable = Gate.__init__, **options: object) -> None:
+    init(self, *rest, **(options | {"copies": lambda images: [("copy", images)]}))
+
+
+def _below_tau(self: Gate, private: ImageSet, phi: Pixels, tau: float, init: Callable = Gate.__init__, **options: object) -> None:
+    init(self, private, phi, np.nextafter(tau, 0), **options)
+
+
+BUGS: dict[str, tuple[object, str, object]] = {
+    "margin dropped": (search, "_allowance", lambda k, eta: 0.0),
+    "approximate index": (search.Gallery, "nearest", _approximate),
+    "transformed copies forgotten": (Gate, "__init__", _without_copies),
+    "one patient skipped": (Gate, "__init__", _without_last_patient),
+    "zero distance is no match": (search.Gallery, "nearest", _zero_is_no_match),
+    "a distance of tau passes": (Gate, "__init__", _below_tau),
+    "constant images pass": (gate_module, "_constant", lambda images: np.zeros(len(images), bool)),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted_bugs_are_found(bug: str, make_set: Callable[..., ImageSet], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*BUGS[bug])
+    with pytest.raises(AssertionError):
+        check(make_set)
+
+
+def test_and_without_them_the_same_check_passes(make_set: Callable[..., ImageSet]) -> None:
+    check(make_set)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medsynth.privacy.negative_space import expected_hits, hole_score, negative_space_attack, roc, weighted_auc, within
+
+
+def features(n: int, seed: int, d: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+def attack(member, outsider, expected=1.0):
+    return negative_space_attack(
+        member, outsider, member_patient=np.arange(len(member)), outsider_patient=np.arange(len(outsider)),
+        expected=expected, seed=0, replicates=200,
+    )  # fmt: skip
+
+
+def test_counts_are_those_of_a_loop():
+    targets, images = features(7, 0), features(40, 1)
+    naive = [sum(float(np.sqrt(((t - i).astype(np.float64) ** 2).sum())) <= 0.7 for i in images) for t in targets]
+    assert within(targets, images, 0.7).tolist() == naive
+    assert expected_hits(targets, images, 0.7).tolist() == [k / 40 for k in naive]
+    score = hole_score(targets, images, features(80, 2), 0.7)
+    expected = within(targets, features(80, 2), 0.7) / 2
+    np.testing.assert_allclose(score, [e if k == 0 else -k for e, k in zip(expected, naive, strict=True)])
+    with pytest.raises(ValueError, match="0 released and 40 reference"):
+        hole_score(targets, images[:0], images, 1.0)
+
+
+def test_a_gate_can_be_seen_from_outside_and_its_absence_cannot():
+    # 2D, so that the generator draws many images around everybody: the attack's best case
+    members, outsiders, radius = features(60, 3), features(300, 4), 0.1
+    reference, ungated = features(20000, 5), features(4000, 6)
+    holes = within(ungated, members, radius) == 0
+    scores = {
+        name: [hole_score(t, released, reference, radius) for t in (members, outsiders)]
+        for name, released in {"gated": ungated[holes], "ungated": ungated}.items()
+    }
+    gated, open_ = attack(*scores["gated"]), attack(*scores["ungated"])
+    assert gated.auc.low > 0.8
+    assert open_.auc.low < 0.5 < open_.auc.high
+    assert gated.curve[0].tolist() == [0, 0] and gated.curve[-1].tolist() == [1, 1]
+    assert (np.diff(gated.curve, axis=0) >= 0).all()
+    assert gated.auc.n == 360
+    area = float(np.trapezoid(gated.curve[:, 1], gated.curve[:, 0]))
+    assert area == pytest.approx(gated.auc.value)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), min_size=1, max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_weighted_auc_counts_pairs(rows):
+    score, inside, weight = (np.array(c, dtype=float) for c in zip(*rows, strict=True))
+    won = total = 0.0
+    for s, i, w in rows:
+        for t, j, v in rows:
+            if i and not j:
+                won += w * v * ((s > t) + (s == t) / 2)
+                total += w * v
+    found = weighted_auc(score, inside, weight)
+    assert np.isnan(found) if total == 0 else found == pytest.approx(won / total)
+
+
+def test_equal_scores_are_one_step_of_the_roc():
+    points = roc(np.array([2.0, 1.0, 1.0, 0.0]), np.array([1.0, 1.0, 0.0, 0.0]))
+    np.testing.assert_allclose(points, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]])
+
+
+def test_patients_of_the_two_kinds_are_never_one():
+    # members 0..4 and outsiders 0..4 are ten persons
+    assert attack(np.arange(5.0), np.arange(5.0)).auc.n == 10
