@@ -33,6 +33,8 @@ def reported(monkeypatch, tmp_path, make_set, tiny, cache):
         report, "unseen", lambda folder, size: {n: some(i, "private" if n == "ct_tcia" else "eval") for i, n in enumerate(names)}
     )
     monkeypatch.setattr(report, "cached_thorax", lambda **k: some(50 + report.MODALITIES.index(k["modality"]), k["population"]))
+    monkeypatch.setattr(report, "pretraining_phantoms", lambda *a, **k: {})
+    monkeypatch.setattr(report, "real_sets", lambda folder, split: {})
     monkeypatch.setattr(report, "shipped_extractor", lambda: pixels)
     monkeypatch.setattr(report, "random_twin", lambda sets, seed: pixels)
     monkeypatch.setattr(PCAExtractor, "fit", classmethod(lambda cls, sets: pixels))
