@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from torch.nn import functional
 
-from medsynth.data.transforms import Pose, posed
+from medsynth.data.transforms import Variant, varied
 from medsynth.imageset import ImageSet
 from medsynth.models.encoder import DIM, FRAME, PLANES, SIDE, EncoderNet, normalise, planes_of, similarity
 from medsynth.pretrain import encoder as training
@@ -84,8 +84,8 @@ def test_other_shapes_are_refused(dims, shape):
 def test_a_body_described_in_its_own_pose_is_the_upright_body(net, people):
     """Against the gallery's resampling in NumPy: describing a moved image in the pose of its movement undoes the movement."""
     images = people.images
-    turned = Pose(angle=9, zoom=1.07, down=0.05, right=-0.04)
-    moved = torch.from_numpy(images.with_images(posed(images, turned)).scaled())
+    turned = Variant(angle=9, zoom=1.07, down=0.05, right=-0.04)
+    moved = torch.from_numpy(images.with_images(varied(images, turned)).scaled())
     upright = torch.from_numpy(images.scaled())
     # shifts are in half-widths here
     pose = torch.tensor([[math.radians(9), math.log(1.07), -0.08, 0.10]]).expand(16, 4)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from medsynth.data import transforms
-from medsynth.data.transforms import ATTACKS, GALLERY, Pose, attack_pairs, attacked, posed, transformed_copies
+from medsynth.data.transforms import ATTACKS, GALLERY, Variant, attack_pairs, attacked, transformed_copies, varied
 from medsynth.imageset import ImageSet
 
 
@@ -25,13 +25,13 @@ def smooth(make_set) -> ImageSet:
 
 def test_a_pose_agrees_with_scipy(smooth):
     """Against scipy's affine_transform, whose matrix maps output to input coordinates."""
-    pose = Pose(angle=7, zoom=1.08, down=0.05, right=-0.03, mirrored=True)
+    pose = Variant(angle=7, zoom=1.08, down=0.05, right=-0.03, mirrored=True)
     a = np.radians(7)
     turn = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) / 1.08
     turn = np.diag([1.0, -1.0]) @ turn
     centre = np.array([15.5, 15.5])
     offset = centre - turn @ (centre + np.array([0.05, -0.03]) * 32)
-    made = posed(smooth, pose)
+    made = varied(smooth, pose)
     for image, ours in zip(smooth.images[:, 0], made[:, 0], strict=True):
         theirs = ndimage.affine_transform(image.astype(float), turn, offset, order=1, mode="nearest")
         np.testing.assert_allclose(ours, theirs, atol=0.02)
@@ -44,12 +44,20 @@ def test_directions(smooth):
     image = ImageSet(images=spot, patient=np.zeros(1, int), unit="1", range=(0, 1), name="spot")
 
     def peak(**pose) -> tuple[int, int]:
-        return np.unravel_index(posed(image, Pose(**pose))[0, 0].argmax(), (33, 33))
+        return np.unravel_index(varied(image, Variant(**pose))[0, 0].argmax(), (33, 33))
 
     assert peak(down=2 / 33, right=3 / 33) == (18, 23)
     assert peak(zoom=1.5) == (16, 22)
     assert peak(mirrored=True) == (16, 12)
     assert peak(angle=90) == (20, 16)
+
+
+def test_an_exposure_is_gain_then_offset_then_clipping(smooth):
+    unit = (smooth.images.astype(float) + 1000) / 1400
+    made = varied(smooth, Variant(gain=1.1, offset=0.15))
+    np.testing.assert_allclose((made + 1000) / 1400, np.clip(unit * 1.1 + 0.15, 0, 1), atol=1e-5)
+    assert (made == 400).any() and made.dtype == np.float32
+    assert str(Variant(offset=-0.15)) == "gain 1, offset -0.15"
 
 
 def test_the_gallery_is_fixed_and_begins_with_the_images_themselves(smooth):
@@ -67,15 +75,15 @@ def test_the_gallery_is_fixed_and_begins_with_the_images_themselves(smooth):
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
 def test_a_copy_does_not_depend_on_the_other_rows(smooth, rows):
     chosen = smooth.select(rows)
-    for pose in GALLERY[1:4]:
-        np.testing.assert_array_equal(posed(chosen, pose), posed(smooth, pose)[rows])
+    for variant in (*GALLERY[1:4], GALLERY[-1]):
+        np.testing.assert_array_equal(varied(chosen, variant), varied(smooth, variant)[rows])
 
 
 def test_planes_of_a_volume_move_together(make_set):
     plane = np.random.default_rng(0).random((3, 1, 1, 16, 16), dtype=np.float32)
     volumes = make_set(3, images=np.repeat(plane, 4, axis=2))
     for made in (
-        posed(volumes, GALLERY[1]),
+        varied(volumes, GALLERY[1]),
         *(attacked(volumes, n, seed=0).images for n in ("rotation", "blur", "gamma", "jpeg")),
     ):
         assert made.shape == volumes.images.shape
@@ -159,4 +167,4 @@ def test_unknown_names_are_refused(smooth):
         attacked(smooth, "squeeze", seed=0)
     with pytest.raises(ValueError, match="strength 'most'"):
         attacked(smooth, "flip", seed=0, strength="most")
-    assert str(Pose(angle=-5, mirrored=True)) == "flip, rotation -5" and transforms.STRENGTHS == ("drawn", "bound")
+    assert str(Variant(angle=-5, mirrored=True)) == "flip, rotation -5" and transforms.STRENGTHS == ("drawn", "bound")

@@ -35,43 +35,53 @@ STRENGTHS = ("drawn", "bound")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pose:
-    """A similarity of the plane about the image's centre: mirror left and right, turn, scale, then shift."""
+class Variant:
+    """A similarity of the plane about the image's centre (mirror left and right, turn, scale, then shift), then an exposure."""
 
     angle: float = 0.0  # degrees, from right to down
     zoom: float = 1.0  # above 1 enlarges
     down: float = 0.0  # of the height
     right: float = 0.0  # of the width
     mirrored: bool = False
+    gain: float = 1.0
+    offset: float = 0.0  # of the range
 
     def __str__(self) -> str:
         parts = ["flip"] * self.mirrored
         parts += [f"rotation {self.angle:+g}"] * (self.angle != 0) + [f"zoom {self.zoom:g}"] * (self.zoom != 1)
         parts += [f"shift {self.down:+g} {self.right:+g}"] * (self.down != 0 or self.right != 0)
+        parts += [f"gain {self.gain:g}, offset {self.offset:+g}"] * ((self.gain, self.offset) != (1.0, 0.0))
         return ", ".join(parts) or "copy"
 
 
-def _gallery() -> tuple[Pose, ...]:
-    upright = [Pose()]
-    upright += [Pose(angle=a) for a in (-8.0, -4.0, 4.0, 8.0)]
-    upright += [Pose(zoom=z) for z in (0.92, 1.08)]
-    upright += [Pose(down=y, right=x) for y, x in itertools.product((-0.05, 0.0, 0.05), repeat=2) if (y, x) != (0.0, 0.0)]
-    upright += [Pose(angle=a, zoom=z) for a, z in itertools.product((-6.0, 6.0), (0.94, 1.06))]
-    return tuple(Pose(**(vars(p) | {"mirrored": m})) for m in (False, True) for p in upright)
+def _gallery() -> tuple[Variant, ...]:
+    upright = [Variant()]
+    upright += [Variant(angle=a) for a in (-8.0, -4.0, 4.0, 8.0)]
+    upright += [Variant(zoom=z) for z in (0.92, 1.08)]
+    upright += [Variant(down=y, right=x) for y, x in itertools.product((-0.05, 0.0, 0.05), repeat=2) if (y, x) != (0.0, 0.0)]
+    upright += [Variant(angle=a, zoom=z) for a, z in itertools.product((-6.0, 6.0), (0.94, 1.06))]
+    # where an exposure drives pixels out of the range their detail is lost, and only a copy that lost the same lies near
+    upright += [Variant(gain=1.1, offset=0.15), Variant(offset=-0.15)]
+    return tuple(Variant(**(vars(v) | {"mirrored": m})) for m in (False, True) for v in upright)
 
 
 GALLERY = _gallery()
 
 
 def transformed_copies(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
-    """Every pose of GALLERY applied to all images, as (name, set); the first is the images themselves. Rows keep their order."""
-    for pose in GALLERY:
-        yield str(pose), images if pose == Pose() else images.with_images(posed(images, pose), name=f"{images.name}/{pose}")
+    """Every variant of GALLERY of all images, as (name, set); the first is the images themselves. Rows keep their order."""
+    for v in GALLERY:
+        yield str(v), images if v == Variant() else images.with_images(varied(images, v), name=f"{images.name}/{v}")
 
 
-def posed(images: ImageSet, pose: Pose) -> np.ndarray:
-    """The images in one pose, bilinear; where nothing was seen the nearest border pixel is repeated."""
-    return _resampled(images.images, pose, "edge", images.range)
+def varied(images: ImageSet, variant: Variant) -> np.ndarray:
+    """One variant of the images, bilinear, clipped to `range`; where nothing was seen the nearest border pixel is repeated."""
+    low, high = images.range
+    moved = _resampled(images.images, variant, "edge", images.range)
+    if (variant.gain, variant.offset) == (1.0, 0.0):
+        return moved
+    exposed = low + (moved - np.float32(low)) * np.float32(variant.gain) + np.float32(variant.offset * (high - low))
+    return np.clip(exposed, low, high, dtype=np.float32)
 
 
 def attacked(images: ImageSet, names: str | Sequence[str], *, seed: int, strength: str = "drawn") -> ImageSet:
@@ -114,11 +124,11 @@ def _one(image: np.ndarray, name: str, rng: np.random.Generator, strength: str) 
 
     if name in ("flip", "shift", "rotation", "zoom"):
         fill = "edge" if rng.random() < 0.5 else "lowest"
-        pose = {
-            "flip": lambda: Pose(mirrored=True), "shift": lambda: Pose(down=SHIFT * draw(), right=SHIFT * draw()),
-            "rotation": lambda: Pose(angle=ROTATION * draw()), "zoom": lambda: Pose(zoom=_between(ZOOM, draw())),
+        variant = {
+            "flip": lambda: Variant(mirrored=True), "shift": lambda: Variant(down=SHIFT * draw(), right=SHIFT * draw()),
+            "rotation": lambda: Variant(angle=ROTATION * draw()), "zoom": lambda: Variant(zoom=_between(ZOOM, draw())),
         }[name]()  # fmt: skip
-        return _resampled(image[None], pose, fill, (0.0, 1.0))[0]
+        return _resampled(image[None], variant, fill, (0.0, 1.0))[0]
     if name == "gain and offset":
         return image * np.float32(1 + GAIN * draw()) + np.float32(OFFSET * draw())
     if name == "noise":
@@ -147,16 +157,16 @@ def _through_jpeg(image: np.ndarray) -> np.ndarray:
     return out.reshape(image.shape)
 
 
-def _resampled(images: np.ndarray, pose: Pose, fill: str, interval: tuple[float, float]) -> np.ndarray:
-    """Images (n, c, *spatial) in a pose; every plane of every image alike, elementwise, so a row is that of any other batch."""
+def _resampled(images: np.ndarray, variant: Variant, fill: str, interval: tuple[float, float]) -> np.ndarray:
+    """Images (n, c, *spatial) in the variant's pose, every plane alike; elementwise, so a row is that of any other batch."""
     height, width = images.shape[-2:]
-    if (pose.angle, pose.zoom, pose.down, pose.right) == (0.0, 1.0, 0.0, 0.0):
-        return np.ascontiguousarray(images[..., ::-1]) if pose.mirrored else images
-    cos, sin = math.cos(math.radians(pose.angle)), math.sin(math.radians(pose.angle))
+    if (variant.angle, variant.zoom, variant.down, variant.right) == (0.0, 1.0, 0.0, 0.0):
+        return np.ascontiguousarray(images[..., ::-1]) if variant.mirrored else images
+    cos, sin = math.cos(math.radians(variant.angle)), math.sin(math.radians(variant.angle))
     y, x = np.mgrid[:height, :width].astype(np.float64)
-    y, x = y - (height - 1) / 2 - pose.down * height, x - (width - 1) / 2 - pose.right * width
-    y, x = (cos * y - sin * x) / pose.zoom, (sin * y + cos * x) / pose.zoom
-    y, x = y + (height - 1) / 2, (-x if pose.mirrored else x) + (width - 1) / 2
+    y, x = y - (height - 1) / 2 - variant.down * height, x - (width - 1) / 2 - variant.right * width
+    y, x = (cos * y - sin * x) / variant.zoom, (sin * y + cos * x) / variant.zoom
+    y, x = y + (height - 1) / 2, (-x if variant.mirrored else x) + (width - 1) / 2
     # half a pixel beyond the centres of the outermost pixels is still inside the image
     outside = (y < -0.5) | (y > height - 0.5) | (x < -0.5) | (x > width - 0.5)
     y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
