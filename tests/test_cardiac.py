@@ -176,10 +176,12 @@ def test_targets_are_met_by_the_voxels():
 
 
 @settings(max_examples=15, deadline=None)
-@given(inner=st.floats(12, 28), wall=st.floats(4, 14), dz=st.floats(4, 12), pixel=st.floats(0.9, 1.4), copies=st.integers(1, 3))
+@given(inner=st.floats(12, 28), wall=st.floats(4, 14), dz=st.floats(4, 12), pixel=st.floats(0.45, 0.65), copies=st.integers(1, 3))
 def test_a_ring_has_its_volume_and_thickness(inner, wall, dz, pixel, copies):
+    # fine pixels and a centre off the grid: how many points a small circle around a grid point holds is a jumpy thing
     spacing = (dz, pixel, pixel)
-    labels = np.repeat(ring(inner, inner + wall, spacing=spacing)[None], copies, 0)
+    plane = ring(inner, inner + wall, spacing=spacing, shape=(6, 200, 200), centre=(99.3, 100.8))
+    labels = np.repeat(plane[None], copies, 0)
     measured = measure_volumes(labels, spacing)
     assert len(measured) == copies
     assert np.allclose(measured["lv"], np.pi * inner**2 * 6 * dz / 1000, rtol=0.03)
