@@ -9,6 +9,8 @@ from importlib import resources
 from pathlib import Path
 
 PACKAGE = "medsynth"
+# what a configuration says enters a hash by its values; another section of a profile changes nothing that is made
+SETTINGS = ("medsynth.config",)
 
 
 def imported_modules(code: ast.Module, package: Path) -> dict[str, Path]:
@@ -52,9 +54,11 @@ def program(path: Path) -> str:
 
 @functools.cache
 def code_hash(module: str) -> str:
-    """blake2b-64 of a module and of every module of the package it imports: what was made by other code is another thing."""
+    """blake2b-64 of a module and of what it imports of the package, settings aside: what other code made is another thing."""
     modules = imported_modules(ast.parse(f"import {module}"), Path(str(resources.files(PACKAGE))))
     digest = hashlib.blake2b(digest_size=8)
     for name, path in modules.items():
+        if name in SETTINGS:
+            continue
         digest.update(f"{name} {program(path)}\n".encode())
     return digest.hexdigest()

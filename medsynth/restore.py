@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medsynth.dependencies import code_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.restoration import Consistency, RestorationConfig, restoration_net
 from medsynth.runs import Tensors, Trained, Workspace, load_or_train
@@ -78,7 +79,7 @@ def train_restoration(
     # the clean set stands for both: its rows are those that a ledger can recognise
     ledger.use(clean, stage="train restoration net", output=f"weights of {degraded.name}")
     config = {"net": net, "training": training, "consistency": None if consistency is None else consistency.description}
-    inputs = {"degraded": degraded.content_hash, "clean": clean.content_hash}
+    inputs = {"degraded": degraded.content_hash, "clean": clean.content_hash, "code": code_hash(__name__)}
     trained = load_or_train("restoration", config, inputs, train, device=device)
     model.load_state_dict(trained.weights)
     return model.eval(), trained

@@ -19,15 +19,17 @@ def test_the_real_library_closes_over_itself():
 def test_code_hash_follows_what_a_module_and_its_imports_say_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(dependencies.resources, "files", lambda _: tmp_path)
 
-    def hash_with(a="from medsynth import b\n", b="x = 1\n", c="x = 1\n"):
+    def hash_with(a="from medsynth import b, config\n", b="x = 1\n", c="x = 1\n", config="x = 1\n"):
         code_hash.cache_clear()
-        for name, text in {"__init__": "", "a": a, "b": b, "c": c}.items():
+        for name, text in {"__init__": "", "a": a, "b": b, "c": c, "config": config}.items():
             (tmp_path / f"{name}.py").write_text(text)
         return code_hash("medsynth.a")
 
     first = hash_with()
     assert hash_with(b="x  =  1  # why\n") == first
     assert hash_with(c="x = 2\n") == first
+    # a setting counts by its value, which its users hash
+    assert hash_with(config="x = 2\n") == first
     assert hash_with(b="x = 2\n") != first
     assert hash_with(a="from medsynth import b, c\n") != first
     code_hash.cache_clear()
