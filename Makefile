@@ -29,8 +29,9 @@ lint: $(STAMP)
 
 # the weights that ship with the package, again from public data: hours, in this order because each builds on the one before
 weights: $(STAMP)
-	set -e; for what in autoencoder denoiser_phantom denoiser_real extractor; do \
+	set -e; for what in autoencoder denoiser_phantom denoiser_real extractor encoder encoder_3d; do \
 		$(BIN)/python -m medsynth.pretrain $$what --real $(REAL); done
+	$(BIN)/python -m medsynth.pretrain.thresholds --real $(REAL)
 
 # results and the book; trained models stay in the cache
 clean:

@@ -43,6 +43,7 @@ class AutoencoderConfig:
     batch: int = 16
     learning_rate: float = 1e-3
     fourier_weight: float = 0.5  # L1 of the complex 2D FFT: keeps ribs that plain L1 blurs away
+    latent_noise: float = 0.15  # of a standardised latent, at most: what the decoder learns to see through
     kl_weight: float = 3e-5  # of the mean KL per latent value; 1e-3 drowns ribs in the noise it asks for
     seed: int = 0
 

@@ -318,7 +318,7 @@ def test_training_is_remembered_and_recorded(job, monkeypatch):
 def test_another_autoencoder_or_program_makes_another_run(job, shipped, tmp_path, monkeypatch):
     _, first = train_denoiser(**job)
     weights, card = load_card("autoencoder", shipped)
-    save_card(tmp_path / "w", "autoencoder", weights | {"latent_std": weights["latent_std"] * 2}, card)
+    save_card(tmp_path / "w", "autoencoder", weights | {"latent_scale": weights["latent_scale"] * 2}, card)
     _, other = train_denoiser(**job | {"autoencoder": shipped_autoencoder(tmp_path / "w")})
     monkeypatch.setattr(train_module, "code_hash", lambda _: "another program")
     _, changed = train_denoiser(**job)

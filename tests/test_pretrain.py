@@ -25,6 +25,7 @@ from medsynth.pretrain.autoencoder import (
     latent_statistics,
     random_crops,
     reconstruction_loss,
+    standard_scale,
     train_autoencoder,
 )
 from medsynth.pretrain.denoiser import REAL_REPEATS, pretrain_denoiser
@@ -79,13 +80,37 @@ def test_kl_is_that_of_a_gaussian(tiny):
 def test_the_loss_is_of_a_drawn_latent(tiny):
     torch.manual_seed(0)
     model, real = Autoencoder(tiny.autoencoder), torch.rand(2, 1, 64, 64) * 2 - 1
-    config = replace(tiny.autoencoder, kl_weight=0.0)
+    config = replace(tiny.autoencoder, kl_weight=0.0, latent_noise=0.0)
     with torch.no_grad():
         mean, std = model.posterior(real)
         latents = mean + std * torch.randn(mean.shape, generator=step_generator(0, 3))
         expected = reconstruction_loss(real, model.reconstruct(latents), config.fourier_weight)
         torch.testing.assert_close(autoencoder_loss(model, real, config, step_generator(0, 3)), expected)
         assert autoencoder_loss(model, real, config, step_generator(0, 4)) != expected
+
+
+@torch.no_grad()
+def test_the_decoder_sees_noise_in_proportion_to_the_standard_scale(tiny):
+    seen = []
+
+    class Known(Autoencoder):
+        def posterior(self, images):
+            mean = torch.stack([4 * images, images], 1).squeeze(2)
+            return mean, torch.full_like(mean, 1e-6)
+
+        def reconstruct(self, latents):
+            seen.append(latents)
+            return torch.zeros(4, 1, 64, 64)
+
+    torch.manual_seed(0)
+    model, real = Known(tiny.autoencoder), torch.randn(4, 1, 64, 64)
+    noise = [0.0, 0.5]
+    for level in noise:
+        autoencoder_loss(model, real, replace(tiny.autoencoder, latent_noise=level), step_generator(0, 3))
+    error = (seen[1] - seen[0]).std((2, 3))
+    # a level of its own for every image, at most that of the configuration, and twice as much where the spread is four times
+    assert error.std(0).min() > 0.02 and (error <= 0.5 * standard_scale(torch.tensor([4.0, 1.0])) * 1.05).all()
+    torch.testing.assert_close(error[:, 0] / error[:, 1], torch.full((4,), 2.0), atol=0.1, rtol=0)
 
 
 def test_crops_come_from_their_images():
@@ -118,14 +143,17 @@ def test_training_lowers_the_loss_and_stores_the_statistics_of_latents(tiny, smo
     with torch.no_grad():
         losses = [float((m.reconstruct(m.posterior(real)[0]) - real).abs().mean()) for m in (before, after)]
         assert losses[1] < 0.8 * losses[0] and np.isfinite(metrics["loss"])
-        # sets of 64 pixels, each weighing the same, come out with mean 0 and mean square 1
-        small = [s.images for s in smooth_sets.values() if s.images.spatial == (64, 64)]
-        latents = [after.encode(torch.from_numpy(s.scaled())) for s in small]
+        # sets of 64 pixels, each weighing the same, come out with mean 0, and variances as their spreads were, 1 on average
+        small = [torch.from_numpy(s.images.scaled()) for s in smooth_sets.values() if s.images.spatial == (64, 64)]
+        latents, raw = [after.encode(x) for x in small], [after.posterior(x)[0] for x in small]
     assert len(latents) == 3
     mean = torch.stack([z.mean((0, 2, 3)) for z in latents]).mean(0)
     square = torch.stack([z.square().mean((0, 2, 3)) for z in latents]).mean(0)
+    centre = torch.stack([z.mean((0, 2, 3)) for z in raw]).mean(0)
+    spread = torch.stack([(z - centre[:, None, None]).square().mean((0, 2, 3)) for z in raw]).mean(0).sqrt()
     torch.testing.assert_close(mean, torch.zeros(4), atol=0.02, rtol=0)
-    torch.testing.assert_close(square, torch.ones(4), atol=0.05, rtol=0)
+    torch.testing.assert_close(square, spread / spread.mean(), atol=0.02, rtol=0.05)
+    assert spread.max() > 1.5 * spread.min()
 
 
 def test_statistics_weigh_sets_alike():
@@ -286,7 +314,7 @@ def test_the_command_makes_weights_with_cards_that_say_what_they_saw(run, tiny, 
     assert {"cxr_kermany", "cxr_kermany@128", "phantom-xray-64", "phantom-xray-128@128", "phantom-heart-64"} <= names
     assert all(row.keys() >= {"images", "patients", "licence", "content_hash", "size"} for row in card["trained_on"])
     assert card["device"] in ("cpu", "cuda") and "torch" in card["versions"]
-    assert shipped_autoencoder(out).latent_std.min() > 0
+    assert shipped_autoencoder(out).latent_scale.min() > 0
 
     # the phantom denoiser neither needs nor sees a real image
     phantom = run("denoiser_phantom", real=tmp_path / "there is none")
@@ -317,6 +345,25 @@ def test_the_extractor_is_one_of_its_targets(run, monkeypatch):
     assert card["dim"] == 64 and {row["name"] for row in card["trained_on"]} == set(asked["sets"])
     with pytest.raises(SystemExit):
         run("everything")
+
+
+def test_identity_encoders_are_targets_too(run, monkeypatch, smooth_sets):
+    asked = []
+
+    def encoder_sets(folder, patients, *, spatial_dims, jobs):
+        asked.append((patients, spatial_dims))
+        return smooth_sets
+
+    def train_encoder(sets, *, spatial_dims, steps, **_):
+        return {"w": torch.ones(2)}, {"spatial_dims": spatial_dims, "steps": steps}
+
+    monkeypatch.setattr(command, "encoder_sets", encoder_sets)
+    monkeypatch.setattr(command, "train_encoder", train_encoder)
+    for name, dims in (("encoder", 2), ("encoder_3d", 3)):
+        card = run(name, steps=5)
+        assert (card["spatial_dims"], card["steps"]) == (dims, 5)
+        assert {row["name"] for row in card["trained_on"]} == set(smooth_sets)
+    assert asked == [(4, 2), (4, 3)]
 
 
 def test_the_defaults_build_and_fit_the_profiles(project):

@@ -9,12 +9,16 @@ from torch import nn
 from medsynth.config import AutoencoderConfig
 
 UNSHUFFLE = 2  # working on the pixel-unshuffled image costs a quarter and loses nothing
+GROUPS = 8  # of every group normalisation; with few channels in a group it takes an image's brightness and contrast out
 
 
 class Autoencoder(nn.Module):
-    """KL autoencoder of latent diffusion (Rombach et al. 2022) on the 2x pixel-unshuffled image.
+    """KL autoencoder of latent diffusion (Rombach et al. 2022) on the 2x pixel-unshuffled image, around a linear one.
 
-    `latent_mean`, `latent_std` (per channel, from public data) bring latents to zero mean and unit variance.
+    The networks add to a projection of image patches onto a few components and back (cf. the residual autoencoding of Chen et
+    al., arXiv:2410.10733): they start where principal components are and need not learn brightness and edges from noise.
+    `latent_mean`, `latent_scale` (per channel, from public data) standardise latents: zero mean, and the square root of what
+    their spreads were, so that a denoiser settles coarse channels before the fine ones, as it would in pixels.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -31,10 +35,19 @@ class Autoencoder(nn.Module):
             with_encoder_nonlocal_attn=False,
             with_decoder_nonlocal_attn=False,
             latent_channels=config.latent_channels,
-            norm_num_groups=32,
+            norm_num_groups=GROUPS,
         )
+        # overlapping patches, so that a change of one latent leaves no edge
+        window = {"kernel_size": 2 * self.factor, "stride": self.factor, "padding": self.factor // 2}
+        self.down = nn.Conv2d(1, config.latent_channels, **window)
+        self.up = nn.ConvTranspose2d(config.latent_channels, 1, **window)
+        for last in (self.net.quant_conv_mu, self.net.quant_conv_log_sigma, self.net.decoder.blocks[-1]):
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+        # a posterior that is nearly a point: training widens it as far as the picture allows
+        nn.init.constant_(next(p for n, p in self.net.quant_conv_log_sigma.named_parameters() if n.endswith("bias")), -8.0)
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
-        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+        self.register_buffer("latent_scale", torch.ones(config.latent_channels))
         # the CPU's convolutions are several times faster in this layout
         self.to(memory_format=torch.channels_last)
 
@@ -45,22 +58,38 @@ class Autoencoder(nn.Module):
             raise ValueError(
                 f"autoencoder: images {tuple(images.shape)}; expected (n, 1, h, w), sides a multiple of {self.factor}"
             )
-        return self.net.encode(nn.functional.pixel_unshuffle(images, UNSHUFFLE))
+        mean, std = self.net.encode(nn.functional.pixel_unshuffle(images, UNSHUFFLE))
+        return mean + self.down(images), std
 
     def reconstruct(self, latents: torch.Tensor) -> torch.Tensor:
         """Images of latents that are not standardised."""
-        return nn.functional.pixel_shuffle(self.net.decode(latents), UNSHUFFLE)
+        return nn.functional.pixel_shuffle(self.net.decode(latents), UNSHUFFLE) + self.up(latents)
+
+    @torch.no_grad()
+    def start_from_components(self, images: torch.Tensor) -> None:
+        """Set the linear part to the principal components of patches of images (n, 1, h, w) in [-1, 1], not overlapping yet."""
+        patches = nn.functional.unfold(images, self.factor, stride=self.factor).transpose(1, 2).flatten(0, 1).double()
+        _, vectors = torch.linalg.eigh(torch.cov(patches.T))
+        components = vectors.T.flip(0)[: self.latent_channels].float().view(-1, 1, self.factor, self.factor)
+        level = images.mean()
+        inner = slice(self.factor // 2, self.factor // 2 + self.factor)
+        for weight, size in ((self.down.weight, 1 / self.factor), (self.up.weight, self.factor)):
+            weight.zero_()
+            # latents in units of grey level, not of patch norm
+            weight[: len(components), :, inner, inner] = components * size
+        self.down.bias.copy_(-level * self.down.weight.sum((1, 2, 3)))
+        self.up.bias.fill_(level)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Standardised latents (n, c, *spatial) of images (n, 1, *spatial) in [-1, 1]; the posterior mean."""
         flat, depth = _slices(images)
-        latents = (self.posterior(flat)[0] - self._column(self.latent_mean)) / self._column(self.latent_std)
+        latents = (self.posterior(flat)[0] - self._column(self.latent_mean)) / self._column(self.latent_scale)
         return _volumes(latents, depth)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images in [-1, 1] of standardised latents."""
         flat, depth = _slices(latents)
-        images = self.reconstruct(flat * self._column(self.latent_std) + self._column(self.latent_mean))
+        images = self.reconstruct(flat * self._column(self.latent_scale) + self._column(self.latent_mean))
         return _volumes(images.clamp(-1, 1), depth)
 
     @staticmethod

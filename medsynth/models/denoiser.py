@@ -11,7 +11,7 @@ from torch import nn
 from medsynth.config import DenoiserConfig
 from medsynth.models.conditioning import Conditioning
 
-GROUPS = 32  # of every group normalisation
+GROUPS = 8  # of every group normalisation
 
 
 class Denoiser(nn.Module):

@@ -17,16 +17,18 @@ from medsynth.models.conditioning import THORAX
 from medsynth.models.shipped import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
 from medsynth.pretrain.autoencoder import train_autoencoder
 from medsynth.pretrain.denoiser import pretrain_denoiser
+from medsynth.pretrain.encoder import encoder_sets, train_encoder
 from medsynth.pretrain.extractor import train_extractor
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
 from medsynth.runs import Tensors, Workspace, package_versions
 from medsynth.training import best_device
 
-AUTOENCODER = AutoencoderConfig(steps=2600, learning_rate=1.5e-3)
+AUTOENCODER = AutoencoderConfig(steps=2000, learning_rate=1e-3)
 DENOISER = DenoiserConfig()
-PHANTOM = DiffusionConfig(steps=2400, batch=48, learning_rate=8e-4)
+PHANTOM = DiffusionConfig(steps=3000, batch=48, learning_rate=8e-4)
 REAL = replace(PHANTOM, steps=2000, learning_rate=6e-4)  # goes on from the phantom denoiser
 EXTRACTOR_STEPS = 2000
+ENCODER_STEPS = {2: 1700, 3: 800}  # by spatial dimensions
 
 Made = tuple[Tensors, dict[str, Any]]
 
@@ -57,17 +59,27 @@ def extractor(sets: dict[str, PublicSet], args: argparse.Namespace, work: Worksp
     )
 
 
+def encoder(spatial_dims: int, sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
+    """Weights and card of an identity encoder."""
+    steps = args.steps or ENCODER_STEPS[spatial_dims]
+    return train_encoder(sets, spatial_dims=spatial_dims, steps=steps, device=best_device(), workspace=work)
+
+
 TARGETS: dict[str, Callable[[dict[str, PublicSet], argparse.Namespace, Workspace], Made]] = {
     "autoencoder": autoencoder,
     "denoiser_phantom": lambda *a: denoiser("phantom", *a),
     "denoiser_real": lambda *a: denoiser("real", *a),
     "extractor": extractor,
+    "encoder": lambda *a: encoder(2, *a),
+    "encoder_3d": lambda *a: encoder(3, *a),
 }
 
 
 def training_sets(what: str, folder: Path, patients: int) -> dict[str, PublicSet]:
     """The public sets that one target is trained on."""
     jobs = os.cpu_count() or 1
+    if what.startswith("encoder"):
+        return encoder_sets(folder, patients, spatial_dims=3 if what == "encoder_3d" else 2, jobs=jobs)
     real = {} if what == "denoiser_phantom" else real_sets(folder, "train")
     drawn = phantoms(patients, 64, seed=0, jobs=jobs)
     if what == "extractor":

@@ -10,7 +10,7 @@ from medsynth.config import AutoencoderConfig
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.pretrain.public import PublicSet, require_public
 from medsynth.runs import Tensors, Workspace
-from medsynth.training import fit
+from medsynth.training import fit, step_generator
 
 CROP = 64  # pixels; the network is convolutional, so crops of larger images teach it larger images
 
@@ -24,11 +24,22 @@ def reconstruction_loss(real: torch.Tensor, made: torch.Tensor, fourier_weight: 
 def autoencoder_loss(
     model: Autoencoder, real: torch.Tensor, config: AutoencoderConfig, generator: torch.Generator
 ) -> torch.Tensor:
-    """Reconstruction from a drawn latent, plus its KL to the standard normal (Kingma & Welling 2014)."""
+    """Reconstruction from a drawn latent, plus its KL to the standard normal (Kingma & Welling 2014).
+
+    The decoder sees latents with further noise, up to `latent_noise` of a standardised latent: a denoiser is off by as much.
+    """
     mean, std = model.posterior(real)
-    made = model.reconstruct(mean + std * torch.randn(mean.shape, generator=generator, device=real.device))
+    drawn = mean + std * torch.randn(mean.shape, generator=generator, device=real.device)
+    level = config.latent_noise * torch.rand((len(real), 1, 1, 1), generator=generator, device=real.device)
+    error = level * torch.randn(mean.shape, generator=generator, device=real.device)
+    made = model.reconstruct(drawn + standard_scale(mean.detach().std((0, 2, 3)))[None, :, None, None] * error)
     kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean()
     return reconstruction_loss(real, made, config.fourier_weight) + config.kl_weight * kl
+
+
+def standard_scale(spread: torch.Tensor) -> torch.Tensor:
+    """What latents of these standard deviations (c,) are divided by: then their variances go as `spread`, and average one."""
+    return (spread * spread.mean()).sqrt()
 
 
 def random_crops(stores: list[torch.Tensor], weights: torch.Tensor, batch: int, generator: torch.Generator) -> torch.Tensor:
@@ -68,6 +79,7 @@ def train_autoencoder(
     stores = [torch.from_numpy(((s.images.scaled() + 1) * 127.5).round().astype("uint8")).to(device) for s in sets.values()]
     # small sets are not repeated as often as large ones are shown: weight ~ sqrt(number of images)
     weights = torch.tensor([(3.0 if s.real else 1.0) * len(s.images) ** 0.5 for s in sets.values()])
+    model.start_from_components(random_crops(stores, weights, 2048, step_generator(config.seed, -1, torch.device(device).type)))
     state, metrics = fit(
         model,
         lambda _, generator: autoencoder_loss(model, random_crops(stores, weights, config.batch, generator), config, generator),
@@ -79,7 +91,8 @@ def train_autoencoder(
         workspace=workspace,
         label="autoencoder",
     )
-    state["latent_mean"], state["latent_std"] = latent_statistics(model, [s for s in stores if s.shape[-1] == CROP])
+    mean, spread = latent_statistics(model, [s for s in stores if s.shape[-1] == CROP])
+    state["latent_mean"], state["latent_scale"] = mean, standard_scale(spread)
     return state, metrics
 
 
