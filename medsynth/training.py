@@ -60,7 +60,7 @@ def fit(
     """
     device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=device.type == "cuda")
+    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     average = EMAModel(parameters, decay=ema, foreach=device.type == "cuda")
     start = _restore(model, parameters, optimiser, average, workspace)
     model.train()
@@ -112,7 +112,9 @@ def _restore(
     for key, value in tensors.items():
         if key.startswith("optimiser."):
             _, index, name = key.split(".")
-            slots.setdefault(int(index), {})[name] = value
+            # the fused optimiser walks memory, so moments must lie in the order of their parameter
+            like = parameters[int(index)]
+            slots.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(value) if value.ndim else value
     optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
     average.shadow_params = [tensors[f"ema.{i}"].to(p.device) for i, p in enumerate(parameters)]
     average.optimization_step = step

@@ -13,6 +13,7 @@ import medsynth.restore as restore_module
 from medsynth.data.degrade import LowDose, low_dose_ct, scanner_of, truncate_kspace
 from medsynth.data.fanbeam import FanBeam, projector
 from medsynth.data.thorax import thorax
+from medsynth.dependencies import code_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.restoration import (
     NETS,
@@ -198,7 +199,8 @@ def test_training_is_deterministic_found_again_and_recorded(job, ct, low, beam, 
     model, trained = train_restoration(**job)
     entries = job["ledger"].entries()
     assert [(e.stage, e.reads, e.mechanism) for e in entries] == [("train restoration net", ct.name, "none")]
-    assert trained.manifest["inputs"] == {"degraded": low.content_hash, "clean": ct.content_hash}
+    inputs = trained.manifest["inputs"]
+    assert inputs == {"degraded": low.content_hash, "clean": ct.content_hash, "code": code_hash("medsynth.restore")}
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
