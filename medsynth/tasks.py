@@ -10,10 +10,7 @@ from medsynth.evaluation.baselines import best_strength, bicubic, non_local_mean
 from medsynth.imageset import ImageSet
 from medsynth.models.restoration import Consistency, FanBeamConsistency, KSpaceConsistency
 
-_STRENGTHS = {
-    "TV": (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24),
-    "NLM": (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24),
-}
+_STRENGTHS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24)  # of TV and NLM, from too weak to too strong for these tasks
 _VIEWS = 48  # of the reduced geometry that steers an unrolled network
 
 
@@ -116,4 +113,4 @@ def task(name: str) -> Task:
 
 def _denoised(degraded: ImageSet, tuned_on: tuple[ImageSet, ImageSet]) -> dict[str, ImageSet]:
     methods = {"TV": total_variation, "NLM": non_local_means}
-    return {name: f(degraded, best_strength(f, *tuned_on, _STRENGTHS[name])) for name, f in methods.items()}
+    return {name: f(degraded, best_strength(f, *tuned_on, _STRENGTHS)) for name, f in methods.items()}
