@@ -345,6 +345,11 @@ def test_shipped_denoisers(shipped, tiny):
         shipped_denoiser("cardiac")
 
 
+def test_weights_that_are_not_there_are_named_with_those_that_are(shipped):
+    with pytest.raises(FileNotFoundError, match=r"encoder: no such weights, found autoencoder, .*; make them with `python -m"):
+        load_card("encoder", shipped)
+
+
 def test_a_card_with_an_unknown_key_is_refused(shipped, tmp_path):
     weights, card = load_card("autoencoder", shipped)
     save_card(tmp_path, "autoencoder", weights, card | {"config": card["config"] | {"chanels": [1]}})

@@ -32,8 +32,13 @@ def save_card(folder: Path, name: str, weights: Tensors, card: dict[str, Any]) -
 
 
 def load_card(name: str, folder: Path | None = None) -> tuple[Tensors, dict[str, Any]]:
-    """(float32 weights, card); raises ValueError if the file is not the one the card describes."""
+    """(float32 weights, card); FileNotFoundError if there are none, ValueError if the file is not the one the card describes."""
     folder = folder or weights_folder()
+    if not (folder / f"{name}.json").exists():
+        found = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
+        raise FileNotFoundError(
+            f"{name}: no such weights, found {found}; make them with `python -m medsynth.pretrain {name}` or choose others"
+        )
     card = json.loads((folder / f"{name}.json").read_text())
     found = file_hash(folder / f"{name}.safetensors")
     if found != card["sha256"]:
