@@ -9,11 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from medsynth.config import DenoiserConfig, DiffusionConfig, SamplingConfig
 from medsynth.diffusion import train as train_module
-from medsynth.diffusion.sample import guided_prediction, initial_noise, sample_images, sample_latents
+from medsynth.diffusion.sample import (
+    CLEANEST,
+    NOISIEST,
+    even_timesteps,
+    guided_prediction,
+    initial_noise,
+    sample_images,
+    sample_latents,
+)
 from medsynth.diffusion.schedule import BETAS, PREDICTIONS, noise_schedule, objective, solver
 from medsynth.diffusion.train import diffusion_loss, train_denoiser, train_latents
 from medsynth.models.conditioning import THORAX, thorax_condition
@@ -83,6 +93,27 @@ def test_solvers_start_at_pure_noise_and_take_the_asked_steps(name, steps):
     times = solver(DiffusionConfig(steps=1, timesteps=50), name, steps).timesteps.tolist()
     assert len(times) == steps and times[0] == 49
     assert times == sorted(times, reverse=True)
+
+
+@pytest.mark.parametrize("schedule", sorted(BETAS))
+def test_steps_are_even_in_the_log_of_noise_over_signal(schedule):
+    signal = noise_schedule(DiffusionConfig(steps=1, schedule=schedule)).alphas_cumprod
+    times = even_timesteps(signal, 21)
+    assert len(times) == 21 and times[0] == 999
+    noise = np.log(((1 - naive_signal(schedule, 1000)) / naive_signal(schedule, 1000)) ** 0.5)[times[1:]]
+    # schedules do not all reach the noisiest step, and at the clean end whole timesteps are coarse
+    between = (noise < min(math.log(NOISIEST), noise.max()) - 0.5) & (noise > math.log(0.1))
+    assert between.sum() >= 9
+    assert np.diff(noise[between]) == pytest.approx(-math.log(NOISIEST / CLEANEST) / 19, abs=0.15)
+    assert noise[-1] == pytest.approx(math.log(CLEANEST), abs=0.5)
+
+
+@given(steps=st.integers(1, 60), timesteps=st.integers(60, 1000), schedule=st.sampled_from(sorted(BETAS)))
+def test_steps_never_repeat_and_never_run_out(steps, timesteps, schedule):
+    signal = noise_schedule(DiffusionConfig(steps=1, schedule=schedule, timesteps=timesteps)).alphas_cumprod
+    times = even_timesteps(signal, steps)
+    assert len(times) == steps and times[0] == timesteps - 1
+    assert min(times) >= 0 and (np.diff(times) < 0).all()
 
 
 # sampling against a known answer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import torch
@@ -12,6 +14,10 @@ from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.training import progress, step_generator
+
+# Noise over signal of the steps in between. Structure of a whole image is decided near the upper end; below the lower one the
+# autoencoder's decoder no longer sees a difference.
+NOISIEST, CLEANEST = 30.0, 0.03
 
 
 @torch.no_grad()
@@ -34,6 +40,20 @@ def initial_noise(shape: tuple[int, ...], seed: int, first: int) -> torch.Tensor
     return torch.stack([torch.randn(shape[1:], generator=step_generator(seed, first + i)) for i in range(shape[0])])
 
 
+def even_timesteps(signal: torch.Tensor, steps: int) -> list[int]:
+    """Pure noise, then timesteps at even distances of the log signal-to-noise ratio, as in DPM-Solver (Lu et al. 2022, 3.4).
+
+    signal: share of signal power per timestep, falling. Steps at even distances of time would be few where images take shape.
+    """
+    noise = ((1 - signal) / signal).sqrt().log().double()
+    aimed = torch.linspace(math.log(NOISIEST), math.log(CLEANEST), steps - 1, dtype=torch.float64)
+    times = [len(signal) - 1]
+    for i, t in enumerate(torch.searchsorted(noise, aimed).tolist()):
+        # each its own, with enough of them left for those that follow
+        times.append(max(min(t, times[-1] - 1), steps - 2 - i))
+    return times
+
+
 @torch.no_grad()
 def sample_latents(
     model: Denoiser, condition: torch.Tensor, spatial: tuple[int, ...], diffusion: DiffusionConfig, sampling: SamplingConfig
@@ -45,6 +65,8 @@ def sample_latents(
     for b in progress(0, len(starts), "sampling"):
         asked = condition[starts[b] : starts[b] + sampling.batch].to(device)
         scheduler = solver(diffusion, sampling.solver, sampling.steps)
+        if sampling.solver == "dpm":
+            scheduler.set_timesteps(timesteps=even_timesteps(scheduler.alphas_cumprod, sampling.steps))
         noisy = initial_noise((len(asked), model.latent_channels, *spatial), sampling.seed, starts[b]).to(device)
         noisy = noisy * scheduler.init_noise_sigma
         # only "ddpm" draws noise on the way; again one generator per image
