@@ -41,7 +41,7 @@ def initial_noise(shape: tuple[int, ...], seed: int, first: int) -> torch.Tensor
 
 
 def even_timesteps(signal: torch.Tensor, steps: int) -> list[int]:
-    """Pure noise, then timesteps at even distances of the log signal-to-noise ratio, as in DPM-Solver (Lu et al. 2022, 3.4).
+    """Pure noise, then timesteps at even distances of the log signal-to-noise ratio, as in DPM-Solver (Lu et al. 2022).
 
     signal: share of signal power per timestep, falling. Steps at even distances of time would be few where images take shape.
     """
