@@ -18,6 +18,8 @@ for number, chapter in enumerate(config["chapters"]):
         params:
             name=chapter["name"],
             fingerprint=chapter["fingerprint"],
+        # Snakemake tells the chapter's libraries
+        threads: config["threads"]
         # chapters run in the order of their numbers, although none waits for another
         priority: 1000 - number
         shell:

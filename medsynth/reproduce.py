@@ -157,7 +157,7 @@ def run_chapter(plan_file: Path, name: str, *, log: Callable[[str], None] = prin
 def run_plan(
     plan: Plan, *, jobs: int = 1, dry_run: bool = False, options: Sequence[str] = (), say: Callable[[str], None] = print
 ) -> int:
-    """Run what has to run, `jobs` chapters at a time; the number of chapters that ran.
+    """Run what has to run, `jobs` chapters at a time, which share the processors; the number of chapters that ran.
 
     options: further arguments for Snakemake, such as ("--executor", "slurm"). Raises ChapterError if a chapter failed.
     """
@@ -168,9 +168,10 @@ def run_plan(
     plan.folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(plan.folder / ".lock", timeout=0):
-            config = {"root": str(plan.root), "python": sys.executable, "plan": str(plan.file)}
+            threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs))
+            config = {"root": str(plan.root), "python": sys.executable, "plan": str(plan.file), "threads": threads}
             write_json(plan.file, config | {"chapters": [asdict(c) for c in plan.chapters]})
-            _snakemake(plan, list(why), jobs, dry_run, options)
+            _snakemake(plan, list(why), jobs * threads, dry_run, options)
     except filelock.Timeout:
         raise ValueError(
             f"{plan.folder.relative_to(plan.root)} is in use by another `medsynth reproduce`; wait for it to end"
@@ -178,18 +179,18 @@ def run_plan(
     return len(why)
 
 
-def _snakemake(plan: Plan, forced: list[str], jobs: int, dry_run: bool, options: Sequence[str]) -> None:
+def _snakemake(plan: Plan, forced: list[str], cores: int, dry_run: bool, options: Sequence[str]) -> None:
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(plan.root / "Snakefile"), "--configfile", str(plan.file),
         # its records lie beside the outputs they describe; our own lock also covers the time before and after
-        "--directory", str(plan.folder), "--nolock", "--cores", str(jobs), "--rerun-incomplete", "--rerun-triggers", "params",
+        "--directory", str(plan.folder), "--nolock", "--cores", str(cores), "--rerun-incomplete", "--rerun-triggers", "params",
         "--quiet", "all", *(["--dry-run"] if dry_run else []), *options,
     ]  # fmt: skip
     if forced:
         command += ["--forcerun", *(f"chapter_{name}" for name in forced)]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
     # Snakemake works in the plan's folder, where a relative path would lead nowhere
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(medsynth.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    paths = [str(Path(medsynth.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     # what would run, and why, has been said in our words
     silence = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} if dry_run and not options else {}
     if subprocess.run(command, cwd=plan.root, env=environment, **silence).returncode:

@@ -90,6 +90,23 @@ def test_snakemake_runs_what_changed_and_nothing_else(project):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("told", "jobs", "expected"), [(None, 1, "6"), (None, 3, "2"), (None, 9, "1"), ("5", 2, "5")])
+def test_chapters_share_the_processors(project, monkeypatch, told, jobs, expected):
+    monkeypatch.setattr(reproduce.os, "cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    write_notebook(
+        project / "notebooks" / "01_second.ipynb",
+        'import os\nfrom pathlib import Path\nPath(out, "threads.txt").write_text(os.environ["OMP_NUM_THREADS"])',
+        parameters='out: str = ""',
+    )
+    plan = make_plan(project, "smoke", only="second")
+    run_plan(plan, jobs=jobs, say=lambda _: None)
+    assert (plan.folder / plan.chapters[0].out / "threads.txt").read_text() == expected
+
+
+@pytest.mark.slow
 def test_a_failing_chapter_fails_the_run(project):
     write_notebook(project / "notebooks" / "01_second.ipynb", "1 / 0")
     with pytest.raises(ChapterError, match="chapters that failed: 01_second"):
