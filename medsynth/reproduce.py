@@ -168,7 +168,9 @@ def run_plan(
     plan.folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(plan.folder / ".lock", timeout=0):
-            threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs))
+            # OpenMP allows a list, of which the first entry counts here
+            told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+            threads = int(told) if told.isdigit() and int(told) else max(1, (os.cpu_count() or 1) // jobs)
             config = {"root": str(plan.root), "python": sys.executable, "plan": str(plan.file), "threads": threads}
             write_json(plan.file, config | {"chapters": [asdict(c) for c in plan.chapters]})
             _snakemake(plan, list(why), jobs * threads, dry_run, options)

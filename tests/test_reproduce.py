@@ -90,7 +90,7 @@ def test_snakemake_runs_what_changed_and_nothing_else(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("told", "jobs", "expected"), [(None, 1, "6"), (None, 3, "2"), (None, 9, "1"), ("5", 2, "5")])
+@pytest.mark.parametrize(("told", "jobs", "expected"), [(None, 1, "6"), (None, 3, "2"), (None, 9, "1"), ("5,2", 2, "5")])
 def test_chapters_share_the_processors(project, monkeypatch, told, jobs, expected):
     monkeypatch.setattr(reproduce.os, "cpu_count", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -15,8 +15,8 @@ from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.training import progress, step_generator
 
-# Noise over signal of the steps in between. Structure of a whole image is decided near the upper end; below the lower one the
-# autoencoder's decoder no longer sees a difference.
+# Noise over signal of the steps in between, chosen on phantoms. Structure of a whole image is decided near the upper end; the
+# shipped decoder was trained to see through more noise than the lower one leaves.
 NOISIEST, CLEANEST = 30.0, 0.03
 
 
