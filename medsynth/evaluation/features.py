@@ -53,7 +53,7 @@ class PCAExtractor:
     def fit(cls, sets: Mapping[str, ImageSet], *, dim: int = DIM, per_set: int = 1000) -> PCAExtractor:
         """Components of the covariance within sets, from at most per_set images of each; public-role sets only."""
         _check_public(sets)
-        chosen = {name: _first_rows(s, per_set) for name, s in sets.items()}
+        chosen = {name: evenly_spaced_rows(s, per_set) for name, s in sets.items()}
         pixels = [_pixels(s) for s in chosen.values()]
         centred = np.concatenate([p - p.mean(0) for p in pixels])
         if min(centred.shape) < dim:
@@ -108,7 +108,7 @@ def random_twin(sets: Mapping[str, ImageSet], *, seed: int, per_set: int = 1000,
 
 def calibrate(net: ExtractorNet, sets: Mapping[str, ImageSet], *, per_set: int = 1000) -> None:
     """Set the linear map of a network from at most per_set images of each set."""
-    chosen = [_first_rows(s, per_set) for s in sets.values()]
+    chosen = [evenly_spaced_rows(s, per_set) for s in sets.values()]
     device = str(net.matrix.device)
     net.calibrate(*calibration([_in_batches(net.embed, s, 256, device) for s in chosen], [class_columns(s) for s in chosen]))
 
@@ -180,6 +180,6 @@ def _check_public(sets: Mapping[str, ImageSet]) -> None:
             raise ValueError(f"{name}: role {s.role!r}; extractors are fitted and calibrated on public sets only")
 
 
-def _first_rows(images: ImageSet, n: int) -> ImageSet:
-    # evenly spaced, because sets may be sorted by class or patient
+def evenly_spaced_rows(images: ImageSet, n: int) -> ImageSet:
+    """At most n rows, evenly spaced, because sets may be sorted by class or patient."""
     return images.select(np.unique(np.linspace(0, len(images) - 1, min(n, len(images))).round().astype(int)))

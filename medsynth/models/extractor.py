@@ -17,7 +17,7 @@ DIM = 64
 RESIZER = f"torch bilinear, antialiased, {SIDE} px"
 # Variance along a direction is multiplied by up to 1 + EMPHASIS as labels explain it: with a flat spectrum the noise of 64
 # directions would hide a change in the one or two that tell classes apart; much more and copies would no longer be seen.
-EMPHASIS = 2.0
+EMPHASIS = 1.0
 _NOT_SHOWN = ("licence", "filename", "url", "source_folder", "scan")  # columns that say where a row is from, not what it shows
 _SHRINKAGE = 0.02  # share of the mean variance added to every direction, so that none is blown up out of its domain
 _WIDTHS = (24, 48, 96, 160)  # of 32, 16, 8 and 4 px maps
@@ -46,15 +46,19 @@ class ExtractorNet(nn.Module):
         # the CPU's convolutions are several times faster in this layout
         self.to(memory_format=torch.channels_last)
 
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Unit-length embedding before calibration, (n, 64)."""
+    def pooled(self, images: torch.Tensor) -> torch.Tensor:
+        """What the last layer sees: mean and logarithm of the spread of every map, (n, 656)."""
         x = self.stem(resize(images))
         pooled = _summary(x)
         for stage in self.stages:
             x = stage(x)
             pooled += _summary(x)
+        return torch.cat(pooled, 1)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Unit-length embedding before calibration, (n, 64)."""
         # unit length bounds the tails of the features: a few odd images cannot dominate a covariance
-        return functional.normalize(self.embedding(torch.cat(pooled, 1)), dim=1)
+        return functional.normalize(self.embedding(self.pooled(images)), dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Calibrated features, (n, 64)."""

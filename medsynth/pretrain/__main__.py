@@ -14,11 +14,13 @@ import torch
 
 from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, config_hash
 from medsynth.models.conditioning import THORAX
+from medsynth.models.extractor import ExtractorNet
 from medsynth.models.shipped import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
 from medsynth.pretrain.autoencoder import train_autoencoder
 from medsynth.pretrain.denoiser import pretrain_denoiser
 from medsynth.pretrain.encoder import encoder_sets, train_encoder
 from medsynth.pretrain.extractor import train_extractor
+from medsynth.pretrain.last_layer import fit_last_layer
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
 from medsynth.runs import Tensors, Workspace, package_versions
 from medsynth.training import best_device
@@ -54,9 +56,13 @@ def denoiser(kind: str, sets: dict[str, PublicSet], args: argparse.Namespace, wo
 def extractor(sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
     """Weights and card of the feature extractor."""
     images = {name: s.images for name, s in sets.items()}
-    return train_extractor(
+    weights, card = train_extractor(
         images, steps=args.steps or EXTRACTOR_STEPS, seed=0, device=best_device(), sources_per_step=3, images_per_source=64
     )
+    net = ExtractorNet()
+    net.load_state_dict(weights)
+    weights, card["last_layer"] = fit_last_layer(net.to(best_device()).eval().requires_grad_(False), images, seed=0)
+    return weights, card
 
 
 def encoder(spatial_dims: int, sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:

@@ -22,12 +22,12 @@ from medsynth.training import fit, step_generator
 # border instead of enlarged, so that no view is softer than its image
 _SIZES = (64, 70, 76)
 _TEMPERATURE = 0.2
-_NOISE, _BLUR = (0.01, 0.5), (0.4, 2.5)  # sd in units of [-1, 1] and in pixels at 64 px; log-uniform, for half of the images each
+NOISE, BLUR = (0.01, 0.5), (0.4, 2.5)  # sd in units of [-1, 1] and in pixels at 64 px; log-uniform, for half of the images each
 _BLUR_RADIUS = 6
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """One set on the device: images per size, each (n, 1, s, s), and its targets."""
 
     sizes: list[torch.Tensor]
@@ -74,7 +74,7 @@ def train_extractor(
     private = [name for name, s in sets.items() if s.role != "public"]
     if private:
         raise ValueError(f"{', '.join(private)}: not public; shipped weights are trained on public sets only")
-    sources = [_load(s, device) for s in sets.values()]
+    sources = [load_source(s, device) for s in sets.values()]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = _Student(
@@ -109,7 +109,7 @@ def train_extractor(
     return {k: v.cpu() for k, v in net.state_dict().items()}, card
 
 
-def _load(images: ImageSet, device: str) -> _Source:
+def load_source(images: ImageSet, device: str) -> Source:
     scaled = torch.from_numpy(images.scaled())
     numeric = images.attributes.select_dtypes("float64").to_numpy(dtype=np.float64).reshape(len(images), -1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -118,7 +118,7 @@ def _load(images: ImageSet, device: str) -> _Source:
         numeric = (numeric - np.nanmean(numeric, 0)) / np.maximum(np.nanstd(numeric, 0), 1e-6) if numeric.size else numeric
     codes = list(class_columns(images).values())
     classes = np.stack(codes, 1) if codes else np.zeros((len(images), 0), dtype=np.int64)
-    return _Source(
+    return Source(
         [torch.cat([_at_least(part.to(device), side) for part in scaled.split(512)]) for side in _SIZES],
         torch.from_numpy(classes.astype(np.int64)).to(device),
         torch.from_numpy(numeric.astype(np.float32)).to(device),
@@ -132,25 +132,25 @@ def _at_least(images: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _loss(
-    student: _Student, sources: list[_Source], chosen: list[int], per_source: int, generator: torch.Generator
+    student: _Student, sources: list[Source], chosen: list[int], per_source: int, generator: torch.Generator
 ) -> torch.Tensor:
     device = generator.device
     rows, views = [], []
     for i in chosen:
         row = torch.randint(len(sources[i]), (per_source,), generator=generator, device=device)
         rows.append(row)
-        views.append(torch.stack([_view(sources[i], row, generator) for _ in range(2)]))
+        views.append(torch.stack([draw_view(sources[i], row, generator) for _ in range(2)]))
     # (2, chosen * per_source, 1, 64, 64)
     pair = torch.cat(views, 1)
     toned = torch.rand(pair.shape[1], 1, 1, 1, generator=generator, device=device) < 0.5
     pair = torch.where(toned, _tone(pair, generator), pair)
     level = torch.rand(4, pair.shape[1], generator=generator, device=device)
-    noise, blur = _log_uniform(level[0], *_NOISE) * (level[1] < 0.5), _log_uniform(level[2], *_BLUR) * (level[3] < 0.5)
-    degraded = _degrade(pair.flatten(0, 1), noise.repeat(2), blur.repeat(2), generator)
+    noise, blur = log_uniform(level[0], *NOISE) * (level[1] < 0.5), log_uniform(level[2], *BLUR) * (level[3] < 0.5)
+    degraded = degrade(pair.flatten(0, 1), noise.repeat(2), blur.repeat(2), generator)
     h = student.net.embed(degraded)
     first, second = h.view(2, len(chosen), per_source, DIM).float()
-    total = sum(_nt_xent(a, b, row) for a, b, row in zip(first, second, rows, strict=True)) / len(chosen)
-    total = total + 0.5 * sum(_unevenness(torch.cat([a, b])) for a, b in zip(first, second, strict=True)) / len(chosen)
+    total = sum(nt_xent(a, b, row) for a, b, row in zip(first, second, rows, strict=True)) / len(chosen)
+    total = total + 0.5 * sum(unevenness(torch.cat([a, b])) for a, b in zip(first, second, strict=True)) / len(chosen)
     scaled = h * DIM**0.5  # unit length is too short a lever for linear heads
     # sqrt keeps the slope at small levels, where scanners differ
     target = torch.stack([noise.sqrt(), (blur / 4).sqrt()], 1).repeat(2, 1)
@@ -177,14 +177,14 @@ def _attribute_loss(student: _Student, source: int, h: torch.Tensor, classes: to
     return total
 
 
-def _unevenness(h: torch.Tensor) -> torch.Tensor:
+def unevenness(h: torch.Tensor) -> torch.Tensor:
     """d / (effective number of dimensions) - 1 of features (n, d): 0 when their covariance is a multiple of the identity."""
     centred = h - h.mean(0)
     covariance = centred.T @ centred
     return DIM * (covariance**2).sum() / covariance.trace() ** 2 - 1
 
 
-def _nt_xent(first: torch.Tensor, second: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+def nt_xent(first: torch.Tensor, second: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     similarity = first @ second.T / _TEMPERATURE
     # a row drawn twice in a batch is no negative of itself
     same = (row[:, None] == row[None]) & ~torch.eye(len(row), dtype=torch.bool, device=row.device)
@@ -193,7 +193,7 @@ def _nt_xent(first: torch.Tensor, second: torch.Tensor, row: torch.Tensor) -> to
     return (functional.cross_entropy(similarity, answer) + functional.cross_entropy(similarity.T, answer)) / 2
 
 
-def _view(source: _Source, row: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def draw_view(source: Source, row: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A crop at whole pixels with a small change of gain and offset, (n, 1, 64, 64); never flipped: left is not right."""
     device, n = row.device, len(row)
     size = int(torch.randint(len(_SIZES), (), generator=generator, device=device))
@@ -213,7 +213,7 @@ def _tone(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return 2 * unit.clamp(0, 1) ** torch.exp(1.4 * (bend - 0.5)) - 1
 
 
-def _degrade(images: torch.Tensor, noise: torch.Tensor, blur: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def degrade(images: torch.Tensor, noise: torch.Tensor, blur: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Gaussian blur of sd `blur` px, then Gaussian noise of sd `noise`; images (n, 1, h, w), levels (n,)."""
     offset = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=images.device)
     taps = torch.exp(-(offset**2) / (2 * blur.clamp(min=1e-2)[:, None] ** 2))
@@ -225,7 +225,7 @@ def _degrade(images: torch.Tensor, noise: torch.Tensor, blur: torch.Tensor, gene
     return blurred + noise.view(n, 1, 1, 1) * torch.randn(images.shape, generator=generator, device=images.device)
 
 
-def _log_uniform(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
+def log_uniform(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return low * (high / low) ** u
 
 

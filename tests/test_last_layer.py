@@ -1,0 +1,80 @@
+"""The refitted last layer of the extractor: even and independent features, public sets only."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medsynth.evaluation.statistics import generator
+from medsynth.imageset import ImageSet
+from medsynth.models.extractor import ExtractorNet
+from medsynth.pretrain.extractor import unevenness
+from medsynth.pretrain.last_layer import dependence, fit_last_layer
+
+
+def textures(n=150, seed=0, role="public"):
+    """Waves of random direction, length and strength on noise."""
+    rng = generator(seed)
+    y, x, strength = rng.uniform(0.1, 1.5, (3, n, 1, 1))
+    grid = np.arange(64)
+    waves = strength * np.sin(y * grid[:, None] + x * grid[None]) + 0.2 * rng.standard_normal((n, 64, 64))
+    return ImageSet(
+        images=waves[:, None], patient=np.arange(n), unit="1", range=(-4, 4), name="waves", role=role,
+        attributes=pd.DataFrame({"steep": y[:, 0, 0] > 0.8}),
+    )  # fmt: skip
+
+
+def untrained():
+    torch.manual_seed(3)
+    return ExtractorNet().eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def embedded(net, images):
+    return net.embed(torch.from_numpy(images.scaled()))
+
+
+def test_dependence_is_that_of_the_products_themselves():
+    h = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = (h - h.mean(0)).numpy()
+    products = np.array([[a * b for a in row for b in row] for row in x])
+    products -= products.mean(0)
+    similar = products @ products.T
+    others = [similar[i, j] ** 2 for i in range(40) for j in range(40) if i != j]
+    effective = np.mean(np.diag(similar)) ** 2 / np.mean(others)
+    assert dependence(h).item() == pytest.approx(np.log(6 / effective))
+
+
+def test_dependence_is_small_for_independent_features_and_large_for_functions_of_few():
+    draw = torch.randn(4000, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert abs(dependence(draw).item()) < 0.1
+    angle = 6.28 * torch.rand(4000, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    waves = torch.cat([f(k * angle) for k in range(1, 5) for f in (torch.sin, torch.cos)], 1)
+    # uncorrelated and of one variance, yet one number says them all
+    assert dependence(waves).item() > 0.5
+
+
+def test_a_fit_makes_features_of_clean_images_more_even_and_moves_nothing_else():
+    images, net = textures(), untrained()
+    before, uneven = {k: v.clone() for k, v in net.state_dict().items()}, unevenness(embedded(net, images)).item()
+    weights, card = fit_last_layer(net, {"waves": images}, steps=30, seed=0)
+    assert card["steps"] == 30 and np.isfinite(card["metrics"]["loss"])
+    assert unevenness(embedded(net, images)).item() < 0.5 * uneven
+    moved = {k for k in before if not torch.equal(before[k], weights[k])}
+    assert moved == {"embedding.weight", "embedding.bias", "matrix", "shift"}
+    again, _ = fit_last_layer(untrained(), {"waves": images}, steps=30, seed=0)
+    assert all(torch.equal(weights[k], again[k]) for k in weights)
+
+
+def test_unseen_images_of_the_same_kind_are_even_too():
+    net, unseen = untrained(), textures(seed=9)
+    uneven = unevenness(embedded(net, unseen)).item()
+    fit_last_layer(net, {"waves": textures()}, steps=30, seed=0)
+    assert unevenness(embedded(net, unseen)).item() < 0.5 * uneven
+
+
+def test_private_sets_and_sets_that_are_too_small_are_refused():
+    with pytest.raises(ValueError, match="waves: not public"):
+        fit_last_layer(untrained(), {"waves": textures(role="private")})
+    with pytest.raises(ValueError, match="fewer than 128 images"):
+        fit_last_layer(untrained(), {"few": textures(20)})
