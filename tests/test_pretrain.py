@@ -15,6 +15,7 @@ from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
+from medsynth.models.extractor import ExtractorNet
 from medsynth.models.shipped import DENOISERS, load_card, shipped_autoencoder, shipped_denoiser
 from medsynth.pretrain import __main__ as command
 from medsynth.pretrain import denoiser as denoiser_module
@@ -335,14 +336,20 @@ def test_the_extractor_is_one_of_its_targets(run, monkeypatch):
 
     def train_extractor(sets, *, steps, **_):
         asked.update(sets=sets, steps=steps)
-        return {"w": torch.ones(2)}, {"dim": 64}
+        return ExtractorNet().state_dict(), {"dim": 64}
+
+    def fit_last_layer(net, sets, *, seed):
+        asked.update(fitted=sets)
+        return {"w": torch.ones(2)}, {"seed": seed}
 
     monkeypatch.setattr(command, "train_extractor", train_extractor)
+    monkeypatch.setattr(command, "fit_last_layer", fit_last_layer)
     card = run("extractor", steps=7)
     assert asked["steps"] == 7 and all(isinstance(s, ImageSet) for s in asked["sets"].values())
     # views are cropped out of images as large as they come
     assert asked["sets"]["cxr_kermany"].spatial[0] > 64
     assert card["dim"] == 64 and {row["name"] for row in card["trained_on"]} == set(asked["sets"])
+    assert card["last_layer"] == {"seed": 0} and asked["fitted"].keys() == asked["sets"].keys()
     with pytest.raises(SystemExit):
         run("everything")
 
