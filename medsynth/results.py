@@ -172,7 +172,8 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "metric", "arm", "unit", *(["seed"] if table.seed.nunique() > 1 else [])]
     extra = [c for c in table if c not in (*COLUMNS, "source")]
     lines = table.assign(shown=[show_value(*v) for v in zip(table.value, table.low, table.high, table.n, strict=True)])
-    for column in (*extra, "seed"):
+    # a missing entry is a value of its own: grouping would drop its lines
+    for column in {*keys, *extra, "seed"}:
         lines[column] = ["" if pd.isna(v) else str(v) for v in lines[column]]
     sources = [s for s in dict.fromkeys(table.source) if s != YOURS] + [YOURS] * (YOURS in set(table.source))
     wide = lines.pivot_table(index=[*keys, *extra], columns="source", values="shown", aggfunc="; ".join, sort=False)
