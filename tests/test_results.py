@@ -165,7 +165,8 @@ def test_device_and_commit_are_said_as_they_are(monkeypatch):
 def test_side_by_side_keeps_lines_that_lack_an_entry():
     shown = pd.DataFrame(
         {
-            "source": ["published", "this run"], "chapter": "c", "dataset": "d", "metric": "m", "arm": ["a", None], "value": [1.0, 2.0],
+            "source": ["published", "this run"], "chapter": "c", "dataset": "d", "metric": "m", "arm": ["a", None],
+            "value": [1.0, 2.0],
             "low": float("nan"), "high": float("nan"), "n": None, "unit": None, "seed": 0, "level": [None, 3.0],
         }
     )  # fmt: skip
