@@ -110,6 +110,7 @@ def train_extractor(
 
 
 def load_source(images: ImageSet, device: str) -> Source:
+    """A set at the sizes that views are cropped from, with its class columns and standardised numbers."""
     scaled = torch.from_numpy(images.scaled())
     numeric = images.attributes.select_dtypes("float64").to_numpy(dtype=np.float64).reshape(len(images), -1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -185,6 +186,7 @@ def unevenness(h: torch.Tensor) -> torch.Tensor:
 
 
 def nt_xent(first: torch.Tensor, second: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """Instance discrimination between two views (n, d) of unit length of the rows `row` (n,); arXiv:2002.05709, eq. 1."""
     similarity = first @ second.T / _TEMPERATURE
     # a row drawn twice in a batch is no negative of itself
     same = (row[:, None] == row[None]) & ~torch.eye(len(row), dtype=torch.bool, device=row.device)
@@ -226,6 +228,7 @@ def degrade(images: torch.Tensor, noise: torch.Tensor, blur: torch.Tensor, gener
 
 
 def log_uniform(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Uniform numbers u in [0, 1) as log-uniform ones in [low, high)."""
     return low * (high / low) ** u
 
 
