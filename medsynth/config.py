@@ -84,6 +84,7 @@ class SamplingConfig:
     steps: int = 20
     solver: str = "dpm"  # "dpm" (DPM-Solver++ 2M), "ddim" or "ddpm"
     guidance: float = 1.0  # 1 = conditional model as trained
+    epsilon_scale: float = 1.02  # noise is taken for this much less; 1 = as predicted. Chosen on public radiographs
     batch: int = 128
     seed: int = 0
 

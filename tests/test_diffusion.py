@@ -21,6 +21,7 @@ from medsynth.diffusion.sample import (
     even_timesteps,
     guided_prediction,
     initial_noise,
+    less_noise,
     sample_images,
     sample_latents,
 )
@@ -146,7 +147,7 @@ class Gaussian(nn.Module):
 def test_sampling_recovers_a_gaussian(prediction, schedule, name, steps, tolerance):
     config = DiffusionConfig(steps=1, prediction=prediction, schedule=schedule)
     model = Gaussian(config, sd=0.5)
-    sampling = SamplingConfig(images=1, solver=name, steps=steps, batch=512)
+    sampling = SamplingConfig(images=1, solver=name, steps=steps, epsilon_scale=1, batch=512)
     made = sample_latents(model, torch.full((512, 1), 0.7), (4, 4), config, sampling)
     assert made.shape == (512, 2, 4, 4)
     # n = 16384: the standard error of the mean is 0.004
@@ -173,6 +174,34 @@ def test_samples_do_not_depend_on_the_batch_size(name):
     torch.testing.assert_close(few, made[0][:2], atol=1e-5, rtol=1e-5)
     another = sample_latents(model, condition, (3, 3), config, SamplingConfig(images=7, solver=name, steps=5, seed=4))
     assert (another - made[0]).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_less_noise_is_told_from_the_same_noisy_image(kind):
+    clean, noise, power = normal(3, 2, 4, 4), normal(3, 2, 4, 4) + 0.1, torch.tensor(0.3)
+    a, s = power.sqrt(), (1 - power).sqrt()
+    noisy = a * clean + s * noise
+    prediction = noise if kind == "epsilon" else a * noise - s * clean
+    torch.testing.assert_close(less_noise(prediction, noisy, power, 1.0, kind), prediction)
+    # a quarter less noise, and the image that the same input then leaves
+    fewer = noise / 1.25
+    rest = (noisy - s * fewer) / a
+    expected = fewer if kind == "epsilon" else a * fewer - s * rest
+    torch.testing.assert_close(less_noise(prediction, noisy, power, 1.25, kind), expected)
+
+
+@pytest.mark.parametrize("name", ["dpm", "ddim", "ddpm"])
+def test_what_is_not_taken_for_noise_stays_in_the_samples(name):
+    config = DiffusionConfig(steps=1)
+    # nearly all that is seen is noise, so an excess of it survives
+    spread = [
+        float(sample_latents(
+            Gaussian(config, sd=0.05), torch.full((64, 1), 0.7), (4, 4), config,
+            SamplingConfig(images=1, solver=name, steps=40, epsilon_scale=scale),
+        ).std())
+        for scale in (1.0, 1.02, 1.05)
+    ]  # fmt: skip
+    assert spread[0] < spread[1] < spread[2] < 1.6 * spread[0]
 
 
 def test_noise_belongs_to_its_image():

@@ -61,7 +61,7 @@ def test_a_fit_makes_features_of_clean_images_more_even_and_moves_nothing_else()
     assert card["steps"] == 30 and np.isfinite(card["metrics"]["loss"])
     assert unevenness(embedded(net, images)).item() < 0.5 * uneven
     moved = {k for k in before if not torch.equal(before[k], weights[k])}
-    assert moved == {"embedding.weight", "embedding.bias", "matrix", "shift"}
+    assert moved == {"embedding.weight", "embedding.bias", "layout", "matrix", "shift"}
     again, _ = fit_last_layer(untrained(), {"waves": images}, steps=30, seed=0)
     assert all(torch.equal(weights[k], again[k]) for k in weights)
 

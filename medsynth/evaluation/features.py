@@ -52,7 +52,7 @@ class PCAExtractor:
     @classmethod
     def fit(cls, sets: Mapping[str, ImageSet], *, dim: int = DIM, per_set: int = 1000) -> PCAExtractor:
         """Components of the covariance within sets, from at most per_set images of each; public-role sets only."""
-        _check_public(sets)
+        require_public(sets)
         chosen = {name: evenly_spaced_rows(s, per_set) for name, s in sets.items()}
         pixels = [_pixels(s) for s in chosen.values()]
         centred = np.concatenate([p - p.mean(0) for p in pixels])
@@ -98,7 +98,7 @@ def shipped_extractor(folder: Path | None = None, *, device: str = "cpu") -> Net
 
 def random_twin(sets: Mapping[str, ImageSet], *, seed: int, per_set: int = 1000, device: str = "cpu") -> NetworkExtractor:
     """The same architecture with random weights, calibrated on public sets exactly as the trained one is."""
-    _check_public(sets)
+    require_public(sets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = ExtractorNet()
@@ -174,10 +174,11 @@ def _check_shape(images: ImageSet) -> None:
         raise ValueError(f"{images.name}: no images; expected at least one")
 
 
-def _check_public(sets: Mapping[str, ImageSet]) -> None:
-    for name, s in sets.items():
-        if s.role != "public":
-            raise ValueError(f"{name}: role {s.role!r}; extractors are fitted and calibrated on public sets only")
+def require_public(sets: Mapping[str, ImageSet]) -> None:
+    """Raise ValueError if a set is not public: what ships, and what it is compared with, may show nothing of anybody else."""
+    others = [name for name, s in sets.items() if s.role != "public"]
+    if others:
+        raise ValueError(f"{', '.join(others)}: not public; shipped weights are trained on public sets only")
 
 
 def evenly_spaced_rows(images: ImageSet, n: int) -> ImageSet:

@@ -17,17 +17,19 @@ DIM = 64
 RESIZER = f"torch bilinear, antialiased, {SIDE} px"
 # Variance along a direction is multiplied by up to 1 + EMPHASIS as labels explain it: with a flat spectrum the noise of 64
 # directions would hide a change in the one or two that tell classes apart; much more and copies would no longer be seen.
-EMPHASIS = 1.0
+EMPHASIS = 2.0
 _NOT_SHOWN = ("licence", "filename", "url", "source_folder", "scan")  # columns that say where a row is from, not what it shows
 _SHRINKAGE = 0.02  # share of the mean variance added to every direction, so that none is blown up out of its domain
 _WIDTHS = (24, 48, 96, 160)  # of 32, 16, 8 and 4 px maps
+_LAYOUT = 8  # side of the thumbnail that enters beside them
 
 
 class ExtractorNet(nn.Module):
     """Images float (n, 1, h, w) in [-1, 1] of any size to calibrated features (n, 64).
 
     Maps of 32, 16, 8 and 4 px; mean and spread of each enter the features, so that fine texture, noise and
-    sharpness are seen beside anatomy. Group normalisation: a feature never depends on the other images of a batch.
+    sharpness are seen beside anatomy, and a thumbnail, which says where. Group normalisation: a feature never depends on the
+    other images of a batch.
     """
 
     def __init__(self) -> None:
@@ -41,24 +43,28 @@ class ExtractorNet(nn.Module):
             ]
         )
         self.embedding = nn.Linear(2 * sum(w), DIM)
+        # nothing until the last layer is fitted: in the first training the maps alone are to explain the image
+        self.layout = nn.Parameter(torch.zeros(DIM, _LAYOUT**2), requires_grad=False)
         self.register_buffer("matrix", torch.eye(DIM))
         self.register_buffer("shift", torch.zeros(DIM))
         # the CPU's convolutions are several times faster in this layout
         self.to(memory_format=torch.channels_last)
 
     def pooled(self, images: torch.Tensor) -> torch.Tensor:
-        """What the last layer sees: mean and logarithm of the spread of every map, (n, 656)."""
-        x = self.stem(resize(images))
+        """What the last layer sees: mean and logarithm of the spread of every map, then the thumbnail, (n, 720)."""
+        images = resize(images)
+        x = self.stem(images)
         pooled = _summary(x)
         for stage in self.stages:
             x = stage(x)
             pooled += _summary(x)
-        return torch.cat(pooled, 1)
+        return torch.cat([*pooled, functional.avg_pool2d(images, SIDE // _LAYOUT).flatten(1)], 1)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Unit-length embedding before calibration, (n, 64)."""
         # unit length bounds the tails of the features: a few odd images cannot dominate a covariance
-        return functional.normalize(self.embedding(self.pooled(images)), dim=1)
+        pooled, thumbnail = self.pooled(images).tensor_split([self.embedding.in_features], dim=1)
+        return functional.normalize(self.embedding(pooled) + thumbnail @ self.layout.T, dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Calibrated features, (n, 64)."""

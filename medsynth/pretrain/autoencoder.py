@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from medsynth.config import AutoencoderConfig
+from medsynth.evaluation.features import require_public
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.pretrain.public import PublicSet, require_public
+from medsynth.pretrain.public import PublicSet
 from medsynth.runs import Tensors, Workspace
 from medsynth.training import fit, step_generator
 
@@ -72,7 +73,7 @@ def train_autoencoder(
 
     Real images are drawn three times as often as phantoms would be: their texture is what a phantom lacks.
     """
-    require_public(sets)
+    require_public({k: s.images for k, s in sets.items()})
     torch.manual_seed(config.seed)
     model = Autoencoder(config)
     model = model.to(device)

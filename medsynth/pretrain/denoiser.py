@@ -9,11 +9,12 @@ import torch
 
 from medsynth.config import DenoiserConfig, DiffusionConfig
 from medsynth.diffusion.train import train_latents
+from medsynth.evaluation.features import require_public
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.shipped import latents_of
-from medsynth.pretrain.public import PublicSet, require_public
+from medsynth.pretrain.public import PublicSet
 from medsynth.runs import Tensors, Workspace
 
 REAL_REPEATS = 3  # real images are few; each counts this often
@@ -30,7 +31,7 @@ def pretrain_denoiser(
     workspace: Workspace | None = None,
 ) -> tuple[Tensors, dict[str, Any]]:
     """(EMA weights, metrics) of one denoiser for all thorax modalities, told apart by their condition; from `start` if given."""
-    require_public(sets)
+    require_public({k: s.images for k, s in sets.items()})
     torch.manual_seed(diffusion.seed)
     model = Denoiser(denoiser, THORAX, autoencoder.latent_channels)
     if start is not None:

@@ -15,9 +15,10 @@ from medsynth.data.resample import slices_of
 from medsynth.data.sources import cached_thorax
 from medsynth.data.thorax import MODALITIES
 from medsynth.data.transforms import GAIN, GAMMA, JPEG_QUALITY, NOISE, OFFSET, ROTATION, SHIFT, ZOOM
+from medsynth.evaluation.features import require_public
 from medsynth.models.encoder import SIDE, EncoderNet, normalise, planes_of, similarity
 from medsynth.models.extractor import resize
-from medsynth.pretrain.public import PublicSet, at_size, real_sets, require_public
+from medsynth.pretrain.public import PublicSet, at_size, real_sets
 from medsynth.runs import Tensors, Workspace
 from medsynth.training import fit, step_generator
 
@@ -78,7 +79,7 @@ def train_encoder(
     - the squared difference of the two poses found, each carried back to the common image by the transform that was applied.
     Raises ValueError for a set that is not public.
     """
-    require_public(sets)
+    require_public({k: s.images for k, s in sets.items()})
     stores = [_store(s, spatial_dims, device) for s in sets.values()]
     odds = torch.tensor([_odds(s) for s in sets.values()])
     with torch.random.fork_rng(devices=[]):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from medsynth.evaluation.features import calibrate
+from medsynth.evaluation.features import calibrate, require_public
 from medsynth.imageset import ImageSet
 from medsynth.models.extractor import DIM, EMPHASIS, RESIZER, SIDE, ExtractorNet, class_columns, resize
 from medsynth.runs import Tensors
@@ -71,9 +71,7 @@ def train_extractor(
     With max_seconds, the number of steps is cut to what a timed start says will fit.
     Raises ValueError for a set that is not public.
     """
-    private = [name for name, s in sets.items() if s.role != "public"]
-    if private:
-        raise ValueError(f"{', '.join(private)}: not public; shipped weights are trained on public sets only")
+    require_public(sets)
     sources = [load_source(s, device) for s in sets.values()]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

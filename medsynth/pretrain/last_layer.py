@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from medsynth.evaluation.features import calibrate, evenly_spaced_rows
+from medsynth.evaluation.features import calibrate, evenly_spaced_rows, require_public
 from medsynth.imageset import ImageSet
 from medsynth.models.extractor import DIM, ExtractorNet, resize
 from medsynth.pretrain.extractor import BLUR, NOISE, Source, degrade, draw_view, load_source, log_uniform, nt_xent, unevenness
@@ -50,7 +50,7 @@ class _LastLayer(nn.Module):
 def fit_last_layer(
     net: ExtractorNet, sets: Mapping[str, ImageSet], *, steps: int = 400, seed: int = 0
 ) -> tuple[Tensors, dict[str, Any]]:
-    """Fit `net.embedding` from scratch on what the convolutions see, then calibrate; (state dict, card). Public sets only.
+    """Fit the last layer from scratch on what the convolutions see, then calibrate; (state dict, card). Public sets only.
 
     Training meets noise, blur and tone curves of many scanners, and the variance they bring hides how few directions vary among
     the clean images that a ruler measures. Minimised over clean images of each set:
@@ -59,9 +59,7 @@ def fit_last_layer(
     - with less weight, what the network was trained for: classes, noise and blur, instances.
     Raises ValueError for a set that is not public or when every set is smaller than a step.
     """
-    private = [name for name, s in sets.items() if s.role != "public"]
-    if private:
-        raise ValueError(f"{', '.join(private)}: not public; shipped weights are trained on public sets only")
+    require_public(sets)
     kept = [evenly_spaced_rows(s, _PER_SET) for s in sets.values() if len(s) >= _INSTANCES]
     if not kept:
         raise ValueError(f"every set has fewer than {_INSTANCES} images; expected at least one that is larger")
@@ -81,7 +79,9 @@ def fit_last_layer(
     state, metrics = fit(layer, loss, seed=seed, label="last layer", **fitting)
     with torch.no_grad():
         weight = state["embedding.weight"].to(device) / spread
-        net.embedding.weight.copy_(weight)
+        maps, thumbnail = weight.tensor_split([net.embedding.in_features], dim=1)
+        net.embedding.weight.copy_(maps)
+        net.layout.copy_(thumbnail)
         net.embedding.bias.copy_(state["embedding.bias"].to(device) - weight @ centre)
     calibrate(net, sets)
     weights = {

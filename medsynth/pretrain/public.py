@@ -54,13 +54,6 @@ def at_size(sets: dict[str, PublicSet], size: int) -> dict[str, PublicSet]:
     return {k: PublicSet(resize(s.images, size), s.modality, s.real) for k, s in fitting.items()}
 
 
-def require_public(sets: dict[str, PublicSet]) -> None:
-    """Raise ValueError if a set is not public: what ships may show nothing of anybody else."""
-    others = [key for key, s in sets.items() if s.images.role != "public"]
-    if others:
-        raise ValueError(f"{', '.join(others)}: not public; shipped weights are trained on public sets only")
-
-
 def describe(sets: dict[str, PublicSet]) -> list[dict[str, object]]:
     """What a weights card says of its training data."""
     return [
