@@ -63,6 +63,29 @@ def test_rows_are_tidy_and_levels_of_one_kind_have_one_size(images, label):
     assert len(table) == 2 * (len(ruler.NOISE) + len(ruler.BLUR) + len(ruler.DROPPED))
 
 
+class Many(Means):
+    """More features than half of the patients."""
+
+    dim = 31
+
+    def __call__(self, images, *, batch=256):
+        return np.concatenate([super().__call__(images), generator(1).normal(size=(len(images), 27))], 1)
+
+
+def test_few_patients_are_measured_by_kid_alone_however_many_images_they_have(images, label):
+    # 120 rows a half of 60 patients; 2 d = 62
+    assert {r["metric"] for r in ruler.response(Many(), images, label, seed=0, splits=2)} == {"kid"}
+    assert {r["metric"] for r in ruler.power(Many(), images, label, seed=0, splits=10)} == {"z_kid"}
+
+
+def test_each_split_counts_both_ways_round(images, label):
+    rows = {r["level"]: r for r in ruler.response(Means(), images, label, seed=0, splits=1) if r["perturbation"] == "noise"}
+    a, b = ruler.patient_halves(images.patient, seed=0, splits=1)[0]
+    x, y = Means()(images), Means()(ruler.noisy(images, 0.2, seed=0))
+    both = [ruler.kid_value(x[i], y[j], images.patient[i], images.patient[j]) for i, j in ((a, b), (b, a))]
+    assert rows[0.2]["metric"] == "kid" and rows[0.2]["value"] == pytest.approx(np.mean(both))
+
+
 def test_power_sees_a_thinned_class_and_copies_only_with_eyes(images, label):
     seeing = pd.DataFrame(ruler.power(Means(), images, label, seed=0, splits=30)).set_index(["perturbation", "metric"])["value"]
     blind = pd.DataFrame(ruler.power(Blind(), images, label, seed=0, splits=30)).set_index(["perturbation", "metric"])["value"]

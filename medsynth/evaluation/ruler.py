@@ -19,11 +19,9 @@ DROPPED = (0.0, 0.25, 0.5, 0.75, 1.0)  # share of one class that is missing
 THINNED, COPIED = 0.10, 0.05  # shares of the whole set, for the power of noticing
 
 Row = dict[str, Any]
+Halves = list[tuple[np.ndarray, np.ndarray]]
 # (features, patients) of the reference half and of the changed half to a distance
-_METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]] = {
-    "fid": lambda a, b, p, q: frechet_distance(a, b),
-    "kid": kid_value,
-}
+Distance = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
 
 
 def noisy(images: ImageSet, level: float, *, seed: int) -> ImageSet:
@@ -45,23 +43,25 @@ def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed:
 
     Damage: noise, blur, and a growing share of one class left out (the largest class that holds at most half of the rows; all
     levels are compared at the number of rows that the last one leaves). label (n,) names classes. Each row: the mean over
-    splits with the central 95 % of splits; n = patients.
+    splits with the central 95 % of splits; n = patients. FID only where a half has at least 2 d patients.
     """
     clean = extractor(images)
-    halves = patient_halves(images.patient, seed=seed, splits=splits)
+    # each split both ways round: what sets two halves apart by chance cancels, and damage remains
+    halves = [pair for a, b in patient_halves(images.patient, seed=seed, splits=splits) for pair in ((a, b), (b, a))]
+    metrics = _metrics(extractor, images, halves)
     rows: list[Row] = []
     levels = [("noise", v, lambda v=v: noisy(images, v, seed=seed)) for v in NOISE]
     levels += [("blur", v, lambda v=v: blurred(images, v)) for v in BLUR]
     for kind, level, damage in levels:
         changed = extractor(damage()) if level else clean
         pairs = [(clean[a], changed[b], images.patient[a], images.patient[b]) for a, b in halves]
-        rows += _rows(extractor, images, kind, level, pairs)
+        rows += _rows(extractor, images, kind, level, pairs, metrics)
     dropped = largest_class(label)
     keep = min(_keep(label[b], dropped, 1.0, generator(seed, s)).size for s, (_, b) in enumerate(halves))
     for level in DROPPED:
         chosen = [_dropped(a, b, label, dropped, level, keep, seed, s) for s, (a, b) in enumerate(halves)]
         pairs = [(clean[a], clean[b], images.patient[a], images.patient[b]) for a, b in chosen]
-        rows += _rows(extractor, images, "dropped class", level, pairs)
+        rows += _rows(extractor, images, "dropped class", level, pairs, metrics)
     return rows
 
 
@@ -71,7 +71,7 @@ def power(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed: in
     "thinned class": one half loses rows of one class that amount to 10 % of the half; the mean over all classes that can lose
     so many, each also by itself. "copies": 5 % of a half are replaced by copies of one of its other rows, drawn anew for each
     split. Changed and unchanged sets have the same number of rows. z is the number of floor widths by which the change moves
-    the score. label (n,) names classes. Intervals resample splits; n = patients.
+    the score. label (n,) names classes. Intervals resample splits; n = patients. FID only where a half has at least 2 d patients.
     """
     features = extractor(images)
     halves = patient_halves(images.patient, seed=seed, splits=splits)
@@ -89,7 +89,7 @@ def power(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed: in
             pairs[f"thinned class {c}"].append((fewer, np.delete(b, victims)))
         pairs["copies"].append((a, _with_copies(b, round(COPIED * size), rng)))
     rows: list[Row] = []
-    for metric, distance in _METRICS.items():
+    for metric, distance in _metrics(extractor, images, halves).items():
         score = {
             k: np.array([distance(features[a], features[b], images.patient[a], images.patient[b]) for a, b in v])
             for k, v in pairs.items()
@@ -147,8 +147,17 @@ def _z(changed: np.ndarray, unchanged: np.ndarray, patients: int, seed: int) -> 
     return percentile_interval(float(value), (drawn @ (changed - unchanged)) / deviation, patients)
 
 
-def _rows(extractor: Extractor, images: ImageSet, kind: str, level: float, pairs: Sequence[tuple]) -> Iterator[Row]:
-    for metric, distance in _METRICS.items():
+def _metrics(extractor: Extractor, images: ImageSet, halves: Halves) -> dict[str, Distance]:
+    # images of one patient are no independent samples: with few patients the bias of FID hides what is looked for
+    people = min(len(np.unique(images.patient[half])) for pair in halves for half in pair)
+    enough: dict[str, Distance] = {"fid": lambda a, b, p, q: frechet_distance(a, b)} if people >= 2 * extractor.dim else {}
+    return enough | {"kid": kid_value}
+
+
+def _rows(
+    extractor: Extractor, images: ImageSet, kind: str, level: float, pairs: Sequence[tuple], metrics: dict[str, Distance]
+) -> Iterator[Row]:
+    for metric, distance in metrics.items():
         values = np.array([distance(a, b, p, q) for a, b, p, q in pairs])
         estimate = percentile_interval(float(values.mean()), values, images.patients)
         yield _row(extractor, images, kind, level, metric, estimate, len(pairs[0][0]))

@@ -75,16 +75,19 @@ def _as_rows(name: str, table: list[ruler.Row], seed: int) -> list[Row]:
 
 
 def draw_levels(rows: list[Row]) -> Figure:
-    """FID over its undamaged value against the level of each damage, a line per set."""
-    table = table_of(r for r in rows if r.metric == "fid")
-    kinds = list(dict.fromkeys(table.perturbation))
-    figure, axes = new_figure(1, len(kinds), size=(3.2 * len(kinds), 3.0))
-    for ax, kind in zip(axes, kinds, strict=True):
-        part = table[table.perturbation == kind]
+    """FID over its undamaged value, and KID, against the level of each damage; a line per set."""
+    fid, kid = (table_of(r for r in rows if r.metric == m) for m in ("fid", "kid"))
+    kinds = list(dict.fromkeys(kid.perturbation))
+    figure, axes = new_figure(2, len(kinds), size=(3.2 * len(kinds), 5.6), layout="constrained")
+    for (upper, lower), kind in zip(axes.T, kinds, strict=True):
+        part = fid[fid.perturbation == kind]
         floor = part.dataset.map(part[part.level == 0].set_index("dataset").value)
         shown = part.assign(**{c: part[c] / floor for c in ("value", "low", "high")})
-        curve(ax, shown, x="level", x_label=f"{kind}, level", y_label="FID / FID without damage", by="dataset")
-        ax.set_yscale("log")
+        curve(upper, shown, x="level", x_label=f"{kind}, level", y_label="FID / FID without damage", by="dataset")
+        upper.set_yscale("log")
+        curve(lower, kid[kid.perturbation == kind], x="level", x_label=f"{kind}, level", y_label="KID", by="dataset")
+        # unbiased, so it starts on either side of zero
+        lower.set_yscale("symlog", linthresh=0.1)
     return figure
 
 
@@ -117,7 +120,7 @@ def main() -> None:
     write_results(args.out, "reconstruction", rows, **shared, **described)
     # every rival is calibrated on what the extractor was: the public sets it was trained on
     public = {k: s.images for k, s in (pretraining_phantoms(1200, 64, seed=0, jobs=2) | real_sets(args.real, "train")).items()}
-    rivals = [extractor, random_twin(public, seed=args.seed), PCAExtractor.fit(public)]
+    rivals = [extractor, *(random_twin(public, seed=args.seed + i) for i in range(3)), PCAExtractor.fit(public)]
     labels = {
         "cxr_kermany": sets["cxr_kermany"].attributes["finding"], "ct_tcia": sets["ct_tcia"].attributes["collection"],
         "phantom-xray": phantoms["phantom-xray"].attributes["finding"],
