@@ -204,6 +204,13 @@ def test_what_is_not_taken_for_noise_stays_in_the_samples(name):
     assert spread[0] < spread[1] < spread[2] < 1.6 * spread[0]
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_noise_cannot_be_scaled_to_nothing(scale):
+    config = DiffusionConfig(steps=1)
+    with pytest.raises(ValueError, match="expected a positive number"):
+        sample_latents(Gaussian(config, sd=0.5), torch.zeros(1, 1), (4, 4), config, SamplingConfig(images=1, epsilon_scale=scale))
+
+
 def test_noise_belongs_to_its_image():
     noise = initial_noise((5, 2, 3, 3), seed=1, first=10)
     torch.testing.assert_close(initial_noise((2, 2, 3, 3), seed=1, first=12), noise[2:4], atol=0, rtol=0)

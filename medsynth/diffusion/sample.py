@@ -70,7 +70,9 @@ def even_timesteps(signal: torch.Tensor, steps: int) -> list[int]:
 def sample_latents(
     model: Denoiser, condition: torch.Tensor, spatial: tuple[int, ...], diffusion: DiffusionConfig, sampling: SamplingConfig
 ) -> torch.Tensor:
-    """Latents (n, c, *spatial), one per row of `condition` (n, k)."""
+    """Latents (n, c, *spatial), one per row of `condition` (n, k). Raises ValueError unless `epsilon_scale` is positive."""
+    if not sampling.epsilon_scale > 0:
+        raise ValueError(f"epsilon_scale {sampling.epsilon_scale}; expected a positive number: 1 samples as predicted")
     device = next(model.parameters()).device
     batches = []
     starts = range(0, len(condition), sampling.batch)
