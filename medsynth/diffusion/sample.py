@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -108,14 +109,16 @@ def sample_images(
     sampling: SamplingConfig,
     attributes: pd.DataFrame | None = None,
     name: str = "synthetic",
+    draw: Callable[..., torch.Tensor] = sample_latents,
 ) -> ImageSet:
     """Synthetic images in the unit, range and shape of `like`; every image is a patient of its own.
 
     The set has the model's role: samples of a model trained on private images are private until something clears them.
+    draw: `sample_latents`, or what keeps its result.
     """
     spatial = tuple(s // autoencoder.factor for s in like.spatial[-2:])
     depth = like.spatial[:-2]
-    latents = sample_latents(model, torch.from_numpy(condition), (*depth, *spatial), diffusion, sampling)
+    latents = draw(model, torch.from_numpy(condition), (*depth, *spatial), diffusion, sampling)
     device = autoencoder.latent_mean.device
     scaled = torch.cat([autoencoder.decode(chunk.to(device)).cpu() for chunk in latents.split(sampling.batch)])
     table = pd.DataFrame(index=range(len(condition))) if attributes is None else attributes.reset_index(drop=True)

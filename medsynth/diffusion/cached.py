@@ -1,0 +1,39 @@
+"""Latents drawn once: found again when what drew them is the same, so a changed metric does not sample anew."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import torch
+
+from medsynth.config import DiffusionConfig, SamplingConfig
+from medsynth.dependencies import code_hash
+from medsynth.diffusion.sample import sample_latents
+from medsynth.models.denoiser import Denoiser
+from medsynth.runs import load_or_train
+
+
+def cached_latents(
+    model: Denoiser, condition: torch.Tensor, spatial: tuple[int, ...], diffusion: DiffusionConfig, sampling: SamplingConfig
+) -> torch.Tensor:
+    """`sample_latents`, kept in the cache under the model's weights, what was asked for, the settings and the sampler's code."""
+    device = next(model.parameters()).device
+    # how many are drawn, the condition says
+    config = {"denoiser": model.config, "diffusion": diffusion, "sampling": replace(sampling, images=0), "spatial": spatial}
+    inputs = {
+        "weights": _hash(model.state_dict()), "condition": _hash({"condition": condition}),
+        "code": code_hash("medsynth.diffusion.sample"),
+    }  # fmt: skip
+    kept = load_or_train(
+        "samples", config, inputs,
+        lambda _: ({"latents": sample_latents(model, condition, spatial, diffusion, sampling)}, {}), device=device.type,
+    )  # fmt: skip
+    return kept.weights["latents"]
+
+
+def _hash(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in tensors.items():
+        digest.update(f"{name} {tuple(value.shape)}".encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
