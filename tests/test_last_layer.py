@@ -10,6 +10,7 @@ from medsynth.imageset import ImageSet
 from medsynth.models.extractor import ExtractorNet
 from medsynth.pretrain.extractor import unevenness
 from medsynth.pretrain.last_layer import dependence, fit_last_layer
+from medsynth.pretrain.public import PublicSet
 
 
 def textures(n=150, seed=0, role="public"):
@@ -22,6 +23,10 @@ def textures(n=150, seed=0, role="public"):
         images=waves[:, None], patient=np.arange(n), unit="1", range=(-4, 4), name="waves", role=role,
         attributes=pd.DataFrame({"steep": y[:, 0, 0] > 0.8}),
     )  # fmt: skip
+
+
+def public(images, real=False):
+    return PublicSet(images, "other", real)
 
 
 def untrained():
@@ -57,24 +62,42 @@ def test_dependence_is_small_for_independent_features_and_large_for_functions_of
 def test_a_fit_makes_features_of_clean_images_more_even_and_moves_nothing_else():
     images, net = textures(), untrained()
     before, uneven = {k: v.clone() for k, v in net.state_dict().items()}, unevenness(embedded(net, images)).item()
-    weights, card = fit_last_layer(net, {"waves": images}, steps=30, seed=0)
-    assert card["steps"] == 30 and np.isfinite(card["metrics"]["loss"])
+    card = fit_last_layer(net, {"waves": public(images)}, steps=30, seed=0)
+    weights = net.state_dict()
+    assert card["steps"] == 30 and card["images"] == {"waves": 150} and np.isfinite(card["metrics"]["loss"])
     assert unevenness(embedded(net, images)).item() < 0.5 * uneven
     moved = {k for k in before if not torch.equal(before[k], weights[k])}
-    assert moved == {"embedding.weight", "embedding.bias", "layout", "matrix", "shift"}
-    again, _ = fit_last_layer(untrained(), {"waves": images}, steps=30, seed=0)
-    assert all(torch.equal(weights[k], again[k]) for k in weights)
+    assert moved == {"embedding.weight", "embedding.bias", "layout"}
+    again = untrained()
+    fit_last_layer(again, {"waves": public(images)}, steps=30, seed=0)
+    assert all(torch.equal(weights[k], v) for k, v in again.state_dict().items())
 
 
 def test_unseen_images_of_the_same_kind_are_even_too():
     net, unseen = untrained(), textures(seed=9)
     uneven = unevenness(embedded(net, unseen)).item()
-    fit_last_layer(net, {"waves": textures()}, steps=30, seed=0)
+    fit_last_layer(net, {"waves": public(textures())}, steps=30, seed=0)
     assert unevenness(embedded(net, unseen)).item() < 0.5 * uneven
+
+
+def steepness(net, images):
+    """Share of the variance of the embedding that the class explains, summed over its directions."""
+    h, steep = embedded(net, images), torch.from_numpy(images.attributes["steep"].to_numpy())
+    apart = h[steep].mean(0) - h[~steep].mean(0)
+    return float(steep.float().var() * apart.square().sum() / h.var(0).sum())
+
+
+def test_classes_of_real_images_weigh_more():
+    shares = []
+    for real in (False, True):
+        net = untrained()
+        fit_last_layer(net, {"waves": public(textures(), real)}, steps=60, seed=0)
+        shares.append(steepness(net, textures(seed=9)))
+    assert shares[1] > 1.5 * shares[0]
 
 
 def test_private_sets_and_sets_that_are_too_small_are_refused():
     with pytest.raises(ValueError, match="waves: not public"):
-        fit_last_layer(untrained(), {"waves": textures(role="private")})
+        fit_last_layer(untrained(), {"waves": public(textures(role="private"))})
     with pytest.raises(ValueError, match="fewer than 128 images"):
-        fit_last_layer(untrained(), {"few": textures(20)})
+        fit_last_layer(untrained(), {"few": public(textures(20))})

@@ -331,7 +331,7 @@ def test_the_command_makes_weights_with_cards_that_say_what_they_saw(run, tiny, 
     assert shipped_denoiser("real").config == tiny.denoiser
 
 
-def test_the_extractor_is_one_of_its_targets(run, monkeypatch):
+def test_the_extractor_is_one_of_its_targets(run, tmp_path, monkeypatch):
     asked = {}
 
     def train_extractor(sets, *, steps, **_):
@@ -340,16 +340,27 @@ def test_the_extractor_is_one_of_its_targets(run, monkeypatch):
 
     def fit_last_layer(net, sets, *, seed):
         asked.update(fitted=sets)
-        return {"w": torch.ones(2)}, {"seed": seed}
+        with torch.no_grad():
+            net.embedding.bias.fill_(0.25)
+        return {"seed": seed}
 
     monkeypatch.setattr(command, "train_extractor", train_extractor)
     monkeypatch.setattr(command, "fit_last_layer", fit_last_layer)
+    monkeypatch.setattr(command, "LAST_LAYER_PATIENTS", 6)
     card = run("extractor", steps=7)
     assert asked["steps"] == 7 and all(isinstance(s, ImageSet) for s in asked["sets"].values())
     # views are cropped out of images as large as they come
     assert asked["sets"]["cxr_kermany"].spatial[0] > 64
     assert card["dim"] == 64 and {row["name"] for row in card["trained_on"]} == set(asked["sets"])
-    assert card["last_layer"] == {"seed": 0} and asked["fitted"].keys() == asked["sets"].keys()
+    # the last layer sees more phantoms, and none that the convolutions saw
+    fitted = {row["name"]: row for row in card["last_layer"]["trained_on"]}
+    assert card["last_layer"]["seed"] == 0 and asked["fitted"].keys() == asked["sets"].keys() == fitted.keys()
+    for row in card["trained_on"]:
+        assert (row["content_hash"] == fitted[row["name"]]["content_hash"]) == (not row["name"].startswith("phantom"))
+    # what ships is what was fitted, calibrated
+    weights, _ = load_card("extractor", tmp_path / "out")
+    assert (weights["embedding.bias"] == 0.25).all()
+    assert not torch.equal(weights["matrix"], torch.eye(64))
     with pytest.raises(SystemExit):
         run("everything")
 

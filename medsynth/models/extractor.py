@@ -17,7 +17,7 @@ DIM = 64
 RESIZER = f"torch bilinear, antialiased, {SIDE} px"
 # Variance along a direction is multiplied by up to 1 + EMPHASIS as labels explain it: with a flat spectrum the noise of 64
 # directions would hide a change in the one or two that tell classes apart; much more and copies would no longer be seen.
-EMPHASIS = 2.0
+EMPHASIS = 8.0
 _NOT_SHOWN = ("licence", "filename", "url", "source_folder", "scan")  # columns that say where a row is from, not what it shows
 _SHRINKAGE = 0.02  # share of the mean variance added to every direction, so that none is blown up out of its domain
 _WIDTHS = (24, 48, 96, 160)  # of 32, 16, 8 and 4 px maps

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, config_hash
+from medsynth.evaluation.features import calibrate
 from medsynth.models.conditioning import THORAX
 from medsynth.models.extractor import ExtractorNet
 from medsynth.models.shipped import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
@@ -30,6 +31,7 @@ DENOISER = DenoiserConfig()
 PHANTOM = DiffusionConfig(steps=3000, batch=48, learning_rate=8e-4)
 REAL = replace(PHANTOM, steps=2000, learning_rate=6e-4)  # goes on from the phantom denoiser
 EXTRACTOR_STEPS = 2000
+LAST_LAYER_PATIENTS = 4000  # phantoms per modality
 ENCODER_STEPS = {2: 1700, 3: 800}  # by spatial dimensions
 
 Made = tuple[Tensors, dict[str, Any]]
@@ -61,8 +63,12 @@ def extractor(sets: dict[str, PublicSet], args: argparse.Namespace, work: Worksp
     )
     net = ExtractorNet()
     net.load_state_dict(weights)
-    weights, card["last_layer"] = fit_last_layer(net.to(best_device()).eval().requires_grad_(False), images, seed=0)
-    return weights, card
+    net = net.to(best_device()).eval().requires_grad_(False)
+    # phantoms cost little, and the last layer needs many; another seed, so that the convolutions have not seen them
+    many = sets | phantoms(LAST_LAYER_PATIENTS, 64, seed=5, jobs=os.cpu_count() or 1)
+    card["last_layer"] = fit_last_layer(net, many, seed=0) | {"trained_on": describe(many)}
+    calibrate(net, images)
+    return {k: v.cpu() for k, v in net.state_dict().items()}, card
 
 
 def encoder(spatial_dims: int, sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
