@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from medsynth.data.folder import Loaded, Values, load
 from medsynth.imageset import ImageSet
+from medsynth.privacy import certify as certify_module
 from medsynth.privacy.certificate import FileEntry, commitment, read_certificate, readme
 from medsynth.privacy.certify import Release, certify
 from medsynth.privacy.gate import Gate
@@ -648,3 +650,47 @@ def test_the_statement_mentions_a_signature_only_if_there_is_one(made):
     assert "certificate.sig is the signature of certificate.json (Ed25519)" in readme(
         replace(made.certificate, signed_by="0" * 64)
     )
+
+
+# What could go wrong in a rewrite, planted: each must fail the test that the real thing passes.
+
+
+def _judged_as_drawn(images, encoding, order, staged, written=certify_module._written):
+    written(images, encoding, order, staged)
+    return images.select(order, name="candidates")
+
+
+def _readable_by_all(images, encoding, order, staged, written=certify_module._written):
+    staged.chmod(0o755)
+    return written(images, encoding, order, staged)
+
+
+class _NoChance:
+    def sample(self, population, k):
+        return list(population)[:k]
+
+
+_BUGS = {
+    "check before quantisation": ("_written", _judged_as_drawn, test_the_files_are_judged_and_not_the_floats),
+    "margin dropped": ("MARGIN", 0.0, test_images_are_accepted_only_beyond_the_margin),
+    "files equal to a private one pass": (
+        "same_files", lambda images, *_: np.zeros(len(images), bool), test_a_copy_is_refused_however_small_tau_is
+    ),
+    "released in the candidates' order": ("secrets.SystemRandom", _NoChance, test_file_names_are_in_no_order_of_the_candidates),
+    "the same key every time": ("secrets.token_bytes", lambda n: bytes(n), test_a_release_can_be_gated_again),
+    "candidates lie open until they are judged": (
+        "_written", _readable_by_all, test_candidates_lie_in_no_place_that_others_can_read_before_they_are_judged
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", _BUGS)
+def test_planted_bugs_are_found(bug, tmp_path, make_set, private, mixed, monkeypatch):
+    where, what, test = _BUGS[bug]
+    monkeypatch.setattr(f"medsynth.privacy.certify.{where}", what)
+    needs = inspect.signature(test).parameters
+    have = {"tmp_path": tmp_path, "make_set": make_set, "private": private}
+    if "made" in needs:
+        have["made"] = make(tmp_path / "made", mixed, private)
+    with pytest.raises(AssertionError):
+        test(**{k: v for k, v in have.items() if k in needs})

@@ -172,7 +172,7 @@ def test_statistics_weigh_sets_alike():
 @pytest.mark.parametrize("role", ["private", "eval"])
 def test_only_public_sets_may_shape_what_ships(tiny, smooth_sets, role, shipped):
     sets = smooth_sets | {"smuggled": replace(smooth_sets["phantom"], images=replace(smooth_sets["phantom"].images, role=role))}
-    with pytest.raises(ValueError, match="smuggled: not public; shipped weights are trained on public sets only"):
+    with pytest.raises(ValueError, match="smuggled: not public; expected sets in their public role"):
         train_autoencoder(sets, tiny.autoencoder, device="cpu")
     with pytest.raises(ValueError, match="smuggled: not public"):
         pretrain_denoiser(sets, shipped_autoencoder(), tiny.denoiser, tiny.diffusion, device="cpu")

@@ -178,7 +178,7 @@ def require_public(sets: Mapping[str, ImageSet]) -> None:
     """Raise ValueError if a set is not public: what ships, and what it is compared with, may show nothing of anybody else."""
     others = [name for name, s in sets.items() if s.role != "public"]
     if others:
-        raise ValueError(f"{', '.join(others)}: not public; shipped weights are trained on public sets only")
+        raise ValueError(f"{', '.join(others)}: not public; expected sets in their public role")
 
 
 def evenly_spaced_rows(images: ImageSet, n: int) -> ImageSet:

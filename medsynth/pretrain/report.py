@@ -84,7 +84,8 @@ def draw_levels(rows: list[Row]) -> Figure:
         floor = part.dataset.map(part[part.level == 0].set_index("dataset").value)
         shown = part.assign(**{c: part[c] / floor for c in ("value", "low", "high")})
         curve(upper, shown, x="level", x_label=f"{kind}, level", y_label="FID / FID without damage", by="dataset")
-        upper.set_yscale("log")
+        if shown["value"].max() > 5:
+            upper.set_yscale("log")
         curve(lower, kid[kid.perturbation == kind], x="level", x_label=f"{kind}, level", y_label="KID", by="dataset")
         # unbiased, so it starts on either side of zero
         lower.set_yscale("symlog", linthresh=0.1)
