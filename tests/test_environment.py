@@ -63,9 +63,11 @@ def test_the_only_index_named_is_that_of_the_cpu_build(name):
 
 def test_torch_comes_first_and_alone():
     steps = [line for line in (ROOT / "Makefile").read_text().splitlines() if "-m pip install" in line]
-    assert len(steps) == 2
-    assert "^torch==" in steps[0]
-    assert "-c requirements.lock" in steps[1]
+    assert len(steps) == 3
+    # by a pip that can tell
+    assert "^pip==" in steps[0]
+    assert "^torch==" in steps[1]
+    assert "-c requirements.lock" in steps[2]
 
 
 def test_every_chapter_declares_the_common_parameters():
