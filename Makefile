@@ -40,8 +40,6 @@ clean:
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "error: $(PYTHON) is Python " + sys.version.split()[0] + "; medsynth needs 3.11 to 3.13, e.g. make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	@# the pip that an older Python brings looks for hours for versions that fit together, though all are given
-	$(BIN)/python -m pip install --no-compile --upgrade "$$(grep '^pip==' requirements.lock)"
 	@# torch first and alone: whichever build is chosen here, nothing later replaces it. What is never imported is never compiled.
 	$(BIN)/python -m pip install --no-compile $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/python -m pip install --no-compile -c requirements.lock -e '.[dev]'

@@ -3,7 +3,7 @@
 import re
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,17 @@ def test_the_lock_is_exact_and_names_no_build():
     assert "torchvision" not in LOCK
 
 
+def test_every_supported_python_may_install_what_is_locked():
+    oldest = str(min(s.version for s in SpecifierSet(PROJECT["requires-python"]) if s.operator == ">="))
+    refuses = [
+        f"{d.name} {d.version}: {wanted}"
+        for d in distributions()
+        if canonicalize_name(d.name) in LOCK and (wanted := d.metadata.get("Requires-Python"))
+        if not SpecifierSet(wanted).contains(f"{oldest}.0")
+    ]
+    assert refuses == []
+
+
 def test_this_environment_is_the_locked_one():
     wrong = {name: (version(name), LOCK[name]) for pin in PINS if (name := canonicalize_name(Requirement(pin).name))}
     assert {k: v for k, v in wrong.items() if v[0].partition("+")[0] != v[1]} == {}
@@ -63,11 +74,9 @@ def test_the_only_index_named_is_that_of_the_cpu_build(name):
 
 def test_torch_comes_first_and_alone():
     steps = [line for line in (ROOT / "Makefile").read_text().splitlines() if "-m pip install" in line]
-    assert len(steps) == 3
-    # by a pip that can tell
-    assert "^pip==" in steps[0]
-    assert "^torch==" in steps[1]
-    assert "-c requirements.lock" in steps[2]
+    assert len(steps) == 2
+    assert "^torch==" in steps[0]
+    assert "-c requirements.lock" in steps[1]
 
 
 def test_every_chapter_declares_the_common_parameters():
