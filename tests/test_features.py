@@ -66,9 +66,9 @@ def test_unknown_dimensions_and_empty_sets_are_refused(public):
 def test_baselines_are_fitted_on_public_sets_only():
     private = {"p": blobs(role="private")}
     for fit in (features.PCAExtractor.fit, lambda s: features.random_twin(s, seed=0)):
-        with pytest.raises(ValueError, match="public sets only"):
+        with pytest.raises(ValueError, match="not public; expected sets in their public role"):
             fit(private)
-    with pytest.raises(ValueError, match="public sets only"):
+    with pytest.raises(ValueError, match="not public; expected sets in their public role"):
         train_extractor(private, steps=1, seed=0)
 
 
