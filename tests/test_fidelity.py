@@ -177,9 +177,21 @@ def test_floor_and_synthetic_are_compared_at_one_size_and_a_perfect_sampler_has_
 def test_a_small_synthetic_set_lowers_the_size_on_both_sides_and_drops_fid():
     rng = generator(1)
     real, few = rng.normal(size=(240, 8)), rng.normal(size=(15, 8))
-    report = fi.fidelity(real, np.arange(240), few, seed=0, splits=5)
+    report = fi.fidelity(real, np.arange(240), few, seed=0, splits=20)
     assert report.rows == 15 and report.fid is None and report.fid_floor is None
     assert {row["metric"] for row in report.table()} == {"kid", "kid_floor", "kid_ratio"}
+
+
+def test_a_floor_below_zero_is_no_yardstick():
+    """With few splits every one of them may fall below zero; a ratio to that would be negative, its interval reversed."""
+    rng = generator(3)
+    real, made = rng.normal(size=(60, 4)), rng.normal(size=(60, 4)) + 0.5
+    reports = [fi.fidelity(real, np.arange(60), made, seed=seed, splits=1) for seed in range(20)]
+    below = [r for r in reports if r.kid_floor.high <= 0]
+    assert 0 < len(below) < 20
+    assert all((r.kid_ratio is None) == (r.kid_floor.high <= 0) for r in reports)
+    assert all("kid_ratio" not in {row["metric"] for row in r.table()} for r in below)
+    assert all(r.kid_ratio.low <= r.kid_ratio.value <= r.kid_ratio.high for r in reports if r.kid_ratio)
 
 
 def test_floor_is_the_mean_over_patient_halves():

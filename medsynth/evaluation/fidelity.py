@@ -147,7 +147,8 @@ class Fidelity(NamedTuple):
     """Synthetic against real beside the real-real floor, everything at `rows` rows a side. n = real patients.
 
     fid_ratio = FID / mean FID of the floor, 1 for perfect samples. kid_ratio = KID / upper end of the floor's KID, because
-    KID is unbiased: its floor is 0 on average and only its spread is a yardstick. FID entries are None below 2 d rows.
+    KID is unbiased: its floor is 0 on average and only its spread is a yardstick. FID entries are None below 2 d rows,
+    kid_ratio where few splits all fell below 0.
     """
 
     fid: Estimate | None
@@ -155,7 +156,7 @@ class Fidelity(NamedTuple):
     fid_ratio: Estimate | None
     kid: Estimate
     kid_floor: Estimate
-    kid_ratio: Estimate
+    kid_ratio: Estimate | None
     rows: int
 
     def table(self) -> list[dict[str, Any]]:
@@ -182,7 +183,7 @@ def fidelity(real: np.ndarray, patient: np.ndarray, synthetic: np.ndarray, *, se
         if floor.fid is not None:
             fids.append(np.mean([frechet_distance(real[half], d) for half, d in zip(halves, drawn, strict=True)]))
     kid_score = _over_splits(kids, people)
-    kid_ratio = _scaled(kid_score, floor.kid.high)
+    kid_ratio = _scaled(kid_score, floor.kid.high) if floor.kid.high > 0 else None
     if floor.fid is None:
         return Fidelity(None, None, None, kid_score, floor.kid, kid_ratio, rows)
     fid_score = _over_splits(fids, people)
