@@ -104,6 +104,9 @@ def gate(
     phi: Annotated[
         str, typer.Option(help="Where distance is measured: encoder, pixels, autoencoder, untrained_vgg.")
     ] = "encoder",
+    modality: Annotated[
+        str, typer.Option(help="xray, ct, mr or pet: the threshold for such images; default: the largest of all.")
+    ] = "",
     sign: Annotated[Path | None, typer.Option(help="Ed25519 private key in PEM.")] = None,
     values: Annotated[
         tuple[float, float] | None, typer.Option("--range", help="LOW HIGH of plain files; PNG codes are spread over it.")
@@ -122,7 +125,7 @@ def gate(
     meaning = Values(values or window, unit, clip=window is not None)
     ours = load(private, role="private", patients=patients, values=meaning)
     theirs = load(candidates, values=meaning, whole=False)
-    key, features, tau, how = _measure(phi, len(ours.images.spatial), tau)
+    key, features, tau, how = _measure(phi, len(ours.images.spatial), modality, tau)
     # before, so that no release is without its line
     ledger = Ledger(cache_folder() / "ledger" / private.resolve().stem)
     ledger.use_private(ours.images, stage="gate", output=f"images accepted by the gate, in {out.name}")
@@ -150,7 +153,7 @@ def verify(
         raise typer.Exit(1) from None
 
 
-def _measure(phi: str, spatial_dims: int, tau: float | None) -> tuple[str, FeatureMap, float, str]:
+def _measure(phi: str, spatial_dims: int, modality: str, tau: float | None) -> tuple[str, FeatureMap, float, str]:
     """Registry key, feature map, threshold and how it was chosen."""
     from medsynth.privacy.distances import calibrated, feature_map
 
@@ -158,7 +161,7 @@ def _measure(phi: str, spatial_dims: int, tau: float | None) -> tuple[str, Featu
     features = feature_map(key)
     if tau is not None:
         return key, features, tau, "given by the operator, not calibrated"
-    calibration = calibrated(key, spatial_dims)
+    calibration = calibrated(key, spatial_dims, modality=modality)
     if calibration is None:
         raise ValueError(f"--phi {phi}: there is no calibrated threshold for images of {spatial_dims} dimensions; give --tau")
     return key, features, calibration.tau, calibration.how

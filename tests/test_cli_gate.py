@@ -42,7 +42,7 @@ def call(tmp_path, monkeypatch, capsys, cache):
     monkeypatch.setattr(
         distances,
         "calibrated",
-        lambda name, dims: SimpleNamespace(tau=0.3, how="as tests are") if dims == 2 else None,
+        lambda name, dims, modality="": SimpleNamespace(tau=0.3, how="as tests are") if dims == 2 else None,
         raising=False,
     )
 

@@ -120,9 +120,13 @@ def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
     assert calibrated("encoder", 2, folder=tmp_path) is None
     for file in weights.glob("encoder*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    entry = {"phi_hash": feature_map("encoder", folder=weights).hash, "tau": 0.4, "how": "on copies"}
+    taus = {"xray": {"tau": 0.3, "how": "on radiographs"}, "pet": {"tau": 0.4, "how": "on copies"}}
+    entry = {"phi_hash": feature_map("encoder", folder=weights).hash, "by_modality": taus}
     (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry, "encoder_3d 3d": entry}))
     assert calibrated("encoder", 2, folder=tmp_path) == distances.Threshold(0.4, "on copies")
+    assert calibrated("encoder", 2, modality="xray", folder=tmp_path) == distances.Threshold(0.3, "on radiographs")
+    with pytest.raises(ValueError, match="modality 'ct': no threshold of 'encoder' in 2D; expected one of xray, pet"):
+        calibrated("encoder", 2, modality="ct", folder=tmp_path)
     assert calibrated("pixels", 2, folder=tmp_path) is None and calibrated("encoder", 3, folder=tmp_path) is None
     with pytest.raises(ValueError, match="tau of 'encoder_3d' belongs to weights"):
         calibrated("encoder_3d", 3, folder=tmp_path)

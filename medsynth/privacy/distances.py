@@ -86,10 +86,12 @@ def feature_map(name: str, *, folder: Path | None = None, device: str = "cpu") -
     raise ValueError(f"feature map {name!r}; expected one of {MAPS}")
 
 
-def calibrated(name: str, spatial_dims: int, *, folder: Path | None = None) -> Threshold | None:
+def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path | None = None) -> Threshold | None:
     """The threshold that comes with a map of MAPS for images of 2 or 3 dimensions, or None where there is none.
 
-    Raises ValueError if it was found for other weights than those that are installed.
+    modality: "xray", "ct", "mr" or "pet", whose threshold was found on such images; without one, the largest of all, which
+    holds for each. Raises ValueError for a modality without a threshold, or if it was found for other weights than those that
+    are installed.
     """
     file = (folder or weights_folder()) / "thresholds.json"
     entry = json.loads(file.read_text()).get(f"{name} {spatial_dims}d") if file.exists() else None
@@ -100,7 +102,12 @@ def calibrated(name: str, spatial_dims: int, *, folder: Path | None = None) -> T
         raise ValueError(
             f"{file.name}: tau of {name!r} belongs to weights {entry['phi_hash'][:12]}…, not {found[:12]}…; give --tau"
         )
-    return Threshold(float(entry["tau"]), entry["how"])
+    known = {key: Threshold(float(t["tau"]), t["how"]) for key, t in entry["by_modality"].items()}
+    if modality and modality not in known:
+        raise ValueError(
+            f"modality {modality!r}: no threshold of {name!r} in {spatial_dims}D; expected one of {', '.join(known)}"
+        )
+    return known[modality] if modality else max(known.values(), key=lambda t: t.tau)
 
 
 def identity_map(name: str = "encoder", *, folder: Path | None = None, device: str = "cpu") -> NetworkMap:
