@@ -159,6 +159,8 @@ def _measure(phi: str, spatial_dims: int, modality: str, tau: float | None) -> t
 
     key = "encoder_3d" if (phi, spatial_dims) == ("encoder", 3) else phi
     features = feature_map(key)
+    if tau is not None and modality:
+        raise ValueError("--tau and --modality exclude each other: a threshold is given, or the calibrated one of a modality")
     if tau is not None:
         return key, features, tau, "given by the operator, not calibrated"
     calibration = calibrated(key, spatial_dims, modality=modality)

@@ -147,6 +147,7 @@ def test_npz_files(call, tmp_path, make_set):
     [
         (("--private", "gone"), "gone: no such file or folder"),
         (("--private", "ward", "--range", "0", "1", "--window", "0", "1"), "--range and --window exclude each other"),
+        (("--private", "ward", "--tau", "0.3", "--modality", "ct"), "--tau and --modality exclude each other"),
         (("--private", "ward", "--range", "1", "0"), "range 1 0; expected two finite numbers, the lower one first"),
         (("--private", "ward", "--patients", "gone.csv"), "gone.csv"),
         (("--private", "ward", "--tau", "-1"), "tau is -1.0; expected a positive, finite distance"),
