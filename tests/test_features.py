@@ -8,7 +8,7 @@ import torch
 from medsynth.evaluation import features
 from medsynth.evaluation.statistics import generator
 from medsynth.imageset import ImageSet
-from medsynth.models.extractor import EMPHASIS, ExtractorNet, calibration, class_columns, resize
+from medsynth.models.extractor import EMPHASIS, MAPS, ExtractorNet, calibration, class_columns, resize
 from medsynth.models.shipped import save_card
 from medsynth.pretrain.extractor import train_extractor
 
@@ -40,8 +40,8 @@ def test_an_image_has_the_same_features_in_any_company(public):
     twin = features.random_twin(public, seed=0)
     both = twin(public["b"])
     assert both.shape == (70, 64) and both.dtype == np.float64 and twin.dim == 64
-    np.testing.assert_allclose(twin(public["b"], batch=7), both, atol=1e-4)
-    np.testing.assert_allclose(twin(public["b"].select([3])), both[3:4], atol=1e-4)
+    np.testing.assert_allclose(twin(public["b"], batch=7), both, atol=3e-4)
+    np.testing.assert_allclose(twin(public["b"].select([3])), both[3:4], atol=3e-4)
 
 
 def test_twins_depend_on_their_seed_alone_and_leave_the_global_generator_alone(public):
@@ -88,7 +88,20 @@ def test_calibration_whitens_within_sets_and_stretches_what_labels_explain():
     # variances within sets are 100, mean(10, 1), 0.01 and 9; class means of the labelled set have variance 9 of its 10
     shrunk = 5.5 + 0.02 * (100 + 5.5 + 0.01 + 9) / 4
     share = 9 / shrunk
-    assert variance[-1] == pytest.approx(5.5 / shrunk * (1 + EMPHASIS * share / (1 + share)), rel=0.05)
+    assert variance[-1] == pytest.approx(5.5 / shrunk * (1 + EMPHASIS * (share / (1 + share)) ** 2), rel=0.05)
+
+
+def test_chance_differences_of_a_few_images_are_not_stretched():
+    rng = generator(0)
+    many, few = rng.normal(size=(500, 8)), rng.normal(size=(15, 8))
+    label = rng.integers(0, 2, 15)
+    by_chance, without = (calibration([many, few], [{}, columns])[0] for columns in ({"class": label}, {}))
+    np.testing.assert_array_equal(by_chance, without)
+    # as many as twice the dimensions count
+    enough, label = rng.normal(size=(16, 8)), np.arange(16) % 2
+    enough[:, 0] += 4 * label
+    by_class, without = (calibration([many, enough], [{}, c])[0] for c in ({"class": label}, {}))
+    assert np.linalg.norm(by_class[:, 0]) > 1.3 * np.linalg.norm(without[:, 0])
 
 
 def test_calibration_without_labels_is_plain_whitening():
@@ -130,6 +143,24 @@ def test_resizing_keeps_means_and_leaves_64_px_alone():
     torch.testing.assert_close(resize(x).mean(), x.mean(), atol=2e-3, rtol=0)
     y = torch.rand(2, 1, 64, 64)
     assert resize(y) is y
+
+
+def test_random_maps_are_the_same_everywhere_and_not_stored():
+    first, again = ExtractorNet(), ExtractorNet()
+    assert not torch.equal(first.learnt.stem.weight, again.learnt.stem.weight)
+    stem = first.random.stem.weight
+    assert torch.equal(stem, again.random.stem.weight) and not stem.requires_grad
+    # PCG64(0) by hand: (raw >> 11) / 2^53 in [-1/5, 1/5), a filter of 25 pixels
+    raw = np.random.PCG64(0).random_raw(600)
+    np.testing.assert_allclose(stem.flatten(), ((raw >> 11) / 2.0**53 - 0.5) * 0.4, atol=1e-7)
+    assert not [name for name in first.state_dict() if name.startswith("random.")]
+    assert not [name for name, _ in first.named_parameters() if name.startswith("random.")]
+
+
+def test_the_first_training_explains_images_by_learnt_maps_alone(public):
+    weights, _ = train_extractor(public, steps=1, seed=0, sources_per_step=2, images_per_source=6)
+    used = weights["embedding.weight"].abs().sum(0) > 0
+    assert used[:MAPS].all() and not used[MAPS:].any()
 
 
 def test_training_lowers_the_loss_and_its_weights_ship_and_load(public, tmp_path):

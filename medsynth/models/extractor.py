@@ -18,18 +18,58 @@ RESIZER = f"torch bilinear, antialiased, {SIDE} px"
 # Variance along a direction is multiplied by up to 1 + EMPHASIS as labels explain it: with a flat spectrum the noise of 64
 # directions would hide a change in the one or two that tell classes apart; much more and copies would no longer be seen.
 EMPHASIS = 8.0
-_NOT_SHOWN = ("licence", "filename", "url", "source_folder", "scan")  # columns that say where a row is from, not what it shows
+# columns that say where a row is from or how it was taken, not what it shows
+_NOT_SHOWN = ("licence", "filename", "url", "source_folder", "scan", "n_slices")
 _SHRINKAGE = 0.02  # share of the mean variance added to every direction, so that none is blown up out of its domain
 _WIDTHS = (24, 48, 96, 160)  # of 32, 16, 8 and 4 px maps
-_LAYOUT = 8  # side of the thumbnail that enters beside them
+MAPS = 2 * sum(_WIDTHS)  # mean and spread of each
+_THUMBNAIL = 8  # px
 
 
 class ExtractorNet(nn.Module):
     """Images float (n, 1, h, w) in [-1, 1] of any size to calibrated features (n, 64).
 
-    Maps of 32, 16, 8 and 4 px; mean and spread of each enter the features, so that fine texture, noise and
-    sharpness are seen beside anatomy, and a thumbnail, which says where. Group normalisation: a feature never depends on the
-    other images of a batch.
+    A linear layer on three descriptions of an image: learnt maps, which know what labels tell apart; maps of random filters,
+    in which images differ in more, and more independent, ways than training lets pass (a block of copies is noticed by these);
+    and a thumbnail, which says where.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learnt = Maps()
+        self.random = _drawn(Maps())
+        self.embedding = nn.Linear(2 * MAPS + _THUMBNAIL**2, DIM)
+        self.register_buffer("matrix", torch.eye(DIM))
+        self.register_buffer("shift", torch.zeros(DIM))
+        # the CPU's convolutions are several times faster in this layout
+        self.to(memory_format=torch.channels_last)
+
+    def pooled(self, images: torch.Tensor) -> torch.Tensor:
+        """What the last layer sees, (n, 1376)."""
+        images = resize(images)
+        thumbnail = functional.avg_pool2d(images, SIDE // _THUMBNAIL).flatten(1)
+        return torch.cat([self.learnt(images), self.random(images), thumbnail], 1)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Unit-length embedding before calibration, (n, 64)."""
+        # unit length bounds the tails of the features: a few odd images cannot dominate a covariance
+        return functional.normalize(self.embedding(self.pooled(images)), dim=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Calibrated features, (n, 64)."""
+        return self.embed(images) @ self.matrix.T + self.shift
+
+    def calibrate(self, matrix: np.ndarray, shift: np.ndarray) -> None:
+        """Store the map of `calibration` in the weights."""
+        self.matrix.copy_(torch.from_numpy(matrix))
+        self.shift.copy_(torch.from_numpy(shift))
+
+
+class Maps(nn.Module):
+    """Images (n, 1, 64, 64) to mean and logarithm of the spread of every map of 32, 16, 8 and 4 px, (n, 656).
+
+    Both, so that fine texture, noise and sharpness are seen beside anatomy. Group normalisation: what is said of an image never
+    depends on the others of a batch.
     """
 
     def __init__(self) -> None:
@@ -42,38 +82,14 @@ class ExtractorNet(nn.Module):
                 for before, after in itertools.pairwise(w)
             ]
         )
-        self.embedding = nn.Linear(2 * sum(w), DIM)
-        # nothing until the last layer is fitted: in the first training the maps alone are to explain the image
-        self.layout = nn.Parameter(torch.zeros(DIM, _LAYOUT**2), requires_grad=False)
-        self.register_buffer("matrix", torch.eye(DIM))
-        self.register_buffer("shift", torch.zeros(DIM))
-        # the CPU's convolutions are several times faster in this layout
-        self.to(memory_format=torch.channels_last)
 
-    def pooled(self, images: torch.Tensor) -> torch.Tensor:
-        """What the last layer sees: mean and logarithm of the spread of every map, then the thumbnail, (n, 720)."""
-        images = resize(images)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.stem(images)
         pooled = _summary(x)
         for stage in self.stages:
             x = stage(x)
             pooled += _summary(x)
-        return torch.cat([*pooled, functional.avg_pool2d(images, SIDE // _LAYOUT).flatten(1)], 1)
-
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Unit-length embedding before calibration, (n, 64)."""
-        # unit length bounds the tails of the features: a few odd images cannot dominate a covariance
-        pooled, thumbnail = self.pooled(images).tensor_split([self.embedding.in_features], dim=1)
-        return functional.normalize(self.embedding(pooled) + thumbnail @ self.layout.T, dim=1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Calibrated features, (n, 64)."""
-        return self.embed(images) @ self.matrix.T + self.shift
-
-    def calibrate(self, matrix: np.ndarray, shift: np.ndarray) -> None:
-        """Store the map of `calibration` in the weights."""
-        self.matrix.copy_(torch.from_numpy(matrix))
-        self.shift.copy_(torch.from_numpy(shift))
+        return torch.cat(pooled, 1)
 
 
 class _Residual(nn.Module):
@@ -86,6 +102,22 @@ class _Residual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.body(x)
+
+
+def _drawn(maps: Maps) -> Maps:
+    # never trained and never stored: drawn at every start from the distribution that torch initialises by, through the raw
+    # stream of PCG64, which NumPy promises to keep
+    stream = np.random.PCG64(0)
+    for layer in list(maps.modules()):
+        inputs = layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else 0
+        for name, values in list(layer.named_parameters(recurse=False)):
+            values = values.detach()
+            if inputs:
+                unit = (stream.random_raw(values.numel()) >> 11) * 2.0**-53
+                values = torch.from_numpy((2 * unit - 1) * inputs**-0.5).float().view(values.shape)
+            delattr(layer, name)
+            layer.register_buffer(name, values, persistent=False)
+    return maps
 
 
 def _summary(x: torch.Tensor) -> list[torch.Tensor]:
@@ -125,8 +157,9 @@ def calibration(
 
     1. Whitening W = (S + shrinkage)^(-1/2) with S the mean covariance *within* sets: the distance between sets would
        otherwise fill the spectrum and leave no variance for what varies inside one.
-    2. Emphasis (I + emphasis * B (I + B)^-1)^(1/2) with B, after whitening, the covariance of class means, summed over labelled
-       columns: a direction is stretched as far as labels explain its variance, and not without end when they say the same.
+    2. Emphasis (I + emphasis * E^2)^(1/2), E = B (I + B)^-1, with B, after whitening, the covariance of class means, summed over
+       labelled columns of sets of at least 2 d images: a direction is stretched as far as labels explain its variance, and not
+       without end when they say the same. Squared, so that the many directions that labels explain a little stay even.
     The same procedure serves every extractor that is compared.
     """
     embeddings = [np.asarray(e, dtype=np.float64) for e in embeddings]
@@ -135,10 +168,12 @@ def calibration(
     whitening = _power(within + _SHRINKAGE * np.trace(within) / d * np.eye(d), -0.5)
     between = [np.zeros((d, d))]
     for e, columns in zip(embeddings, classes, strict=True):
+        if len(e) < 2 * d:
+            continue  # so few images differ between classes in every direction by chance
         z = (e - e.mean(0)) @ whitening
         between += [_between(z, number) for number in columns.values()]
-    unexplained = np.linalg.inv(np.eye(d) + np.sum(between, axis=0))
-    matrix = _power(np.eye(d) + emphasis * (np.eye(d) - unexplained), 0.5) @ whitening
+    explained = np.eye(d) - np.linalg.inv(np.eye(d) + np.sum(between, axis=0))
+    matrix = _power(np.eye(d) + emphasis * explained @ explained, 0.5) @ whitening
     centre = np.mean([e.mean(0) for e in embeddings], axis=0)
     return matrix, -matrix @ centre
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from medsynth.evaluation.features import calibrate, require_public
 from medsynth.imageset import ImageSet
-from medsynth.models.extractor import DIM, EMPHASIS, RESIZER, SIDE, ExtractorNet, class_columns, resize
+from medsynth.models.extractor import DIM, EMPHASIS, MAPS, RESIZER, SIDE, ExtractorNet, Maps, class_columns, resize
 from medsynth.runs import Tensors
 from medsynth.training import fit, step_generator
 
@@ -39,15 +39,20 @@ class Source:
 
 
 class _Student(nn.Module):
-    """The extractor with the linear heads that only training needs."""
+    """The learnt maps with a first embedding and the linear heads that only training needs."""
 
     def __init__(self, class_counts: list[list[int]], value_counts: list[int]) -> None:
         super().__init__()
-        self.net = ExtractorNet()
+        self.maps = Maps()
+        # the maps alone are to explain the image: random filters and thumbnail enter with the last layer, `fit_last_layer`
+        self.embedding = nn.Linear(MAPS, DIM)
         self.source = nn.Linear(DIM, len(class_counts))
         self.degradation = nn.Linear(DIM, 2)
         self.classes = nn.ModuleList(nn.ModuleList(nn.Linear(DIM, k) for k in counts) for counts in class_counts)
         self.values = nn.ModuleList(nn.Linear(DIM, max(1, k)) for k in value_counts)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        return functional.normalize(self.embedding(self.maps(images)), dim=1)
 
 
 def train_extractor(
@@ -92,8 +97,10 @@ def train_extractor(
     if max_seconds is not None:
         steps = min(steps, int(max_seconds / _seconds_per_step(student, loss, device)))
     state, metrics = fit(student, loss, steps=steps, learning_rate=learning_rate, seed=seed, weight_decay=0.05, label="extractor")
-    net = ExtractorNet()
-    net.load_state_dict({k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")})
+    net = ExtractorNet().requires_grad_(False)
+    net.learnt.load_state_dict({k.removeprefix("maps."): v for k, v in state.items() if k.startswith("maps.")})
+    net.embedding.weight.zero_()[:, :MAPS] = state["embedding.weight"]
+    net.embedding.bias.copy_(state["embedding.bias"])
     calibrate(net.to(device), sets)
     card = {
         "name": "medsynth extractor", "dim": DIM, "resizer": RESIZER, "input": "one channel, [-1, 1]", "emphasis": EMPHASIS,
@@ -146,7 +153,7 @@ def _loss(
     level = torch.rand(4, pair.shape[1], generator=generator, device=device)
     noise, blur = log_uniform(level[0], *NOISE) * (level[1] < 0.5), log_uniform(level[2], *BLUR) * (level[3] < 0.5)
     degraded = degrade(pair.flatten(0, 1), noise.repeat(2), blur.repeat(2), generator)
-    h = student.net.embed(degraded)
+    h = student.embed(degraded)
     first, second = h.view(2, len(chosen), per_source, DIM).float()
     total = sum(nt_xent(a, b, row) for a, b, row in zip(first, second, rows, strict=True)) / len(chosen)
     total = total + 0.5 * sum(unevenness(torch.cat([a, b])) for a, b in zip(first, second, strict=True)) / len(chosen)
