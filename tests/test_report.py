@@ -32,7 +32,9 @@ def reported(monkeypatch, tmp_path, make_set, tiny, cache):
     monkeypatch.setattr(
         report, "unseen", lambda folder, size: {n: some(i, "private" if n == "ct_tcia" else "eval") for i, n in enumerate(names)}
     )
-    monkeypatch.setattr(report, "cached_thorax", lambda **k: some(50 + report.MODALITIES.index(k["modality"]), k["population"]))
+    monkeypatch.setattr(
+        report, "cached_thorax", lambda **k: some(10 * k["seed"] - 720 + report.MODALITIES.index(k["modality"]), k["population"])
+    )
     monkeypatch.setattr(report, "pretraining_phantoms", lambda *a, **k: {})
     monkeypatch.setattr(report, "real_sets", lambda folder, split: {})
     monkeypatch.setattr(report, "shipped_extractor", lambda: pixels)
@@ -41,7 +43,8 @@ def reported(monkeypatch, tmp_path, make_set, tiny, cache):
     monkeypatch.setattr(report, "shipped_hash", lambda name: name)
     monkeypatch.setattr(report, "reconstruct", lambda coder, images: images.with_images(images.images * 0.9))
     monkeypatch.setattr(report, "shipped_autoencoder", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["report", "--real", str(tmp_path), "--out", str(tmp_path / "out")])
+    options = {"--real": tmp_path, "--out": tmp_path / "out", "--populations": 2, "--splits": 20}
+    monkeypatch.setattr(sys, "argv", ["report", *(str(word) for pair in options.items() for word in pair)])
     report.main()
     return tmp_path / "out", cache
 
@@ -66,3 +69,14 @@ def test_every_set_has_its_rows_and_real_ones_a_line_in_the_ledger(reported):
     # the real sets, held out or private, are read and the ledger says so
     entries = Ledger(reported[1] / "ledger" / "report").entries()
     assert [e.stage for e in entries] == ["measure shipped weights"] * 5
+
+
+def test_power_over_several_populations_is_their_mean_beside_each(reported):
+    power = read_results(reported[0], "ruler-power").rows.query("perturbation == 'copies' and metric == 'z_kid'")
+    # extractor, twins and PCA are one and the same here
+    phantom = power[power.dataset == "phantom-ct"]
+    each, mean = phantom[phantom.population.notna()], phantom[phantom.populations == 2]
+    assert sorted(set(each.population)) == [0, 1] and each.value.nunique() == 2
+    assert mean.value.iloc[0] == pytest.approx(each.groupby("population").value.first().mean())
+    assert mean.n.iloc[0] == 2 * each.n.iloc[0]
+    assert power[power.dataset == "cxr_kermany"].population.isna().all()

@@ -119,3 +119,23 @@ def test_the_largest_class_holds_at_most_half():
     assert ruler.largest_class(np.array(["a"] * 6 + ["b"] * 3 + ["c"] * 2)) == "b"
     with pytest.raises(ValueError, match="finer labels"):
         ruler.largest_class(np.zeros(4))
+
+
+def test_a_split_that_a_missing_class_leaves_without_patients_is_passed_over(images, monkeypatch):
+    kept, original = [], ruler._dropped
+
+    def seen(a, b, label, dropped, *rest):
+        kept.append(len(np.unique(few.patient[b][label[b] != dropped])))
+        return original(a, b, label, dropped, *rest)
+
+    monkeypatch.setattr(ruler, "_dropped", seen)
+    few = images.select(np.arange(48))  # 24 patients, 12 a half
+    for rare, all_pass in ((2, True), (12, False)):
+        kept.clear()
+        rows = ruler.response(Means(), few, np.where(few.patient < rare, "rare", "b"), seed=0, splits=10)
+        assert min(kept) >= 6
+        assert (len(kept) == 5 * 20) == all_pass
+        assert all(np.isfinite(r["value"]) for r in rows)
+    # no half keeps six of eleven patients: nothing can be said
+    rows = ruler.response(Means(), few.select(np.arange(22)), np.arange(22) // 2 % 2, seed=0, splits=10)
+    assert "dropped class" not in {r["perturbation"] for r in rows}

@@ -16,6 +16,7 @@ from medsynth.imageset import ImageSet
 NOISE = (0.0, 0.02, 0.05, 0.1, 0.2)  # sd as a share of the pixel range
 BLUR = (0.0, 0.5, 1.0, 2.0, 4.0)  # sd in pixels of an image 64 px wide
 DROPPED = (0.0, 0.25, 0.5, 0.75, 1.0)  # share of one class that is missing
+FEWEST = 6  # patients that a half must keep when a class is left out
 THINNED, COPIED = 0.10, 0.05  # shares of the whole set, for the power of noticing
 
 Row = dict[str, Any]
@@ -41,9 +42,10 @@ def blurred(images: ImageSet, level: float) -> ImageSet:
 def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed: int, splits: int = 20) -> list[Row]:
     """FID and KID of a clean half against a damaged patient-disjoint half, by kind and level of damage.
 
-    Damage: noise, blur, and a growing share of one class left out (the largest class that holds at most half of the rows; all
-    levels are compared at the number of rows that the last one leaves). label (n,) names classes. Each row: the mean over
-    splits with the central 95 % of splits; n = patients. FID only where a half has at least 2 d patients.
+    Damage: noise, blur, and a growing share of one class left out (the largest class that holds at most half of the rows). In a
+    split all levels are compared at the number of rows that the last one leaves; a split that it leaves fewer than 6 patients is
+    passed over. label (n,) names classes. Each row: the mean over splits with the central 95 % of splits; n = patients. FID only
+    where a half has at least 2 d patients.
     """
     clean = extractor(images)
     # each split both ways round: what sets two halves apart by chance cancels, and damage remains
@@ -57,9 +59,10 @@ def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed:
         pairs = [(clean[a], changed[b], images.patient[a], images.patient[b]) for a, b in halves]
         rows += _rows(extractor, images, kind, level, pairs, metrics)
     dropped = largest_class(label)
-    keep = min(_keep(label[b], dropped, 1.0, generator(seed, s)).size for s, (_, b) in enumerate(halves))
-    for level in DROPPED:
-        chosen = [_dropped(a, b, label, dropped, level, keep, seed, s) for s, (a, b) in enumerate(halves)]
+    left = [_keep(label[b], dropped, 1.0, generator(seed, s)).size for s, (_, b) in enumerate(halves)]
+    splits_left = [s for s, (_, b) in enumerate(halves) if len(np.unique(images.patient[b][label[b] != dropped])) >= FEWEST]
+    for level in DROPPED if splits_left else ():
+        chosen = [_dropped(*halves[s], label, dropped, level, left[s], seed, s) for s in splits_left]
         pairs = [(clean[a], clean[b], images.patient[a], images.patient[b]) for a, b in chosen]
         rows += _rows(extractor, images, "dropped class", level, pairs, metrics)
     return rows
@@ -160,7 +163,7 @@ def _rows(
     for metric, distance in metrics.items():
         values = np.array([distance(a, b, p, q) for a, b, p, q in pairs])
         estimate = percentile_interval(float(values.mean()), values, images.patients)
-        yield _row(extractor, images, kind, level, metric, estimate, len(pairs[0][0]))
+        yield _row(extractor, images, kind, level, metric, estimate, round(np.mean([len(a) for a, *_ in pairs])))
 
 
 def _row(extractor: Extractor, images: ImageSet, kind: str, level: float, metric: str, e: Estimate, rows: int) -> Row:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from medsynth.evaluation import ruler
 from medsynth.evaluation.features import Extractor, PCAExtractor, random_twin, shipped_extractor
 from medsynth.evaluation.fidelity import fidelity
 from medsynth.evaluation.restoration import psnr, ssim
+from medsynth.evaluation.statistics import bootstrap_mean
 from medsynth.figures import curve, new_figure, save_figure
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
@@ -25,6 +28,8 @@ from medsynth.pretrain.public import real_sets
 from medsynth.privacy.ledger import Ledger
 from medsynth.results import Row, table_of, write_results
 from medsynth.runs import cache_folder
+
+_POPULATION = 77  # seed of the first population of phantoms; no choice was made on it or on those that follow
 
 
 def unseen(folder: Path, size: int) -> dict[str, ImageSet]:
@@ -54,16 +59,39 @@ def reconstruction_rows(name: str, images: ImageSet, autoencoder: Autoencoder, e
     ]  # fmt: skip
 
 
-def ruler_rows(name: str, images: ImageSet, label: np.ndarray, rivals: list[Extractor], seed: int) -> tuple[list[Row], list[Row]]:
-    """(response of the first extractor to damage and whether it never falls, power of all of them to notice)."""
-    levels = ruler.response(rivals[0], images, label, seed=seed)
-    powers = [row for rival in rivals for row in ruler.power(rival, images, label, seed=seed)]
+def level_rows(name: str, images: ImageSet, label: np.ndarray, extractor: Extractor, seed: int, splits: int) -> list[Row]:
+    """Response of an extractor to damage, and whether it never falls."""
+    levels = ruler.response(extractor, images, label, seed=seed, splits=splits)
     rising = [
-        Row(chapter="weights", dataset=name, metric=f"{metric} never falls (1 = yes)", arm=extractor, value=float(holds),
+        Row(chapter="weights", dataset=name, metric=f"{metric} never falls (1 = yes)", arm=arm, value=float(holds),
             seed=seed, extra={"perturbation": kind})
-        for (extractor, _, kind, metric), holds in ruler.rises(levels).items()
+        for (arm, _, kind, metric), holds in ruler.rises(levels).items()
     ]  # fmt: skip
-    return [*_as_rows(name, levels, seed), *rising], _as_rows(name, powers, seed)
+    return [*_as_rows(name, levels, seed), *rising]
+
+
+def power_rows(name: str, populations: list[tuple[ImageSet, np.ndarray]], rivals: list[Extractor], seed: int) -> list[Row]:
+    """Power of all extractors to notice, in each population, and the mean with its interval over populations if several."""
+    rows: list[Row] = []
+    for extractor in rivals:
+        tables = [ruler.power(extractor, images, label, seed=seed) for images, label in populations]
+        if len(tables) == 1:
+            rows += _as_rows(name, tables[0], seed)
+            continue
+        found: dict[tuple[str, str], list[ruler.Row]] = {}
+        for r in (r for table in tables for r in table):
+            found.setdefault((r["perturbation"], r["metric"]), []).append(r)
+        for same in (v for v in found.values() if len(v) == len(tables)):
+            mean = bootstrap_mean(np.array([r["value"] for r in same]), np.arange(len(same)), seed=seed)
+            row = same[0] | mean._asdict() | {"n": sum(r["n"] for r in same)}
+            rows += _with(_as_rows(name, [row], seed), populations=len(tables))
+        for i, table in enumerate(tables):
+            rows += _with(_as_rows(name, table, seed), population=i)
+    return rows
+
+
+def _with(rows: list[Row], **extra: int) -> list[Row]:
+    return [replace(r, extra=r.extra | extra) for r in rows]
 
 
 def _as_rows(name: str, table: list[ruler.Row], seed: int) -> list[Row]:
@@ -99,13 +127,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/published/weights"))
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--phantoms", type=int, default=1000)
+    parser.add_argument("--populations", type=int, default=6, help="populations of phantoms that power is measured on")
+    parser.add_argument("--splits", type=int, default=100, help="patient-disjoint splits of the response to damage")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     autoencoder, extractor = shipped_autoencoder(), shipped_extractor()
-    phantoms = {
-        f"phantom-{m}": cached_thorax(patients=args.phantoms, size=args.size, modality=m, population="private", seed=77)
-        for m in MODALITIES
-    }
+
+    def drawn(modality: str, population: int = 0) -> ImageSet:
+        return cached_thorax(
+            patients=args.phantoms, size=args.size, modality=modality, population="private", seed=_POPULATION + population
+        )
+
+    phantoms = {f"phantom-{m}": drawn(m) for m in MODALITIES}
     sets = unseen(args.real, args.size)
     ledger = Ledger(cache_folder() / "ledger" / "report")
     for images in sets.values():
@@ -122,15 +155,18 @@ def main() -> None:
     # every rival is calibrated on what the extractor was: the public sets it was trained on
     public = {k: s.images for k, s in (pretraining_phantoms(1200, 64, seed=0, jobs=2) | real_sets(args.real, "train")).items()}
     rivals = [extractor, *(random_twin(public, seed=args.seed + i) for i in range(3)), PCAExtractor.fit(public)]
-    labels = {
-        "cxr_kermany": sets["cxr_kermany"].attributes["finding"], "ct_tcia": sets["ct_tcia"].attributes["collection"],
-        "phantom-xray": phantoms["phantom-xray"].attributes["finding"],
-        "phantom-ct": phantoms["phantom-ct"].attributes["finding"],
-    }  # fmt: skip
-    studied = [ruler_rows(k, (phantoms | sets)[k], v.to_numpy(str), rivals, args.seed) for k, v in labels.items()]
-    levels = [r for s in studied for r in s[0]]
+    # one population does not tell extractors apart: the interval of its power is about two wide
+    studied = {
+        f"phantom-{m}": [(p, p.attributes["finding"].to_numpy(str)) for p in map(partial(drawn, m), range(args.populations))]
+        for m in ("xray", "ct")
+    } | {
+        k: [(sets[k], sets[k].attributes[column].to_numpy(str))]
+        for k, column in (("cxr_kermany", "finding"), ("ct_tcia", "collection"))
+    }
+    levels = [r for k, v in studied.items() for r in level_rows(k, *v[0], extractor, args.seed, args.splits)]
     save_figure(draw_levels(levels), args.out, "ruler-levels", levels, **shared, **described)
-    write_results(args.out, "ruler-power", [r for s in studied for r in s[1]], **shared, **described)
+    powers = [r for k, v in studied.items() for r in power_rows(k, v, rivals, args.seed)]
+    write_results(args.out, "ruler-power", powers, **shared, **described)
 
 
 if __name__ == "__main__":
