@@ -33,7 +33,7 @@ def reported(monkeypatch, tmp_path, make_set, tiny, cache):
         report, "unseen", lambda folder, size: {n: some(i, "private" if n == "ct_tcia" else "eval") for i, n in enumerate(names)}
     )
     monkeypatch.setattr(
-        report, "cached_thorax", lambda **k: some(10 * k["seed"] - 720 + report.MODALITIES.index(k["modality"]), k["population"])
+        report, "cached_thorax", lambda **k: some(10 * k["seed"] - 850 + report.MODALITIES.index(k["modality"]), k["population"])
     )
     monkeypatch.setattr(report, "pretraining_phantoms", lambda *a, **k: {})
     monkeypatch.setattr(report, "real_sets", lambda folder, split: {})

@@ -44,8 +44,8 @@ def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed:
 
     Damage: noise, blur, and a growing share of one class left out (the largest class that holds at most half of the rows). In a
     split all levels are compared at the number of rows that the last one leaves; a split that it leaves fewer than 6 patients is
-    passed over. label (n,) names classes. Each row: the mean over splits with the central 95 % of splits; n = patients. FID only
-    where a half has at least 2 d patients.
+    passed over, and where none is left there are no rows. label (n,) names classes. Each row: the mean over splits with the
+    central 95 % of splits; n = patients. FID only where a half has at least 2 d patients.
     """
     clean = extractor(images)
     # each split both ways round: what sets two halves apart by chance cancels, and damage remains
