@@ -121,21 +121,34 @@ def test_the_largest_class_holds_at_most_half():
         ruler.largest_class(np.zeros(4))
 
 
-def test_a_split_that_a_missing_class_leaves_without_patients_is_passed_over(images, monkeypatch):
+def test_a_split_that_cannot_show_a_missing_class_is_passed_over(images, monkeypatch):
     kept, original = [], ruler._dropped
 
     def seen(a, b, label, dropped, *rest):
         kept.append(len(np.unique(few.patient[b][label[b] != dropped])))
+        assert dropped in label[a] and dropped in label[b]
         return original(a, b, label, dropped, *rest)
 
     monkeypatch.setattr(ruler, "_dropped", seen)
     few = images.select(np.arange(48))  # 24 patients, 12 a half
-    for rare, all_pass in ((2, True), (12, False)):
+    halves = ruler.patient_halves(few.patient, seed=0, splits=10)
+    for rare in (2, 12):
         kept.clear()
         rows = ruler.response(Means(), few, np.where(few.patient < rare, "rare", "b"), seed=0, splits=10)
         assert min(kept) >= 6
-        assert (len(kept) == 5 * 20) == all_pass
+        members = [{int((np.unique(few.patient[half]) < rare).sum()) for half in pair} for pair in halves]
+        usable = [sum(12 - k >= 6 for k in (pair if len(pair) == 2 else [*pair] * 2)) for pair in members if 0 not in pair]
+        assert len(kept) == 5 * sum(usable) < 5 * 20
         assert all(np.isfinite(r["value"]) for r in rows)
     # no half keeps six of eleven patients: nothing can be said
     rows = ruler.response(Means(), few.select(np.arange(22)), np.arange(22) // 2 % 2, seed=0, splits=10)
     assert "dropped class" not in {r["perturbation"] for r in rows}
+
+
+def test_a_class_of_two_patients_is_missed_where_the_reference_has_it(images):
+    few = images.select(np.arange(80))
+    bright = few.patient < 2
+    pixels = np.where(bright[:, None, None, None], 0.5 + 0.5 * few.images, 0.5 * few.images)
+    rows = ruler.response(Means(), few.with_images(pixels), np.where(bright, "bright", "dark"), seed=0, splits=40)
+    curve = [r["value"] for r in rows if r["perturbation"] == "dropped class" and r["metric"] == "kid"]
+    assert curve[-1] > curve[0]

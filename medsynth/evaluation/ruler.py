@@ -43,9 +43,10 @@ def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed:
     """FID and KID of a clean half against a damaged patient-disjoint half, by kind and level of damage.
 
     Damage: noise, blur, and a growing share of one class left out (the largest class that holds at most half of the rows). In a
-    split all levels are compared at the number of rows that the last one leaves; a split that it leaves fewer than 6 patients is
-    passed over, and where none is left there are no rows. label (n,) names classes. Each row: the mean over splits with the
-    central 95 % of splits; n = patients. FID only where a half has at least 2 d patients.
+    split all levels are compared at the number of rows that the last one leaves. A split is passed over if it leaves fewer than
+    6 patients, or if one of its halves has nobody of the class: without it in the reference a missing class is no damage, it
+    makes the halves more alike. Where no split is left there are no rows. label (n,) names classes. Each row: the mean over
+    splits with the central 95 % of splits; n = patients. FID only where a half has at least 2 d patients.
     """
     clean = extractor(images)
     # each split both ways round: what sets two halves apart by chance cancels, and damage remains
@@ -60,7 +61,11 @@ def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed:
         rows += _rows(extractor, images, kind, level, pairs, metrics)
     dropped = largest_class(label)
     left = [_keep(label[b], dropped, 1.0, generator(seed, s)).size for s, (_, b) in enumerate(halves)]
-    splits_left = [s for s, (_, b) in enumerate(halves) if len(np.unique(images.patient[b][label[b] != dropped])) >= FEWEST]
+    splits_left = [
+        s for s, (a, b) in enumerate(halves)
+        if len(np.unique(images.patient[b][label[b] != dropped])) >= FEWEST
+        and (label[a] == dropped).any() and (label[b] == dropped).any()
+    ]  # fmt: skip
     for level in DROPPED if splits_left else ():
         chosen = [_dropped(*halves[s], label, dropped, level, left[s], seed, s) for s in splits_left]
         pairs = [(clean[a], clean[b], images.patient[a], images.patient[b]) for a, b in chosen]
