@@ -100,6 +100,39 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class GateConfig:
+    """What the gate is tried on: attacks on private patients, images of unseen ones, and samples of a generator."""
+
+    private_patients: int  # phantoms in the attack tables, and the generator's private set
+    unseen_patients: int
+    images: int  # synthetic images that are judged
+    maps: tuple[str, ...] = ("encoder", "pixels", "autoencoder", "untrained_vgg")  # where distance is measured
+
+
+@dataclass(frozen=True)
+class RestorationGridConfig:
+    """The grid of restoration networks, each trained with one budget on several sets of one size."""
+
+    experiments: tuple[str, ...]  # "task/network", e.g. "ct-low-dose/redcnn"
+    arms: tuple[str, ...]  # training sets: "real", "synthetic", "gated", "synthetic + real"
+    images: int  # of every training set
+    test_patients: int
+    steps: int  # of every training; "real" is trained once more with twice as many
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class SitesConfig:
+    """Hospitals that pool synthetic images: how many patients each has, and the network that is trained on the pool."""
+
+    patients: int  # of each site
+    test_patients: int  # of each site
+    experiment: str  # "task/network", as in restoration
+    steps: int
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
 class Profile:
     """One size at which the whole book can run; profiles differ in numbers only."""
 
@@ -110,6 +143,9 @@ class Profile:
     diffusion: DiffusionConfig
     sampling: SamplingConfig
     evaluation: EvaluationConfig
+    gate: GateConfig
+    restoration: RestorationGridConfig
+    sites: SitesConfig
     seeds: tuple[int, ...] = (0,)
 
 

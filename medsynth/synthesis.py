@@ -1,0 +1,88 @@
+"""A synthetic version of a private set: a generator trained on it, its draws, and what of them a gate accepts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from medsynth.config import DiffusionConfig, Profile, SamplingConfig
+from medsynth.diffusion.cached import cached_latents
+from medsynth.diffusion.sample import sample_images
+from medsynth.diffusion.train import train_denoiser
+from medsynth.imageset import ImageSet
+from medsynth.models.autoencoder import Autoencoder
+from medsynth.models.conditioning import THORAX, thorax_condition
+from medsynth.models.denoiser import Denoiser
+from medsynth.models.shipped import shipped_autoencoder, shipped_denoiser
+from medsynth.privacy.distances import calibrated, feature_map
+from medsynth.privacy.gate import Gate
+from medsynth.privacy.ledger import Ledger
+from medsynth.privacy.refill import Filled, sample_until
+
+_NEXT_ATTEMPT = 1_000_003  # added to the seed of the noise when a refused image is drawn again
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A denoiser trained on a private set, and how it is asked for images in that set's unit, range and size."""
+
+    model: Denoiser
+    autoencoder: Autoencoder
+    private: ImageSet
+    modality: str
+    diffusion: DiffusionConfig
+    sampling: SamplingConfig
+
+    def wishes(self, images: int, *, seed: int) -> Wishes:
+        """What is asked for: conditions and attributes of private rows, drawn with replacement."""
+        rows = np.random.default_rng([seed, images]).integers(len(self.private), size=images)
+        condition = thorax_condition(self.private, self.modality)
+        return Wishes(condition[rows], self.private.attributes.iloc[rows].reset_index(drop=True))
+
+    def draw(self, wishes: Wishes, rows: np.ndarray | None = None, attempt: int = 0) -> ImageSet:
+        """One image for each wish, or for the given rows of them; another attempt is other noise. Kept in the cache."""
+        rows = np.arange(len(wishes.attributes)) if rows is None else rows
+        sampling = replace(self.sampling, seed=self.sampling.seed + _NEXT_ATTEMPT * attempt)
+        return sample_images(
+            self.model, self.autoencoder, wishes.condition[rows], like=self.private, diffusion=self.diffusion, sampling=sampling,
+            attributes=wishes.attributes.iloc[rows], name=f"{self.private.name}-synthetic", draw=cached_latents,
+        )  # fmt: skip
+
+    def draw_accepted(self, wishes: Wishes, gate: Gate, *, attempts: int = 10) -> Filled:
+        """One image for each wish that the gate accepts, refused ones drawn again; the first attempt is `draw(wishes)`."""
+        return sample_until(len(wishes.attributes), lambda rows, k: self.draw(wishes, rows, k), gate, attempts=attempts)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Conditions (n, k) float32 with NaN for missing, and the attributes (n rows) they stand for."""
+
+    condition: np.ndarray
+    attributes: pd.DataFrame
+
+
+def train_generator(private: ImageSet, modality: str, settings: Profile, *, ledger: Ledger, seed: int = 0) -> Generator:
+    """A generator trained on `private` from the shipped public weights, if they have the profile's architecture.
+
+    Training, and the attributes that are asked for, leave lines in the ledger (mechanism "none").
+    """
+    kind = "phantom" if private.data_licence == "generated" else "real"
+    start = kind if shipped_denoiser(kind).config == settings.denoiser else None
+    autoencoder, diffusion = shipped_autoencoder(), replace(settings.diffusion, seed=seed)
+    model, _ = train_denoiser(
+        private, thorax_condition(private, modality), THORAX, autoencoder=autoencoder, denoiser=settings.denoiser,
+        diffusion=diffusion, ledger=ledger, start=start,
+    )  # fmt: skip
+    ledger.use_private(private, stage="draw conditions", output="finding, age, sex, BMI of sampled rows")
+    return Generator(model, autoencoder, private, modality, diffusion, replace(settings.sampling, seed=seed))
+
+
+def private_gate(private: ImageSet, modality: str, *, ledger: Ledger, phi: str = "encoder") -> Gate:
+    """The gate around a private set at the threshold that comes with the package for this modality; a line in the ledger."""
+    threshold = calibrated(phi, len(private.spatial), modality=modality)
+    if threshold is None:
+        raise ValueError(f"{phi}: no calibrated threshold for {modality}; make one with `python -m medsynth.pretrain.thresholds`")
+    ledger.use_private(private, stage="gate", output="synthetic images accepted")
+    return Gate(private, feature_map(phi), threshold.tau)

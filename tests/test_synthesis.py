@@ -1,0 +1,80 @@
+"""A generator on its way from private images to accepted ones."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from medsynth import synthesis
+from medsynth.config import load_profile
+from medsynth.privacy.distances import Threshold
+from medsynth.privacy.ledger import Ledger
+from medsynth.synthesis import private_gate, train_generator
+
+
+@pytest.fixture
+def private(make_set):
+    return make_set(8, (1, 16, 16), role="private", name="ward")
+
+
+@pytest.fixture
+def settings(tiny):
+    profile = load_profile("smoke")
+    return replace(profile, denoiser=tiny.denoiser, diffusion=tiny.diffusion, sampling=replace(profile.sampling, steps=2))
+
+
+@pytest.fixture
+def ledger(cache):
+    return Ledger(cache / "ledger")
+
+
+@pytest.fixture
+def generator(private, settings, ledger, shipped):
+    return train_generator(private, "xray", settings, ledger=ledger)
+
+
+def test_draws_keep_their_wishes_and_their_role(generator, private, ledger):
+    wishes = generator.wishes(5, seed=1)
+    drawn = generator.draw(wishes)
+    assert drawn.role == "private" and drawn.images.shape == (5, 1, 16, 16) and drawn.range == private.range
+    assert drawn.attributes["finding"].tolist() == wishes.attributes["finding"].tolist()
+    known = {tuple(r) for r in private.attributes[["age", "finding"]].itertuples(index=False)}
+    assert {tuple(r) for r in wishes.attributes[["age", "finding"]].itertuples(index=False)} <= known
+    assert [e.stage for e in ledger.entries()] == ["train denoiser", "draw conditions"]
+    some = generator.draw(wishes, np.array([0, 3]))
+    assert some.attributes["age"].tolist() == wishes.attributes["age"].iloc[[0, 3]].tolist()
+
+
+def test_what_is_refused_is_drawn_again_with_other_noise(generator):
+    wishes = generator.wishes(4, seed=0)
+    first = generator.draw(wishes)
+    turns = []
+
+    def accepts(candidates):
+        turns.append(candidates)
+        return np.arange(len(candidates)) > 0 if len(turns) == 1 else np.ones(len(candidates), bool)
+
+    filled = generator.draw_accepted(wishes, SimpleNamespace(accepts=accepts))
+    np.testing.assert_array_equal(turns[0].images, first.images)
+    np.testing.assert_array_equal(filled.images.images[1:], first.images[1:])
+    assert filled.tries.tolist() == [2, 1, 1, 1]
+    assert not np.array_equal(turns[1].images[0], first.images[0])
+
+
+def test_another_architecture_is_trained_from_scratch(private, settings, ledger, shipped, monkeypatch):
+    starts = []
+    monkeypatch.setattr(synthesis, "train_denoiser", lambda *_, start, **__: (starts.append(start), (None, None))[1])
+    train_generator(private, "xray", settings, ledger=ledger)
+    train_generator(private, "xray", replace(settings, denoiser=replace(settings.denoiser, residual_blocks=2)), ledger=ledger)
+    assert starts == ["phantom", None]
+
+
+def test_the_gate_takes_the_threshold_of_the_modality(private, ledger, monkeypatch):
+    monkeypatch.setattr(synthesis, "calibrated", lambda name, dims, modality: Threshold({"ct": 0.25}[modality], "so"))
+    gate = private_gate(private, "ct", ledger=ledger, phi="pixels")
+    assert gate.tau == 0.25 and not gate.accepts(private.select(np.arange(2))).any()
+    assert [e.stage for e in ledger.entries()] == ["gate"]
+    monkeypatch.setattr(synthesis, "calibrated", lambda *_, **__: None)
+    with pytest.raises(ValueError, match="no calibrated threshold for ct"):
+        private_gate(private, "ct", ledger=ledger, phi="pixels")
