@@ -22,7 +22,7 @@ pixels.name, pixels.dim = "pixels", 4
 
 @pytest.fixture
 def reported(monkeypatch, tmp_path, make_set, tiny, cache):
-    classes = np.array(["a", "b"] * 20)
+    classes = np.array(["a", "a", "b", "b"] * 10)
 
     def some(seed, role="private"):
         drawn = make_set(40, seed=seed, role=role, name=f"set-{seed}")
@@ -80,3 +80,9 @@ def test_power_over_several_populations_is_their_mean_beside_each(reported):
     assert mean.value.iloc[0] == pytest.approx(each.groupby("population").value.first().mean())
     assert mean.n.iloc[0] == 2 * each.n.iloc[0]
     assert power[power.dataset == "cxr_kermany"].population.isna().all()
+
+
+def test_only_the_tables_that_are_asked_for_are_written(reported, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--out", str(tmp_path / "some"), "--tables", "ruler-levels"])
+    report.main()
+    assert {p.stem for p in (tmp_path / "some").iterdir()} == {"ruler-levels"}

@@ -43,9 +43,10 @@ def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed:
     """FID and KID of a clean half against a damaged patient-disjoint half, by kind and level of damage.
 
     Damage: noise, blur, and a growing share of one class left out (the largest class that holds at most half of the rows). In a
-    split all levels are compared at the number of rows that the last one leaves. A split is passed over if it leaves fewer than
-    6 patients, or if one of its halves has nobody of the class: without it in the reference a missing class is no damage, it
-    makes the halves more alike. Where no split is left there are no rows. label (n,) names classes. Each row: the mean over
+    split all levels are compared at the number of rows that the last one leaves. Less of a class is damage only up to the share
+    that the reference has of it, and beyond that makes the halves more alike; so a split counts in the direction in which the
+    reference has the larger share. One that leaves fewer than 6 patients, or nothing to leave out, is passed over; where no
+    split is left there are no rows. label (n,) names classes. Each row: the mean over
     splits with the central 95 % of splits; n = patients. FID only where a half has at least 2 d patients.
     """
     clean = extractor(images)
@@ -60,11 +61,11 @@ def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed:
         pairs = [(clean[a], changed[b], images.patient[a], images.patient[b]) for a, b in halves]
         rows += _rows(extractor, images, kind, level, pairs, metrics)
     dropped = largest_class(label)
-    left = [_keep(label[b], dropped, 1.0, generator(seed, s)).size for s, (_, b) in enumerate(halves)]
+    left = [int((label[b] != dropped).sum()) for _, b in halves]
     splits_left = [
         s for s, (a, b) in enumerate(halves)
-        if len(np.unique(images.patient[b][label[b] != dropped])) >= FEWEST
-        and (label[a] == dropped).any() and (label[b] == dropped).any()
+        if (label[a] == dropped).mean() >= (label[b] == dropped).mean() > 0
+        and len(np.unique(images.patient[b][label[b] != dropped])) >= FEWEST
     ]  # fmt: skip
     for level in DROPPED if splits_left else ():
         chosen = [_dropped(*halves[s], label, dropped, level, left[s], seed, s) for s in splits_left]
@@ -134,13 +135,11 @@ def _dropped(
     a: np.ndarray, b: np.ndarray, label: np.ndarray, dropped: Any, level: float, size: int, seed: int, split: int
 ) -> tuple[np.ndarray, np.ndarray]:
     rng = generator(seed, split, 4)
-    kept = b[_keep(label[b], dropped, level, rng)]
-    return rng.permutation(a)[:size], rng.permutation(kept)[:size]
-
-
-def _keep(label: np.ndarray, dropped: Any, level: float, rng: np.random.Generator) -> np.ndarray:
-    members = rng.permutation(np.flatnonzero(label == dropped))
-    return np.delete(np.arange(len(label)), members[: round(level * len(members))])
+    # one order of the rows for all levels: what a missing row leaves free goes to the next in line, and nothing else moves
+    order = rng.permutation(len(b))
+    missing = np.flatnonzero(label[b[order]] == dropped)
+    kept = np.delete(order, missing[len(missing) - round(level * len(missing)) :])
+    return rng.permutation(a)[:size], b[kept[:size]]
 
 
 def _with_copies(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
