@@ -16,7 +16,7 @@ from medsynth.pretrain.public import PublicSet
 from medsynth.privacy import calibration
 from medsynth.privacy.calibration import (
     FAMILIES,
-    attack_table,
+    attack_trial,
     calibrate,
     distance_to_own,
     gallery_features,
@@ -121,7 +121,7 @@ def test_the_table_says_what_is_refused(people, monkeypatch):
     unseen = people.with_images(1 - people.images, patient=people.patient + 100, name="unseen")
     scans = attacked(people, "noise", seed=9)
     tau = calibrate(phi, people, seed=0).tau
-    table = attack_table(phi, people, unseen, tau, seed=1, other_scans=scans)
+    table = attack_trial(phi, people, unseen, seed=1, other_scans=scans).table(tau, seed=1)
     assert table["kind"].value_counts().to_dict() == {"attack": 4, "pair": 2, "unseen patients": 1, "other scans": 1}
     gallery = gallery_features(phi, people)
     row = table.set_index("family")
@@ -135,9 +135,22 @@ def test_the_table_says_what_is_refused(people, monkeypatch):
     assert table.iloc[6]["refused"] == (nearest_distance(phi(unseen), gallery) <= tau).mean()
     assert table.iloc[7]["refused"] == (scan_distances(phi(scans), people.patient, gallery, people.patient) <= tau).mean()
     assert (table["low"] <= table["refused"]).all() and (table["private_patients"] == 12).all()
-    without = attack_table(phi, people, unseen, tau, seed=1, strength="bound")
-    assert len(without) == 7 and isinstance(without, pd.DataFrame)
-    assert without.set_index("family").loc["shift", "refused"] <= row.loc["shift", "refused"]
+    hardest = attack_trial(phi, people, unseen, seed=1, other_scans=scans, strength="bound").table(tau, seed=1)
+    assert hardest.set_index("family").loc["shift", "refused"] <= row.loc["shift", "refused"]
+
+
+def test_without_other_scans_the_set_has_its_own(people, monkeypatch):
+    monkeypatch.setattr(calibration, "FAMILIES", FEW[:2])
+    phi = Means()
+    unseen = people.with_images(1 - people.images, patient=people.patient + 100)
+    trial = attack_trial(phi, people, unseen, seed=1)
+    # two images each: the second is measured against the copies of the first
+    first, second = people.select(np.arange(0, 24, 2)), people.select(np.arange(1, 24, 2))
+    expected = distance_to_own(phi(second), gallery_features(phi, first))
+    np.testing.assert_allclose(trial.scans, expected, atol=1e-7)
+    assert trial.scan_patient.tolist() == second.patient.tolist()
+    alone = attack_trial(phi, first, unseen, seed=1).table(0.1, seed=1)
+    assert set(alone["kind"]) == {"attack", "unseen patients"} and isinstance(alone, pd.DataFrame)
 
 
 # thresholds that ship

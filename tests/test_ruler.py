@@ -146,14 +146,15 @@ def test_a_split_that_cannot_show_a_missing_class_is_passed_over(images, monkeyp
     assert "dropped class" not in {r["perturbation"] for r in rows}
 
 
-def test_levels_of_a_dropped_class_are_nested_and_of_one_size():
-    a, b = np.arange(40), np.arange(100, 140)
-    label = np.where(np.arange(140) % 4 == 0, "rare", "other")
-    before: set[int] = set()
+def test_a_class_leaves_in_the_share_that_is_stated():
+    rng = np.random.default_rng(0)
+    a, b = np.arange(400), rng.permutation(np.arange(400, 800))
+    label = np.where(np.arange(800) % 4 == 0, "rare", "other")  # 100 of the 400 in b
+    shares = []
     for level in ruler.DROPPED:
-        reference, changed = ruler._dropped(a, b, label, "rare", level, 30, 0, 5)
-        assert len(reference) == len(changed) == 30 and set(changed) <= set(b)
-        rare = {r for r in changed.tolist() if label[r] == "rare"}
-        assert level == 0 or rare <= before
-        before = rare
-    assert not before
+        drawn = [ruler._dropped(a, b, label, "rare", level, 300, 0, split) for split in range(50)]
+        assert all(len(x) == len(y) == 300 and set(y) <= set(b.tolist()) for x, y in drawn)
+        shares.append(np.mean([(label[y] == "rare").mean() for _, y in drawn]))
+        # of one split, levels differ in few rows
+        assert len(set(drawn[0][1]) & set(ruler._dropped(a, b, label, "rare", 0.0, 300, 0, 0)[1])) >= 300 - 100 * level
+    np.testing.assert_allclose(shares, [(1 - v) / (4 - v) for v in ruler.DROPPED], atol=0.01)

@@ -135,11 +135,10 @@ def _dropped(
     a: np.ndarray, b: np.ndarray, label: np.ndarray, dropped: Any, level: float, size: int, seed: int, split: int
 ) -> tuple[np.ndarray, np.ndarray]:
     rng = generator(seed, split, 4)
-    # one order of the rows for all levels: what a missing row leaves free goes to the next in line, and nothing else moves
-    order = rng.permutation(len(b))
-    missing = np.flatnonzero(label[b[order]] == dropped)
-    kept = np.delete(order, missing[len(missing) - round(level * len(missing)) :])
-    return rng.permutation(a)[:size], b[kept[:size]]
+    # one order of the rows, and one of those that go, for all levels: what a missing row leaves free goes to the next in line
+    order, gone = rng.permutation(b), rng.permutation(b[label[b] == dropped])
+    kept = order[~np.isin(order, gone[: round(level * len(gone))])]
+    return rng.permutation(a)[:size], kept[:size]
 
 
 def _with_copies(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -63,8 +63,9 @@ def reconstruction_rows(name: str, images: ImageSet, autoencoder: Autoencoder, e
 
 
 def level_rows(name: str, images: ImageSet, label: np.ndarray, extractor: Extractor, seed: int, splits: int) -> list[Row]:
-    """Response of an extractor to damage, and whether it never falls; sets of fewer than 500 images get the more splits."""
-    splits *= max(1, 500 // len(images))
+    """Response of an extractor to damage, and whether it never falls; small sets are split more often."""
+    # a distance scatters as one over the rows, its mean as one over the root of the splits
+    splits *= max(1, 500 // len(images)) ** 2
     levels = ruler.response(extractor, images, label, seed=seed, splits=splits)
     rising = [
         Row(chapter="weights", dataset=name, metric=f"{metric} never falls (1 = yes)", arm=arm, value=float(holds),

@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m medsynth.pretrain.thresholds", description=__doc__)
     parser.add_argument("--real", type=Path, default=Path("data"), help="folder of the public .npz files (data/README.md)")
     parser.add_argument("--out", type=Path, default=weights_folder())
-    parser.add_argument("--patients", type=int, default=400, help="phantom patients per modality")
+    parser.add_argument("--patients", type=int, default=1000, help="phantom patients per modality")
     parser.add_argument("--maps", nargs="*", default=[f"{m} 2d" for m in MAPS_2D] + [f"{m} 3d" for m in MAPS_3D])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -52,15 +52,17 @@ def distance_to_own(features: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 
 def nearest_distance(features: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     """Distance from each feature row to the nearest copy of any image, float64 (rows,)."""
-    others = gallery.reshape(-1, gallery.shape[-1]).astype(np.float64)
-    centre = others.mean(0)
-    others -= centre
-    square = (others**2).sum(1)
-    found = []
-    for start in range(0, len(features), _ROWS):
-        x = features[start : start + _ROWS].astype(np.float64) - centre
-        found.append(((x**2).sum(1)[:, None] + square - 2 * (x @ others.T)).min(1))
-    return np.sqrt(np.maximum(np.concatenate(found), 0))
+    centre = gallery.mean((0, 1), dtype=np.float64)
+    found = np.full(len(features), np.inf)
+    # one transformation at a time: all copies in double precision would not fit where features are pixels
+    for copies in gallery:
+        others = copies - centre
+        square = (others**2).sum(1)
+        for start in range(0, len(features), _ROWS):
+            x = features[start : start + _ROWS] - centre
+            near = ((x**2).sum(1)[:, None] + square - 2 * (x @ others.T)).min(1)
+            found[start : start + _ROWS] = np.minimum(found[start : start + _ROWS], near)
+    return np.sqrt(np.maximum(found, 0))
 
 
 def attack_distances(
@@ -103,38 +105,69 @@ def threshold_at(nearest: np.ndarray, share: float) -> float:
     return float(np.nextafter(np.sort(nearest)[refused], -np.inf))
 
 
-def attack_table(
+@dataclass(frozen=True)
+class Trial:
+    """What a gate around a private set would measure in one feature map, whatever its threshold.
+
+    attacks: per family, the distance from each attacked private image to the copies of *its own original*, (n,): a gate
+    measures at most that. unseen: from each image of unseen patients to the whole private set, (m,). scans: from other scans of
+    private patients to the copies of an image of their own patient, (k,).
+    """
+
+    phi: str
+    patient: np.ndarray  # (n,) of the private images
+    attacks: dict[tuple[str, ...], np.ndarray]
+    unseen: np.ndarray
+    unseen_patient: np.ndarray
+    scans: np.ndarray
+    scan_patient: np.ndarray
+
+    def table(self, tau: float, *, seed: int) -> pd.DataFrame:
+        """What is refused at tau: a row per family of attacks, one for unseen patients, the price, and one for other scans.
+
+        Every share with its patient-bootstrap interval.
+        """
+        kinds = [("attack" if len(f) == 1 else "pair", " + ".join(f)) for f in self.attacks]
+        parts = [(kinds, np.stack(list(self.attacks.values())), self.patient)]
+        parts.append(([("unseen patients", "any")], self.unseen[None], self.unseen_patient))
+        if len(self.scans):
+            parts.append(([("other scans", "any")], self.scans[None], self.scan_patient))
+        rows = [
+            {"kind": kind, "family": family, "refused": e.value, "low": e.low, "high": e.high, "patients": e.n,
+             "images": len(people)}
+            for names, distances, people in parts
+            for (kind, family), e in zip(names, _shares(distances <= tau, people, seed), strict=True)
+        ]  # fmt: skip
+        return pd.DataFrame(rows).assign(private_patients=len(np.unique(self.patient)), phi=self.phi, tau=tau)
+
+
+def attack_trial(
     phi: FeatureMap,
     private: ImageSet,
     unseen: ImageSet,
-    tau: float,
     *,
     seed: int,
     other_scans: ImageSet | None = None,
     strength: str = "drawn",
-) -> pd.DataFrame:
-    """What a gate at tau refuses: a row per family of attacks on private images, one for unseen patients, one for other scans.
+) -> Trial:
+    """Attack a private set and measure what its gate would.
 
-    kind "attack", "pair": share of attacked private images within tau of a copy of *their own original*; a gate refuses at
-    least these. "unseen patients": share of unseen patients' images refused by the whole private set, the price. "other scans":
-    share of other_scans (patients numbered as in private) within tau of a copy of an image of their own patient.
-    Every share with its patient-bootstrap interval.
+    other_scans: of patients numbered as in private. Without them, other images of the private set itself are taken: the first
+    image of each patient who has several stands in the gallery, the rest before it.
     """
     gallery = gallery_features(phi, private)
     attacks = attack_distances(phi, private, gallery, seed=seed, strength=strength)
-    kinds = [("attack" if len(f) == 1 else "pair", " + ".join(f)) for f in attacks]
-    shares = _shares(np.stack(list(attacks.values())) <= tau, private.patient, seed)
-    named = [(k, e, len(private)) for k, e in zip(kinds, shares, strict=True)]
-    nearest = nearest_distance(phi(unseen), gallery)
-    named.append((("unseen patients", "any"), _shares(nearest[None] <= tau, unseen.patient, seed)[0], len(unseen)))
-    if other_scans is not None:
-        own = scan_distances(phi(other_scans), other_scans.patient, gallery, private.patient)
-        named.append((("other scans", "any"), _shares(own[None] <= tau, other_scans.patient, seed)[0], len(other_scans)))
-    rows = [
-        {"kind": kind, "family": family, "refused": e.value, "low": e.low, "high": e.high, "patients": e.n, "images": images}
-        for (kind, family), e, images in named
-    ]
-    return pd.DataFrame(rows).assign(private_patients=private.patients, phi=phi.name, tau=tau)
+    if other_scans is None:
+        first = np.zeros(len(private), dtype=bool)
+        first[np.unique(private.patient, return_index=True)[1]] = True
+        # the images themselves are the first of their copies
+        scans, scan_patient, shown = gallery[0][~first], private.patient[~first], first
+    else:
+        scans, scan_patient, shown = phi(other_scans), other_scans.patient, np.ones(len(private), dtype=bool)
+    return Trial(
+        phi.name, private.patient, attacks, nearest_distance(phi(unseen), gallery), unseen.patient,
+        scan_distances(scans, scan_patient, gallery[:, shown], private.patient[shown]), scan_patient,
+    )  # fmt: skip
 
 
 def _shares(refused: np.ndarray, patient: np.ndarray, seed: int) -> list[Estimate]:
