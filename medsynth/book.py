@@ -18,6 +18,8 @@ import pandas as pd
 
 from medsynth.results import COLUMNS, Results, both, published_names, read_results, side_by_side, table_names
 from medsynth.runs import write_json
+from medsynth.share import MARK as SHARE_MARK
+from medsynth.share import share_section
 
 MARK = "<!-- published results -->"  # where book/published.md receives the tables and figures
 LONG = 30  # rows beyond which a table is folded away
@@ -62,9 +64,14 @@ def assemble(root: Path, folder: Path) -> Path:
     (target / "chapters").mkdir()
     for chapter in chapters:
         shutil.copyfile(chapter, target / "chapters" / chapter.name)
-    page = target / "published.md"
-    page.write_text(page.read_text().replace(MARK, published_section(root / "results" / "published", folder / "results", target)))
+    published, own = root / "results" / "published", folder / "results"
+    _fill(target / "published.md", MARK, published_section(published, own, target))
+    _fill(target / "share.md", SHARE_MARK, share_section(published, own))
     return target
+
+
+def _fill(page: Path, mark: str, text: str) -> None:
+    page.write_text(page.read_text().replace(mark, text))
 
 
 def published_section(published: Path, own: Path, target: Path) -> str:

@@ -75,8 +75,9 @@ def test_the_book_builds_without_a_warning_and_fetches_nothing(project):
     page = project / build_book(project, project / "build" / "smoke", say=said.append)
     assert page == project / "book" / "_build" / "html" / "index.html"
     pages = {p.stem: p.read_text() for p in page.parent.rglob("*.html")}
-    assert {"intro", "00_first", "published", "built", "bibliography"} <= set(pages)
+    assert {"intro", "share", "00_first", "published", "built", "bibliography"} <= set(pages)
     assert MARK not in pages["published"]
+    assert "Distance gate" in pages["share"]
     assert "xray-full" in pages["published"]
     assert "<math" in pages["00_first"]
     for text in pages.values():

@@ -1,0 +1,177 @@
+"""May I share this? One table, ways to share down and questions across, filled from result rows where there are any."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from medsynth.results import both, show_value
+
+MARK = "<!-- may I share this -->"  # where book/share.md receives the table
+QUESTIONS = ("Is it a copy?", "What leaks?", "Can someone be singled out?", "Is it useful?")
+REAL, DRAWN, GATED = "Real images", "No gate (samples as drawn)", "Distance gate"
+METHODS = (REAL, DRAWN, GATED)
+KINDS = ("measured", "proved", "by definition")
+NOTHING = "Nothing has been measured yet."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One answer of a method to a question: a sentence, and the rows of a result table that hold its number.
+
+    Several answers to one question stand below one another. Raises ValueError for a method, question, kind or pick that does
+    not exist, for a definition with a table, and for any other kind without one.
+    """
+
+    method: str
+    question: str
+    kind: str
+    says: str  # what the number is; by definition: the answer
+    table: str = ""
+    where: Mapping[str, str | float] = field(default_factory=dict)  # column -> value of the rows that count
+    columns: tuple[str, str, str, str] = ("value", "low", "high", "n")  # "" where the table has none
+    pick: str = ""  # of several rows on a data set show all (""), or the "lowest" or "highest"
+    beside: str = ""  # a column whose text stands beside the number
+
+    def __post_init__(self) -> None:
+        known = {"method": METHODS, "question": QUESTIONS, "kind": KINDS, "pick": ("", "lowest", "highest")}
+        for name, allowed in known.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"cell {self.says!r}: {name} {getattr(self, name)!r}; expected one of {allowed}")
+        if (self.kind == "by definition") == bool(self.table):
+            raise ValueError(f"cell {self.says!r}: {self.kind}, with table {self.table!r}; a number needs one, a definition none")
+
+
+_ATTACKS = {"phi": "identity encoder 2d"}
+_REFUSED = ("refused", "low", "high", "patients")
+
+# a later chapter adds its lines here
+CELLS = (
+    Cell(method=REAL, question=QUESTIONS[0], kind="by definition", says="Yes: every image is a patient's."),
+    Cell(method=REAL, question=QUESTIONS[1], kind="by definition", says="Everything: whoever receives an image has it."),
+    Cell(method=REAL, question=QUESTIONS[2], kind="by definition", says="Yes: an image is one patient and nobody else."),
+    Cell(
+        method=REAL, question=QUESTIONS[3], kind="measured", table="restoration", where={"metric": "PSNR", "arm": "real"},
+        says="PSNR (dB) of restoration networks trained on them, on unseen patients",
+    ),
+    Cell(
+        method=DRAWN, question=QUESTIONS[0], kind="measured", table="gate", where={"metric": "share too close", "arm": "no gate"},
+        says="share of samples within the gate's distance of a private patient's image",
+    ),
+    Cell(
+        method=DRAWN, question=QUESTIONS[1], kind="measured", table="gate",
+        where={"metric": "negative-space AUC", "arm": "no gate"},
+        says="AUC at telling members from others by empty space around them (0.5: a guess)",
+    ),
+    Cell(
+        method=DRAWN, question=QUESTIONS[3], kind="measured", table="generator", pick="highest",
+        where={"metric": "FID ratio to floor", "arm": "trained", "guidance": 1.0},
+        says="FID to unseen patients, as a multiple of what real images have",
+    ),
+    Cell(
+        method=DRAWN, question=QUESTIONS[3], kind="measured", table="restoration", beside="verdict",
+        where={"metric": "PSNR difference to real", "arm": "synthetic"},
+        says="PSNR (dB) of restoration networks trained on them, minus that of real-trained ones",
+    ),
+    Cell(
+        method=GATED, question=QUESTIONS[0], kind="proved", table="gate-attacks", where=_ATTACKS, columns=("tau", "", "", ""),
+        pick="lowest", beside="phi",
+        says="no released image lies within this distance of a private image or of a transformed copy of one",
+    ),
+    Cell(
+        method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "attack"} | _ATTACKS,
+        columns=_REFUSED, pick="lowest", beside="family",
+        says="share of altered copies that are refused, for the worst alteration",
+    ),
+    Cell(
+        method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "pair"} | _ATTACKS,
+        columns=_REFUSED, pick="lowest", beside="family",
+        says="share of copies altered twice that are refused, for the worst pair",
+    ),
+    Cell(
+        method=GATED, question=QUESTIONS[1], kind="measured", table="gate",
+        where={"metric": "negative-space AUC", "arm": "distance gate"},
+        says="AUC at telling members from others by empty space around them (0.5: a guess)",
+    ),
+    Cell(
+        method=GATED, question=QUESTIONS[3], kind="measured", table="gate",
+        where={"metric": "KID ratio to floor", "arm": "distance gate"},
+        says="KID to unseen patients, as a multiple of what real images have",
+    ),
+    Cell(
+        method=GATED, question=QUESTIONS[3], kind="measured", table="restoration", beside="verdict",
+        where={"metric": "PSNR difference to real", "arm": "gated"},
+        says="PSNR (dB) of restoration networks trained on them, minus that of real-trained ones",
+    ),
+    Cell(
+        method=GATED, question=QUESTIONS[3], kind="measured", table="sites",
+        where={"metric": "PSNR difference to pooled real, all", "arm": "pooled synthetic, all"},
+        says="PSNR (dB) of a network trained on what three sites pool, minus that of one trained on all their real images",
+    ),
+)  # fmt: skip
+
+
+def share_section(published: Path, own: Path, cells: Sequence[Cell] = CELLS) -> str:
+    """Markdown of the table: every cell with the numbers of each published run and of one's own, and where they come from.
+
+    published, own: folders of folders of tables. A table that does not match its sidecar is a ValueError, as everywhere.
+    """
+    places = {place.stem: place.parent for place in sorted(own.glob("*/*.csv"))}
+    tables: dict[str, pd.DataFrame] = {}
+    for name in {cell.table for cell in cells if cell.table}:
+        try:
+            tables[name] = both(places.get(name, own), name, published)
+        except FileNotFoundError:
+            # a chapter that has not run, or is yet to be written
+            tables[name] = pd.DataFrame()
+    lines = [":::{list-table}", ":header-rows: 1", ":stub-columns: 1", ":class: share", ""]
+    lines += ["* - Way to share", *(f"  - {question}" for question in QUESTIONS)]
+    for method in METHODS:
+        lines.append(f"* - {method}")
+        for question in QUESTIONS:
+            answers = [_answer(c, tables) for c in cells if (c.method, c.question) == (method, question)] or [NOTHING]
+            lines.append("  - " + "\n\n".join(answers).replace("\n", "\n    "))
+    return "\n".join([*lines, ":::"])
+
+
+def _answer(cell: Cell, tables: Mapping[str, pd.DataFrame]) -> str:
+    if not cell.table:
+        return cell.says
+    rows = matching(tables[cell.table], cell)
+    head = f"*{cell.kind.capitalize()}*: {cell.says}."
+    return head + "".join(f"\n- {_line(row, cell)}" for row in rows) if rows else f"{head} {NOTHING}"
+
+
+def matching(table: pd.DataFrame, cell: Cell) -> list[dict[str, object]]:
+    """The rows of a table that a cell shows, in the table's order; `of` says among how many different values one was picked."""
+    value = cell.columns[0]
+    if not {value, "source", *cell.where} <= set(table):
+        return []
+    chosen = table[table[value].notna()]
+    for column, wanted in cell.where.items():
+        chosen = chosen[chosen[column] == wanted]
+    chosen = chosen.assign(of=1)
+    if cell.pick and len(chosen):
+        by = [c for c in ("source", "dataset") if c in chosen]
+        groups = chosen.groupby(by, dropna=False, sort=False)[value]
+        best = groups.idxmin() if cell.pick == "lowest" else groups.idxmax()
+        chosen = chosen.assign(of=groups.transform("nunique")).loc[best]
+    return chosen.to_dict("records")
+
+
+def _line(row: Mapping[str, object], cell: Cell) -> str:
+    value, low, high, n = (row.get(c) for c in cell.columns)
+    interval = (float("nan") if v is None or pd.isna(v) else float(v) for v in (low, high))
+    parts = [show_value(float(value), *interval, n if n is None or pd.isna(n) else int(n))]
+    parts += [_plain(row[c]) for c in ("dataset", cell.beside) if isinstance(row.get(c), str) and row[c]]
+    parts += [f"{cell.pick} of {row['of']}"] if row["of"] > 1 else []
+    return f"{', '.join(parts)} ({_plain(row['source'])})"
+
+
+def _plain(text: object) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|$~^])", r"\\\1", str(text))

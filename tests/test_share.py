@@ -1,0 +1,118 @@
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medsynth import share
+from medsynth.results import Row, write_results
+from medsynth.share import CELLS, DRAWN, GATED, METHODS, NOTHING, QUESTIONS, Cell, matching, share_section
+
+SIDECAR = {"parameters": {}, "seeds": [0], "inputs": {}, "data_licence": "generated"}
+AUC = {"chapter": "gate", "metric": "negative-space AUC"}
+
+
+def cell(**changes):
+    fields = {"method": GATED, "question": QUESTIONS[1], "kind": "measured", "says": "AUC", "table": "gate"}
+    return Cell(**fields | {"where": {"metric": "negative-space AUC", "arm": "distance gate"}} | changes)
+
+
+def auc(value=0.625, arm="distance gate", dataset="phantom-xray", **changes):
+    return Row(**AUC | {"dataset": dataset, "arm": arm, "value": value, "low": 0.5, "high": 0.75, "n": 80} | changes)
+
+
+@pytest.fixture
+def places(tmp_path):
+    """Folders of published and own tables, with a function that writes one: (published, own, write)."""
+    published, own = tmp_path / "published", tmp_path / "results"
+    return published, own, lambda place, name, rows: write_results(tmp_path / place, name, rows, **SIDECAR)
+
+
+def test_without_a_table_every_place_says_so(places):
+    text = share_section(*places[:2])
+    assert text.startswith(":::{list-table}") and text.endswith(":::")
+    assert [text.count(f"* - {m}") for m in METHODS] == [1] * len(METHODS)
+    assert [text.count(f"  - {q}") for q in QUESTIONS] == [1] * len(QUESTIONS)
+    # a place for every pair, a sentence for every cell that needs rows, and one where there is no cell at all
+    empty = {(m, q) for m in METHODS for q in QUESTIONS} - {(c.method, c.question) for c in CELLS}
+    assert text.count(NOTHING) == sum(c.table != "" for c in CELLS) + len(empty)
+    assert len(re.findall(r"^  - ", text, re.MULTILINE)) == (1 + len(METHODS)) * len(QUESTIONS)
+
+
+def test_a_number_has_its_interval_its_patients_its_data_and_its_run(places):
+    published, own, write = places
+    write("published/full", "gate", [auc(0.5625), auc(0.9, arm="no gate"), auc(0.1, metric="FID")])
+    write("results/03_gate", "gate", [auc(), auc(0.75, dataset="cxr_a_*")])
+    text = share_section(published, own, [cell()])
+    assert re.findall(r"^ *- (\S+ \[.*)$", text, re.MULTILINE) == [
+        "0.562 [0.5, 0.75] (n = 80), phantom-xray (full)",
+        "0.625 [0.5, 0.75] (n = 80), phantom-xray (this run)",
+        r"0.75 [0.5, 0.75] (n = 80), cxr\_a\_\* (this run)",
+    ]
+    assert NOTHING in share_section(published, own, [cell(method=DRAWN, where={"metric": "negative-space AUC", "arm": "else"})])
+
+
+def test_the_worst_of_several_rows_is_named_and_counted(places):
+    published, own, write = places
+    table = pd.DataFrame({
+        "kind": ["attack", "attack", "attack", "pair"], "family": ["shift", "zoom", "noise", "shift + zoom"],
+        "refused": [1.0, 0.97, np.nan, 0.5], "low": [1.0, 0.9, np.nan, 0.4], "high": [1.0, 1.0, np.nan, 0.6],
+        "patients": [40] * 4, "phi": ["encoder"] * 4, "tau": [0.25] * 4,
+    })  # fmt: skip
+    write("results/03_gate", "gate-attacks", table)
+    worst = cell(
+        table="gate-attacks",
+        where={"kind": "attack"},
+        columns=("refused", "low", "high", "patients"),
+        pick="lowest",
+        beside="family",
+    )
+    assert "- 0.97 [0.9, 1] (n = 40), zoom, lowest of 2 (this run)" in share_section(published, own, [worst])
+    proved = cell(table="gate-attacks", kind="proved", where={}, columns=("tau", "", "", ""), pick="highest", beside="phi")
+    assert "*Proved*: AUC.\n    - 0.25, encoder (this run)" in share_section(published, own, [proved])
+
+
+def test_each_data_set_and_run_has_its_own_worst():
+    table = pd.DataFrame({"source": ["a", "a", "a", "b"], "dataset": ["x", "x", "y", "x"], "value": [3.0, 2.0, 1.0, 4.0]})
+    assert [r["value"] for r in matching(table, cell(where={}, pick="lowest"))] == [2, 1, 4]
+    assert [r["of"] for r in matching(table, cell(where={}, pick="lowest"))] == [2, 1, 1]
+    assert [r["value"] for r in matching(table, cell(where={}))] == [3, 2, 1, 4]
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame(), pd.DataFrame({"source": ["a"], "value": [1.0]})])
+def test_a_table_without_the_columns_shows_nothing(table):
+    assert matching(table, cell()) == []
+
+
+def test_numbers_select_rows_too(places):
+    rows = [auc(0.1 * k, extra={"guidance": float(k)}) for k in (1, 2)]
+    places[2]("results/02", "gate", rows)
+    text = share_section(*places[:2], [cell(where={"guidance": 2.0})])
+    assert "- 0.2 [" in text and "- 0.1 [" not in text
+
+
+def test_an_edited_table_stops_the_page(places):
+    path = places[2]("results/03_gate", "gate", [auc()])
+    path.write_text(path.read_text().replace("0.625", "0.5"))
+    with pytest.raises(ValueError, match="differs from the"):
+        share_section(*places[:2], [cell()])
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"method": "Gate"}, "method 'Gate'"),
+        ({"question": "Why?"}, "question 'Why?'"),
+        ({"kind": "likely"}, "kind 'likely'"),
+        ({"pick": "mean"}, "pick 'mean'"),
+        ({"kind": "by definition"}, "a number needs one"),
+        ({"table": ""}, "a number needs one"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_refused(changes, found):
+    with pytest.raises(ValueError, match=re.escape(found)):
+        cell(**changes)
+
+
+def test_the_page_holds_the_mark_once(project):
+    assert (project / "book" / "share.md").read_text().count(share.MARK) == 1
