@@ -16,7 +16,7 @@ QUESTIONS = ("Is it a copy?", "What leaks?", "Can someone be singled out?", "Is 
 REAL, DRAWN, GATED = "Real images", "No gate (samples as drawn)", "Distance gate"
 METHODS = (REAL, DRAWN, GATED)
 KINDS = ("measured", "proved", "by definition")
-NOTHING = "Nothing has been measured yet."
+NOTHING = "Nothing has been measured yet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ CELLS = (
     Cell(
         method=GATED, question=QUESTIONS[0], kind="proved", table="gate-attacks", where=_ATTACKS, columns=("tau", "", "", ""),
         pick="lowest", beside="phi",
-        says="no released image lies within this distance of a private image or of a transformed copy of one",
+        says="no released image lies within the gate's distance of a private image or of a transformed copy of one",
     ),
     Cell(
         method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "attack"} | _ATTACKS,
@@ -118,22 +118,19 @@ CELLS = (
 def share_section(published: Path, own: Path, cells: Sequence[Cell] = CELLS) -> str:
     """Markdown of the table: every cell with the numbers of each published run and of one's own, and where they come from.
 
-    published, own: folders of folders of tables. A table that does not match its sidecar is a ValueError, as everywhere.
+    published, own: folders of folders of tables. Raises ValueError for a table that is not its sidecar's, FileNotFoundError for
+    one without a sidecar.
     """
     places = {place.stem: place.parent for place in sorted(own.glob("*/*.csv"))}
-    tables: dict[str, pd.DataFrame] = {}
-    for name in {cell.table for cell in cells if cell.table}:
-        try:
-            tables[name] = both(places.get(name, own), name, published)
-        except FileNotFoundError:
-            # a chapter that has not run, or is yet to be written
-            tables[name] = pd.DataFrame()
+    # a chapter may not have run, or be yet to be written
+    known = {*places, *(path.stem for path in published.glob("*/*.csv"))} & {cell.table for cell in cells}
+    tables = {name: both(places.get(name, own), name, published) for name in known}
     lines = [":::{list-table}", ":header-rows: 1", ":stub-columns: 1", ":class: share", ""]
     lines += ["* - Way to share", *(f"  - {question}" for question in QUESTIONS)]
     for method in METHODS:
         lines.append(f"* - {method}")
         for question in QUESTIONS:
-            answers = [_answer(c, tables) for c in cells if (c.method, c.question) == (method, question)] or [NOTHING]
+            answers = [_answer(c, tables) for c in cells if (c.method, c.question) == (method, question)] or [f"{NOTHING}."]
             lines.append("  - " + "\n\n".join(answers).replace("\n", "\n    "))
     return "\n".join([*lines, ":::"])
 
@@ -141,9 +138,10 @@ def share_section(published: Path, own: Path, cells: Sequence[Cell] = CELLS) -> 
 def _answer(cell: Cell, tables: Mapping[str, pd.DataFrame]) -> str:
     if not cell.table:
         return cell.says
-    rows = matching(tables[cell.table], cell)
-    head = f"*{cell.kind.capitalize()}*: {cell.says}."
-    return head + "".join(f"\n- {_line(row, cell)}" for row in rows) if rows else f"{head} {NOTHING}"
+    rows = matching(tables.get(cell.table, pd.DataFrame()), cell)
+    # what is proved holds before anybody has measured
+    kind = cell.kind.capitalize() if rows or cell.kind == "proved" else NOTHING
+    return f"*{kind}*: {cell.says}." + "".join(f"\n- {_line(row, cell)}" for row in rows)
 
 
 def matching(table: pd.DataFrame, cell: Cell) -> list[dict[str, object]]:

@@ -35,7 +35,8 @@ def test_without_a_table_every_place_says_so(places):
     assert [text.count(f"  - {q}") for q in QUESTIONS] == [1] * len(QUESTIONS)
     # a place for every pair, a sentence for every cell that needs rows, and one where there is no cell at all
     empty = {(m, q) for m in METHODS for q in QUESTIONS} - {(c.method, c.question) for c in CELLS}
-    assert text.count(NOTHING) == sum(c.table != "" for c in CELLS) + len(empty)
+    assert text.count(NOTHING) == sum(c.kind == "measured" for c in CELLS) + len(empty)
+    assert text.count("*Proved*") == 1 and "*Measured*" not in text
     assert len(re.findall(r"^  - ", text, re.MULTILINE)) == (1 + len(METHODS)) * len(QUESTIONS)
 
 
@@ -95,6 +96,9 @@ def test_an_edited_table_stops_the_page(places):
     path = places[2]("results/03_gate", "gate", [auc()])
     path.write_text(path.read_text().replace("0.625", "0.5"))
     with pytest.raises(ValueError, match="differs from the"):
+        share_section(*places[:2], [cell()])
+    path.with_suffix(".json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"its sidecar gate\.json is missing"):
         share_section(*places[:2], [cell()])
 
 
