@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from medsynth.config import DiffusionConfig, Profile, SamplingConfig
+from medsynth.config import DenoiserConfig, DiffusionConfig, SamplingConfig
 from medsynth.diffusion.cached import cached_latents
 from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
@@ -63,20 +63,29 @@ class Wishes:
     attributes: pd.DataFrame
 
 
-def train_generator(private: ImageSet, modality: str, settings: Profile, *, ledger: Ledger, seed: int = 0) -> Generator:
-    """A generator trained on `private` from the shipped public weights, if they have the profile's architecture.
+def train_generator(
+    private: ImageSet,
+    modality: str,
+    *,
+    denoiser: DenoiserConfig,
+    diffusion: DiffusionConfig,
+    sampling: SamplingConfig,
+    ledger: Ledger,
+    seed: int = 0,
+) -> Generator:
+    """A generator trained on `private` from the shipped public weights, if they have this architecture.
 
     Training, and the attributes that are asked for, leave lines in the ledger (mechanism "none").
     """
     kind = "phantom" if private.data_licence == "generated" else "real"
-    start = kind if shipped_denoiser(kind).config == settings.denoiser else None
-    autoencoder, diffusion = shipped_autoencoder(), replace(settings.diffusion, seed=seed)
+    start = kind if shipped_denoiser(kind).config == denoiser else None
+    autoencoder, diffusion = shipped_autoencoder(), replace(diffusion, seed=seed)
     model, _ = train_denoiser(
-        private, thorax_condition(private, modality), THORAX, autoencoder=autoencoder, denoiser=settings.denoiser,
+        private, thorax_condition(private, modality), THORAX, autoencoder=autoencoder, denoiser=denoiser,
         diffusion=diffusion, ledger=ledger, start=start,
     )  # fmt: skip
     ledger.use_private(private, stage="draw conditions", output="finding, age, sex, BMI of sampled rows")
-    return Generator(model, autoencoder, private, modality, diffusion, replace(settings.sampling, seed=seed))
+    return Generator(model, autoencoder, private, modality, diffusion, replace(sampling, seed=seed))
 
 
 def private_gate(private: ImageSet, modality: str, *, ledger: Ledger, phi: str = "encoder") -> Gate:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medsynth import synthesis
-from medsynth.config import load_profile
+from medsynth.config import SamplingConfig
 from medsynth.privacy.distances import Threshold
 from medsynth.privacy.ledger import Ledger
 from medsynth.synthesis import private_gate, train_generator
@@ -20,8 +20,7 @@ def private(make_set):
 
 @pytest.fixture
 def settings(tiny):
-    profile = load_profile("smoke")
-    return replace(profile, denoiser=tiny.denoiser, diffusion=tiny.diffusion, sampling=replace(profile.sampling, steps=2))
+    return {"denoiser": tiny.denoiser, "diffusion": tiny.diffusion, "sampling": SamplingConfig(images=1, steps=2)}
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def ledger(cache):
 
 @pytest.fixture
 def generator(private, settings, ledger, shipped):
-    return train_generator(private, "xray", settings, ledger=ledger)
+    return train_generator(private, "xray", **settings, ledger=ledger)
 
 
 def test_draws_keep_their_wishes_and_their_role(generator, private, ledger):
@@ -65,8 +64,9 @@ def test_what_is_refused_is_drawn_again_with_other_noise(generator):
 def test_another_architecture_is_trained_from_scratch(private, settings, ledger, shipped, monkeypatch):
     starts = []
     monkeypatch.setattr(synthesis, "train_denoiser", lambda *_, start, **__: (starts.append(start), (None, None))[1])
-    train_generator(private, "xray", settings, ledger=ledger)
-    train_generator(private, "xray", replace(settings, denoiser=replace(settings.denoiser, residual_blocks=2)), ledger=ledger)
+    train_generator(private, "xray", **settings, ledger=ledger)
+    larger = settings | {"denoiser": replace(settings["denoiser"], residual_blocks=2)}
+    train_generator(private, "xray", **larger, ledger=ledger)
     assert starts == ["phantom", None]
 
 
