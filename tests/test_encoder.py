@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from medsynth.data.transforms import Variant, varied
 from medsynth.imageset import ImageSet
-from medsynth.models.encoder import DIM, FRAME, PLANES, SIDE, EncoderNet, normalise, planes_of, similarity
+from medsynth.models.encoder import DIM, FRAME, PLANES, SIDE, SMOOTHING, EncoderNet, normalise, planes_of, similarity, smoothed
 from medsynth.pretrain import encoder as training
 from medsynth.pretrain.encoder import encoder_loss, followed, nt_xent, train_encoder, two_views
 from medsynth.pretrain.public import PublicSet
@@ -60,6 +60,12 @@ def test_gain_and_offset_leave_no_trace(net):
         torch.testing.assert_close(net(images * 1.3 + 0.2), net(images), atol=5e-3, rtol=0)
         assert net.prepare(torch.full((2, 1, 64, 64), 0.7)).abs().max() < 1e-3
         assert torch.isfinite(net(torch.zeros(2, 1, 64, 64))).all()
+
+
+def test_smoothing_is_a_gaussian_of_each_plane():
+    planes = torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(2))
+    expected = ndimage.gaussian_filter(planes.numpy(), (0, 0, SMOOTHING, SMOOTHING), mode="nearest", radius=(0, 0, 4, 4))
+    torch.testing.assert_close(smoothed(planes), torch.from_numpy(expected), atol=1e-5, rtol=0)
 
 
 def test_volumes_enter_as_planes():

@@ -36,6 +36,9 @@ def small(monkeypatch, tmp_path, make_set, tiny, cache):
     monkeypatch.setattr(
         report, "cached_thorax", lambda **k: some(10 * k["seed"] - 850 + report.MODALITIES.index(k["modality"]), k["population"])
     )
+    twice = {"phantom-xray": (some(7), "encoder")} | {n: (some(i, "eval"), "encoder") for i, n in enumerate(names)}
+    monkeypatch.setattr(report, "people_seen_twice", lambda folder, size, patients: twice)
+    monkeypatch.setattr(report, "feature_map", lambda name: pixels)
     monkeypatch.setattr(report, "pretraining_phantoms", lambda *a, **k: {})
     monkeypatch.setattr(report, "real_sets", lambda folder, split: {})
     monkeypatch.setattr(report, "shipped_extractor", lambda: pixels)
@@ -76,7 +79,10 @@ def test_every_set_has_its_rows_and_real_ones_a_line_in_the_ledger(reported):
 
     # the real sets, held out or private, are read and the ledger says so
     entries = Ledger(reported[1] / "ledger" / "report").entries()
-    assert [e.stage for e in entries] == ["measure shipped weights"] * 5
+    assert [e.stage for e in entries] == ["measure shipped weights"] * 5 + ["measure the identity encoder"] * 3
+    known = read_results(reported[0], "identification").rows
+    assert set(known["arm"]) == {"encoder", "pixels"} and set(known["metric"]) == {"TPR at 1 % FPR", "AUC"}
+    assert (known["same_pairs"] == 20).all() and {"phantom-xray", "mri_acdc"} <= set(known["dataset"])
 
 
 def test_power_over_several_populations_is_their_mean_beside_each(reported):
@@ -94,3 +100,19 @@ def test_only_the_tables_that_are_asked_for_are_written(small, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--tables", "reconstruction"])
     report.main()
     assert {p.stem for p in small[0].iterdir()} == {"reconstruction"}
+
+
+def test_people_seen_twice_are_those_whose_number_is_one_person(monkeypatch, make_set, tmp_path):
+    classes = np.array(["none", "none", "pneumonia_viral", "pneumonia_viral"] * 10)
+
+    def load(path, role="private"):
+        images = make_set(40, (1, 8, 8), role="eval" if role == "private" else role, split=np.full(40, "test"), name=path.stem)
+        return images.with_images(images.images, attributes=images.attributes.assign(finding=classes))
+
+    monkeypatch.setattr(report, "load_npz", load)
+    monkeypatch.setattr(report, "cached_thorax", lambda **k: make_set(2 * k["patients"], name=k["modality"]))
+    found = report.people_seen_twice(tmp_path, 8, 3)
+    assert {k: len(v[0]) for k, v in found.items()} == {f"phantom-{m}": 6 for m in report.MODALITIES} | {
+        "cxr_kermany": 20, "cxr_nih": 40, "mri_acdc": 40,
+    }  # fmt: skip
+    assert [k for k, v in found.items() if v[1] == "encoder_3d"] == ["mri_acdc"]

@@ -1,4 +1,4 @@
-"""`python -m medsynth.pretrain.report`: what the shipped autoencoder keeps, and whether the ruler is sane, on unseen images."""
+"""`python -m medsynth.pretrain.report`: what the autoencoder keeps, whom the encoder knows, whether the ruler is sane."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medsynth.evaluation import ruler
 from medsynth.evaluation.features import Extractor, PCAExtractor, random_twin, shipped_extractor
 from medsynth.evaluation.fidelity import fidelity
 from medsynth.evaluation.restoration import psnr, ssim
-from medsynth.evaluation.statistics import bootstrap_mean
+from medsynth.evaluation.statistics import Estimate, bootstrap_mean
 from medsynth.figures import curve, new_figure, save_figure
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
@@ -25,11 +25,13 @@ from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_ha
 from medsynth.pretrain.public import phantoms as pretraining_phantoms
 from medsynth.pretrain.public import real_sets
 from medsynth.pretrain.thresholds import one_per_patient
+from medsynth.privacy.distances import feature_map
+from medsynth.privacy.identification import identify
 from medsynth.privacy.ledger import Ledger
 from medsynth.results import Row, table_of, write_results
 from medsynth.runs import cache_folder
 
-TABLES = ("reconstruction", "ruler-levels", "ruler-power")
+TABLES = ("reconstruction", "identification", "ruler-levels", "ruler-power")
 _STUDIED = ("xray", "ct")  # phantoms that the ruler is studied on
 _LABEL = {"cxr_kermany": "finding", "ct_tcia": "collection"}  # and real sets, with the column that names classes
 _POPULATION = 90  # seed of the first population of phantoms; nobody had looked at it or at those that follow
@@ -60,6 +62,36 @@ def reconstruction_rows(name: str, images: ImageSet, autoencoder: Autoencoder, e
             unit="dB" if k == "PSNR" else "", seed=seed, extra={"images": len(images)})
         for k, e in named.items() if e is not None
     ]  # fmt: skip
+
+
+def identification_rows(name: str, images: ImageSet, map_name: str, seed: int) -> list[Row]:
+    """TPR at 1 % FPR and AUC of same-patient pairs, every patient weighing the same."""
+    found = identify(feature_map(map_name)(images), images.patient, seed=seed)
+    extra = {"same_pairs": found.same_pairs, "images": len(images)}
+    named = {"TPR at 1 % FPR": found.tpr, "AUC": Estimate(found.auc, np.nan, np.nan, found.tpr.n)}
+    return [
+        Row(chapter="weights", dataset=name, metric=k, arm=map_name, value=e.value, low=e.low, high=e.high, n=e.n, seed=seed,
+            extra=extra) for k, e in named.items()
+    ]  # fmt: skip
+
+
+def people_seen_twice(folder: Path, size: int, patients: int) -> dict[str, tuple[ImageSet, str]]:
+    """Sets in which unseen patients have several images, and the encoder for them ("encoder" or "encoder_3d")."""
+    kermany = load_npz(folder / "cxr_kermany_128.npz", role="eval").in_split("test")
+    # of normal images it is not certain that one number is one person
+    kermany = kermany.select((kermany.attributes["finding"] != "none").to_numpy(dtype=bool))
+    nih = load_npz(folder / "cxr_nih1000_64.npz", role="public").in_split("test")
+    drawn = {
+        f"phantom-{m}": (
+            cached_thorax(patients=patients, scans=2, size=size, modality=m, population="private", seed=_POPULATION),
+            "encoder",
+        )
+        for m in MODALITIES
+    }
+    return drawn | {
+        "cxr_kermany": (resize(kermany, size), "encoder"), "cxr_nih": (resize(nih, size), "encoder"),
+        "mri_acdc": (load_npz(folder / "mri_acdc_3d.npz"), "encoder_3d"),
+    }  # fmt: skip
 
 
 def level_rows(name: str, images: ImageSet, label: np.ndarray, extractor: Extractor, seed: int, splits: int) -> list[Row]:
@@ -159,6 +191,13 @@ def main() -> None:
     if "reconstruction" in args.tables:
         rows = [r for k, s in (phantoms | sets).items() for r in reconstruction_rows(k, s, autoencoder, extractor, args.seed)]
         write_results(args.out, "reconstruction", rows, **shared, **described)
+    if "identification" in args.tables:
+        twice = people_seen_twice(args.real, args.size, args.phantoms // 2)
+        for k in ("cxr_kermany", "cxr_nih", "mri_acdc"):
+            ledger.measure(twice[k][0], stage="measure the identity encoder", output="result rows")
+        maps = [(k, images, name) for k, (images, own) in twice.items() for name in (own, "pixels")]
+        rows = [r for k, images, name in maps for r in identification_rows(k, images, name, args.seed)]
+        write_results(args.out, "identification", rows, **shared, **described)
     if "ruler-levels" in args.tables:
         # five patients hold most slices of real CT, and slices of one patient are no independent samples of a class
         alone = sets | {"ct_tcia": one_per_patient(sets["ct_tcia"])}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from medsynth.imageset import ImageSet
-from medsynth.models.encoder import SIDE, EncoderNet
+from medsynth.models.encoder import SIDE, SMOOTHING, EncoderNet
 from medsynth.models.extractor import resize
 from medsynth.models.shipped import load_card, shipped_autoencoder, weights_folder
 
@@ -116,7 +116,7 @@ def identity_map(name: str = "encoder", *, folder: Path | None = None, device: s
     dims = 3 if name == "encoder_3d" else 2
     net = EncoderNet(dims)
     net.load_state_dict(weights)
-    return encoder_map(net, f"identity encoder {dims}d", card["sha256"], device=device)
+    return encoder_map(net, f"identity encoder {dims}d", f"{card['sha256']} smoothed {SMOOTHING}", device=device)
 
 
 def encoder_map(net: EncoderNet, name: str, definition: str, *, device: str = "cpu") -> NetworkMap:
