@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -15,10 +15,10 @@ from medsynth.runner import read_notebook
 from medsynth.runs import file_hash
 
 
-def fingerprint(source: Path, *, package: Path, profile: Path, data: Path | None = None) -> dict[str, str]:
+def fingerprint(source: Path, *, package: Path, profile: Path, data: Mapping[str, Path] | None = None) -> dict[str, str]:
     """Name of each thing the chapter `source` depends on -> hash of its content.
 
-    package: the folder of the library; profile: the yaml file; data: the reader's file, or None for the phantoms.
+    package: the folder of the library; profile: the yaml file; data: the reader's files by the parameter that takes them.
     """
     code = code_of(source)
     modules = imported_modules(code, package)
@@ -28,7 +28,7 @@ def fingerprint(source: Path, *, package: Path, profile: Path, data: Path | None
     sections = yaml.safe_load(profile.read_text()) or {}
     named = profile_sections(code)
     found |= {f"profile.{key}": _hash(value) for key, value in sections.items() if named is None or key in named}
-    return found | ({"data": file_hash(data)} if data else {})
+    return found | {parameter: file_hash(path) for parameter, path in (data or {}).items()}
 
 
 def digest(found: dict[str, str]) -> str:

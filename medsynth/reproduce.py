@@ -25,7 +25,8 @@ from medsynth.fingerprint import changes, digest, fingerprint
 from medsynth.runner import ChapterError, check_parameters, declared_parameters, read_notebook, run_notebook
 from medsynth.runs import write_json
 
-AREAS = {"thorax": "data"}  # what `--data AREA=PATH` names -> the notebook parameter that receives the path
+# what `--data AREA=PATH` names -> the notebook parameter that receives the path
+AREAS = {"thorax": "data", "ct": "ct", "mr": "mr"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def find_chapter(name: str, known: Sequence[str]) -> str:
 
 
 def parse_data(assignments: Sequence[str]) -> dict[str, Path]:
-    """`thorax=PATH` texts: notebook parameter -> existing file, absolute."""
+    """`thorax=PATH` texts: notebook parameter -> existing file, absolute, in the order of AREAS."""
     found = {}
     for text in assignments:
         area, _, path = text.partition("=")
@@ -86,8 +87,10 @@ def parse_data(assignments: Sequence[str]) -> dict[str, Path]:
             raise ValueError(f"--data {text!r}: expected AREA=PATH with an area of {', '.join(AREAS)}")
         if not Path(path).is_file():
             raise FileNotFoundError(f"--data {text!r}: no file at {path}; expected an .npz file (data/README.md)")
+        if AREAS[area] in found:
+            raise ValueError(f"--data {text!r}: {area} has a file already, {found[AREAS[area]].name}; expected one for each area")
         found[AREAS[area]] = Path(path).resolve()
-    return found
+    return {parameter: found[parameter] for parameter in AREAS.values() if parameter in found}
 
 
 def build_folder(root: Path, profile: str, data: Mapping[str, Path]) -> Path:
@@ -110,9 +113,7 @@ def make_plan(root: Path, profile: str, *, data: Mapping[str, Path] | None = Non
         given = {"profile": profile, "out": str(folder.relative_to(root) / out)}
         files = {key: path for key, path in data.items() if key in declared}
         given |= {key: str(path) for key, path in files.items()}
-        depends = fingerprint(
-            source, package=package, profile=root / "profiles" / f"{profile}.yaml", data=next(iter(files.values()), None)
-        )
+        depends = fingerprint(source, package=package, profile=root / "profiles" / f"{profile}.yaml", data=files)
         chapters.append(
             Chapter(
                 name=name,

@@ -14,7 +14,7 @@ def project(tmp_path):
         "medsynth/sub/__init__.py": "", "medsynth/sub/b.py": "from ..c import x\nFOLDER = 'weights'\n",
         "medsynth/c.py": "x = 1\n",
         "medsynth/lonely.py": "x = 1\n", "medsynth/weights/net.bin": "w", "medsynth/other/net.bin": "w",
-        "profiles/smoke.yaml": "thorax: {size: 32}\ncardiac: {size: 8}\n", "mine.npz": "1",
+        "profiles/smoke.yaml": "thorax: {size: 32}\ncardiac: {size: 8}\n", "mine.npz": "1", "other.npz": "1",
     }  # fmt: skip
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -27,13 +27,13 @@ def project(tmp_path):
 def depends(project, data=False):
     return fingerprint(
         project / "notebooks" / "00_a.ipynb", package=project / "medsynth", profile=project / "profiles" / "smoke.yaml",
-        data=project / "mine.npz" if data else None,
+        data={"ct": project / "mine.npz", "mr": project / "other.npz"} if data else None,
     )  # fmt: skip
 
 
 def test_everything_a_chapter_reaches_is_named(project):
     assert sorted(depends(project, data=True)) == [
-        "data", "medsynth", "medsynth.a", "medsynth.c", "medsynth.sub", "medsynth.sub.b", "medsynth/weights/net.bin",
+        "ct", "medsynth", "medsynth.a", "medsynth.c", "medsynth.sub", "medsynth.sub.b", "medsynth/weights/net.bin", "mr",
         "notebook", "profile.thorax",
     ]  # fmt: skip
 
@@ -48,7 +48,8 @@ def test_everything_a_chapter_reaches_is_named(project):
         ("medsynth/other/net.bin", "v", []),
         ("profiles/smoke.yaml", "thorax: {size: 64}\ncardiac: {size: 8}\n", ["profile.thorax"]),
         ("profiles/smoke.yaml", "# why\ncardiac: {size: 16}\nthorax: {size: 32}\n", []),
-        ("mine.npz", "2", ["data"]),
+        ("mine.npz", "2", ["ct"]),
+        ("other.npz", "2", ["mr"]),
     ],
 )
 def test_what_changed_is_named_and_nothing_else(project, file, text, changed):

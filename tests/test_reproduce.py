@@ -8,7 +8,17 @@ import pytest
 from stub_project import make_project, write_notebook
 
 from medsynth import reproduce
-from medsynth.reproduce import chapter_sources, find_chapter, make_plan, measured, parse_data, reasons, run_chapter, run_plan
+from medsynth.reproduce import (
+    build_folder,
+    chapter_sources,
+    find_chapter,
+    make_plan,
+    measured,
+    parse_data,
+    reasons,
+    run_chapter,
+    run_plan,
+)
 from medsynth.runner import ChapterError
 
 KNOWN = ["00_quickstart", "01_data", "02_generator"]
@@ -38,7 +48,14 @@ def test_data_is_an_area_and_a_file(tmp_path):
     file = tmp_path / "mine.npz"
     file.touch()
     assert parse_data([f"thorax={file}"]) == {"data": file}
-    with pytest.raises(ValueError, match="expected AREA=PATH"):
+    other = tmp_path / "other.npz"
+    other.touch()
+    several = parse_data([f"mr={other}", f"ct={file}"])
+    assert list(several.items()) == [("ct", file), ("mr", other)]
+    assert build_folder(tmp_path, "smoke", several) == tmp_path / "build" / "smoke-mine-other"
+    with pytest.raises(ValueError, match=r"ct has a file already, mine\.npz"):
+        parse_data([f"ct={file}", f"ct={other}"])
+    with pytest.raises(ValueError, match="expected AREA=PATH with an area of thorax, ct, mr"):
         parse_data(["torax=x"])
     with pytest.raises(FileNotFoundError, match="no file at"):
         parse_data([f"thorax={file}.gone"])
@@ -58,6 +75,11 @@ def test_a_plan_gives_chapters_what_they_declare(project):
     assert "data" in second.depends
     assert "data" not in first.depends
     assert [c.name for c in make_plan(project, "smoke", only="1").chapters] == ["01_second"]
+    # a file for another area is no business of these chapters
+    (project / "head.npz").write_text("1")
+    both = make_plan(project, "smoke", data={"data": project / "mine.npz", "ct": project / "head.npz"})
+    assert [set(c.depends) & {"data", "ct"} for c in both.chapters] == [set(), {"data"}]
+    assert both.folder == project / "build" / "smoke-mine-head"
     with pytest.raises(ValueError, match="did you mean 'smoke'"):
         make_plan(project, "smok")
 

@@ -87,6 +87,14 @@ def test_slices_are_planes_of_their_volume_and_patient(interval):
     assert some.patient.tolist() == [7, 7, 8, 9, 9]
 
 
+@pytest.mark.parametrize(("share", "planes"), [(1.0, [0, 1, 2, 3]), (0.5, [1, 2]), (0.7, [0, 1, 2]), (0.01, [1])])
+def test_the_middle_of_a_stack_is_that_of_the_planes_that_show_something(share, planes):
+    images = np.zeros((2, 1, 6, 4, 4), np.float32)
+    images[0, 0, :4] = np.linspace(0.2, 0.8, 4, dtype=np.float32)[:, None, None]  # two planes of padding at the end
+    made = slices_of(image_set(images), middle=share)
+    np.testing.assert_array_equal(made.images[:, 0, 0, 0], images[0, 0, planes, 0, 0])
+
+
 def test_volumes_without_content_are_named():
     with pytest.raises(ValueError, match=r"s: no plane of range\(0, 3\) holds anything above 0 1; nothing to slice"):
         slices_of(image_set(np.zeros((2, 1, 3, 4, 4), np.float32)))

@@ -118,3 +118,26 @@ def test_unknown_modality_and_missing_file(tmp_path):
         thorax_sources(CONFIG, modality="mri")
     with pytest.raises(FileNotFoundError, match=r"did you mean 'mine.npz'"):
         thorax_sources(CONFIG, write(tmp_path).replace("mine", "mime"))
+
+
+def test_ct_that_may_be_published_freely_goes_first(tmp_path):
+    hounsfield = np.random.default_rng(0).integers(-1000, 400, (20, 16, 16)).astype(np.int16)
+    licence = np.array(["CC BY 3.0"] * 12 + ["CC BY-NC 4.0"] * 8)
+    s = thorax_sources(CONFIG, write(tmp_path, image=hounsfield, license=licence), "ct")
+    assert s.private.patients + s.test.patients == 6 and s.private.data_licence == s.test.data_licence == "CC BY 3.0"
+    assert (s.private.unit, s.private.role, s.private.spatial) == ("HU", "private", (8, 8))
+    only = thorax_sources(CONFIG, write(tmp_path, "nc", image=hounsfield, license=np.full(20, "CC BY-NC 4.0")), "ct")
+    assert only.private.patients + only.test.patients == 10 and only.private.data_licence == "CC BY-NC 4.0"
+    with pytest.raises(ValueError, match="mine: images in '1'; CT is read in Hounsfield units"):
+        thorax_sources(CONFIG, write(tmp_path), "ct")
+
+
+def test_stacks_become_slices_of_patients(tmp_path):
+    stacks = np.random.default_rng(0).integers(1, 256, (20, 6, 16, 16), dtype=np.uint8)
+    stacks[:, 4:] = 0
+    s = thorax_sources(CONFIG, write(tmp_path, image=None, volume=stacks), "mr")
+    # the middle two of four planes, of two stacks for each of ten patients
+    assert (len(s.private), s.private.patients, len(s.test), s.test.patients) == (28, 7, 12, 3)
+    assert s.private.spatial == (8, 8) and not set(s.private.patient.tolist()) & set(s.test.patient.tolist())
+    with pytest.raises(ValueError, match="expected square 2D images"):
+        thorax_sources(CONFIG, write(tmp_path, image=None, volume=stacks))

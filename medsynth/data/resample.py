@@ -37,19 +37,21 @@ def pad_square(array: np.ndarray, value: float = 0.0) -> np.ndarray:
     return np.pad(array, padding, constant_values=value)
 
 
-def slices_of(volumes: ImageSet, planes: range | None = None) -> ImageSet:
+def slices_of(volumes: ImageSet, planes: range | None = None, *, middle: float = 1.0) -> ImageSet:
     """2D images of volumes (n, c, d, h, w): the given planes (default all) that are not empty, padded to squares.
 
-    Raises ValueError if every plane is empty.
+    middle: the share of each volume's planes that is kept, about their centre, at least one; stacks may end in padding, which
+    is why empty planes do not count. Raises ValueError if every plane is empty.
     """
     planes = range(volumes.spatial[0]) if planes is None else planes
     low = volumes.range[0]
     index, images = [], []
     for i, volume in enumerate(volumes.images):
-        for z in planes:
-            if (plane := volume[:, z]).max() > low:
-                index.append(i)
-                images.append(plane)
+        shown = [plane for z in planes if (plane := volume[:, z]).max() > low]
+        kept = max(1, round(middle * len(shown)))
+        first = (len(shown) - kept) // 2
+        images += shown[first : first + kept] if shown else []
+        index += [i] * min(kept, len(shown))
     if not images:
         raise ValueError(f"{volumes.name}: no plane of {planes} holds anything above {low:g} {volumes.unit}; nothing to slice")
     picked = volumes.select(np.array(index, dtype=int))

@@ -8,12 +8,14 @@ from pathlib import Path
 import filelock
 
 from medsynth.config import ThoraxConfig, config_hash
-from medsynth.data.npz import load_npz
-from medsynth.data.resample import resize
+from medsynth.data.npz import load_npz, without_noncommercial
+from medsynth.data.resample import resize, slices_of
 from medsynth.data.thorax import MODALITIES, thorax
 from medsynth.dependencies import code_hash
 from medsynth.imageset import ImageSet
 from medsynth.runs import cache_folder
+
+MIDDLE = 0.5  # share of the planes of a stack that is read: the ends hold little of what the middle shows
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ def cached_thorax(**arguments: object) -> ImageSet:
 def thorax_sources(config: ThoraxConfig, data: str = "", modality: str = "xray", seed: int = 0) -> Sources:
     """Private and test images at the profile's size: phantoms, or the `.npz` file `data`.
 
-    Of a file without splits, 30 % of the patients are set aside for testing. Test patients are never trained on.
-    Raises ValueError where the file leaves nothing to train on or nothing to measure against.
+    Of a file without splits, 30 % of the patients are set aside for testing. Test patients are never trained on. Of stacks, the
+    middle planes are taken; of CT, rows whose licence forbids commercial use are left out where there are others.
+    Raises ValueError where the file leaves nothing to train on or nothing to measure against, or holds CT that is not in HU.
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality {modality!r}; expected one of {MODALITIES}")
@@ -60,15 +63,28 @@ def thorax_sources(config: ThoraxConfig, data: str = "", modality: str = "xray",
         # unseen patients of the same population stand for people who agreed to be measured against
         test = replace(drawn.of_patients(numbers[config.private_patients :]), role="eval", name=f"{drawn.name}/test")
         return Sources(f"phantom-{modality}", modality, private, test)
-    path = Path(data)
-    private = load_npz(path, role="private")
+    return _of_file(Path(data), modality, config.size, seed)
+
+
+def _of_file(path: Path, modality: str, size: int, seed: int) -> Sources:
+    private = _slices(load_npz(path, role="private"), modality)
     if (private.split == "").all():
         private = private.split_by_patient({"train": 0.7, "test": 0.3}, seed)
     held_out = private.in_split("test")
-    test = replace(held_out, role="eval") if len(held_out) else load_npz(path, role="eval").in_split("test")
+    test = replace(held_out, role="eval") if len(held_out) else _slices(load_npz(path, role="eval"), modality).in_split("test")
     training = private.in_split("train")
     for part, images in (("train", training), ("test", test)):
         if not len(images):
             found = sorted(set(private.split.tolist()))
             raise ValueError(f"{path.name}: no {part!r} rows; its `split` holds {found}, expected 'train' and 'test'")
-    return Sources(path.stem, modality, resize(training, config.size), resize(test, config.size))
+    return Sources(path.stem, modality, resize(training, size), resize(test, size))
+
+
+def _slices(images: ImageSet, modality: str) -> ImageSet:
+    """What a chapter on 2D images reads of a file: the middle of stacks, and of CT only rows that may be published freely."""
+    if modality == "ct" and images.unit != "HU":
+        raise ValueError(f"{images.name}: images in {images.unit!r}; CT is read in Hounsfield units, as int16 (data/README.md)")
+    if modality == "ct" and "licence" in images.attributes and len(free := without_noncommercial(images)):
+        images = free
+    # a radiograph has no planes: a stack in its place is refused when it is resized
+    return slices_of(images, middle=MIDDLE) if modality != "xray" and len(images.spatial) == 3 else images
