@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from medsynth.config import load_profile
 from medsynth.data.thorax import thorax
 from medsynth.evaluation.restoration import image_psnr
-from medsynth.tasks import TASKS, LowCountPET, LowDoseCT, SuperResolutionMR, task
+from medsynth.grid import ARMS
+from medsynth.tasks import TASKS, LowCountPET, LowDoseCT, SuperResolutionMR, experiment, task
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +72,23 @@ def test_consistency_is_that_of_the_measurement(clean):
 def test_another_name_is_refused():
     with pytest.raises(ValueError, match="restoration task 'ct'; expected one of ct-low-dose, mr-x2"):
         task("ct")
+
+
+def test_an_experiment_is_a_task_and_a_network():
+    job, net = experiment("ct-low-dose/redcnn")
+    assert job is TASKS["ct-low-dose"] and (net.net, net.width) == ("redcnn", 16)
+    with pytest.raises(ValueError, match="experiment 'mr-x2/edrs' does not exist; did you mean 'mr-x2/edsr'"):
+        experiment("mr-x2/edrs")
+    # nothing to unroll
+    with pytest.raises(ValueError, match="did you mean"):
+        experiment("pet-low-count/unrolled")
+    with pytest.raises(ValueError, match="'zzz' does not exist; expected one of ct-low-dose/redcnn"):
+        experiment("zzz")
+
+
+def test_profiles_name_experiments_that_exist(project):
+    for path in (project / "profiles").glob("*.yaml"):
+        profile = load_profile(path.stem, project / "profiles")
+        for name in (*profile.restoration.experiments, profile.sites.experiment):
+            experiment(name)
+        assert "real" in profile.restoration.arms and set(profile.restoration.arms) <= set(ARMS)
