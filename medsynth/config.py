@@ -114,7 +114,7 @@ class RestorationGridConfig:
     """The grid of restoration networks, each trained with one budget on several sets of one size."""
 
     experiments: tuple[str, ...]  # "task/network", e.g. "ct-low-dose/redcnn"
-    arms: tuple[str, ...]  # training sets: "real", "synthetic", "gated", "synthetic + real"
+    arms: tuple[str, ...]  # training sets: "real", "reconstructed", "synthetic", "gated", or two as in "synthetic + real"
     images: int  # of every training set
     test_patients: int
     steps: int  # of every training; "real" is trained once more with twice as many

@@ -14,10 +14,9 @@ from medsynth.privacy.ledger import Ledger
 from medsynth.restore import RestorationTraining, restore, train_restoration
 from medsynth.tasks import experiment
 
-ARMS = ("real", "synthetic", "gated", "synthetic + real")
 PARTS = ("train", "test", "tuning")  # no two of them share the noise of a row
 # of Adam; chosen on low-dose CT of phantoms by networks trained on real images, so they favour no synthetic set
-LEARNING_RATES = {"redcnn": 2e-3, "edsr": 5e-3, "unrolled": 3e-3, "restormer": 1e-3}
+LEARNING_RATES = {"redcnn": 2e-3, "edsr": 5e-3, "unrolled": 5e-3, "restormer": 1e-3}
 BATCH = 8  # half as good a gradient as 16, at half the price: on a CPU more steps are worth more
 
 
@@ -36,34 +35,38 @@ def pairs(name: str, clean: ImageSet, part: str, *, seed: int) -> Pairs:
     return Pairs(job.degrade(clean, seed=len(PARTS) * seed + PARTS.index(part)), clean)
 
 
-def training_sets(
-    names: Sequence[str], *, real: ImageSet, synthetic: ImageSet, gated: ImageSet, images: int, seed: int
-) -> dict[str, ImageSet]:
-    """The sets of some of ARMS, all of one size: `images` rows, or as many as there are real ones.
+def training_sets(names: Sequence[str], sets: Mapping[str, ImageSet], *, images: int, seed: int) -> dict[str, ImageSet]:
+    """The named sets, all of one size: `images` rows, or as many as "real" has; "a + b" is half of each.
 
-    Real rows are drawn at random; "synthetic + real" is half of each. Raises ValueError for another arm, or too few images.
+    Rows are drawn at random, the same ones of two sets of equal length. Raises ValueError for a set that is not there or too
+    small, or where "real", with which all are compared, is not asked for.
     """
-    for name in names:
-        if name not in ARMS:
-            close = get_close_matches(name, ARMS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {ARMS}"
-            raise ValueError(f"arm {name!r}: no such training set; {hint}")
+    for part in (part for name in names for part in name.split(" + ")):
+        if part not in sets:
+            close = get_close_matches(part, sets, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sets)}, or two joined by ' + '"
+            raise ValueError(f"training set {part!r} does not exist; {hint}")
     if "real" not in names:
-        raise ValueError(f"arms {list(names)}: 'real' is missing, with which every other one is compared")
-    n = min(images, len(real))
-    for s in (real, synthetic, gated):
-        if len(s) < max(n, 2):
-            raise ValueError(f"{s.name}: {len(s)} images; expected at least {max(n, 2)}, as many as every other training set has")
-    drawn = real.select(np.sort(np.random.default_rng(seed).permutation(len(real))[:n]), name=f"{real.name}/{n}")
-    # both halves are in random order of patients
-    half = np.random.default_rng([seed, 1]).permutation(n)[: n // 2]
-    both = [synthetic.select(np.arange(n - len(half))), drawn.select(half)]
-    rows = np.arange(n)
-    made = {
-        "real": drawn, "synthetic": synthetic.select(rows), "gated": gated.select(rows),
-        "synthetic + real": concatenate(both, f"{drawn.name}+synthetic"),
-    }  # fmt: skip
-    return {name: made[name] for name in names}
+        raise ValueError(f"training sets {list(names)}: 'real' is missing, with which every other one is compared")
+    n = min(images, len(sets["real"]))
+    made = {}
+    for name in names:
+        parts = name.split(" + ")
+        # the second half of b beside the first half of a: no row twice where both come from the same people
+        shares = np.array_split(np.arange(n), len(parts))
+        drawn = [_rows(sets[part], n, seed, share) for part, share in zip(parts, shares, strict=True)]
+        made[name] = drawn[0] if len(drawn) == 1 else concatenate(drawn, name)
+    return made
+
+
+def _rows(images: ImageSet, n: int, seed: int, share: np.ndarray) -> ImageSet:
+    """Of n rows drawn at random, those at the positions `share`."""
+    if len(images) < max(n, 2):
+        raise ValueError(
+            f"{images.name}: {len(images)} images; expected at least {max(n, 2)}, as many as every other training set"
+        )
+    rows = np.random.default_rng(seed).permutation(len(images))[:n]
+    return images.select(np.sort(rows[share]), name=f"{images.name}/{len(share)}")
 
 
 def schedule(net: str, steps: int, seed: int) -> RestorationTraining:

@@ -34,26 +34,39 @@ def rows_of(made, other):
 
 
 def test_sets_have_one_size_and_are_what_they_are_called(sets):
-    made = training_sets(grid.ARMS, **sets, images=9, seed=0)
-    assert list(made) == list(grid.ARMS) and {len(s) for s in made.values()} == {9}
+    names = ["real", "synthetic", "gated", "synthetic + real"]
+    made = training_sets(names, sets, images=9, seed=0)
+    assert list(made) == names and {len(s) for s in made.values()} == {9}
     for arm, source in sets.items():
         assert rows_of(made[arm], source).all()
     mixed = made["synthetic + real"]
     # half of each, rounded: the real ones among those that "real" has
-    assert rows_of(mixed, sets["synthetic"]).sum() == 5 and rows_of(mixed, made["real"]).sum() == 4
+    assert rows_of(mixed, made["synthetic"]).sum() == 5 and rows_of(mixed, made["real"]).sum() == 4
     assert {s.role for s in made.values()} == {"private"}
+    other = training_sets(["real"], sets, images=9, seed=1)
+    assert set(other["real"].row_hashes) != set(made["real"].row_hashes)
+
+
+def test_versions_of_the_same_people_are_the_same_people_and_no_one_counts_twice(sets):
+    reconstructed = sets["real"].with_images(sets["real"].images * 0.5)
+    made = training_sets(["real", "copy", "copy + real"], {"real": sets["real"], "copy": reconstructed}, images=6, seed=0)
+    np.testing.assert_array_equal(made["copy"].images, made["real"].images * 0.5)
+    halved = made["copy + real"].images.copy()
+    halved[3:] *= 0.5
+    assert len(np.unique(halved.reshape(6, -1), axis=0)) == 6
 
 
 def test_no_set_is_larger_than_the_real_one(sets):
-    few = sets["real"].select(np.arange(7))
-    assert {len(s) for s in training_sets(["real", "gated"], **(sets | {"real": few}), images=100, seed=0).values()} == {7}
-    assert len(training_sets(["real"], **sets, images=100, seed=0)["real"]) == 12
+    few = sets | {"real": sets["real"].select(np.arange(7))}
+    assert {len(s) for s in training_sets(["real", "gated"], few, images=100, seed=0).values()} == {7}
+    assert len(training_sets(["real"], sets, images=100, seed=0)["real"]) == 12
 
 
 @pytest.mark.parametrize(
     ("names", "change", "problem"),
     [
-        (["real", "gatd"], {}, "arm 'gatd': no such training set; did you mean 'gated'"),
+        (["real", "gatd"], {}, "training set 'gatd' does not exist; did you mean 'gated'"),
+        (["real", "gated + zzz"], {}, "'zzz' does not exist; expected one of real, synthetic, gated, or two"),
         (["gated"], {}, "'real' is missing"),
         (["real", "gated"], {"gated": 3}, "gated: 3 images; expected at least 9"),
         (["real"], {"real": 1}, "real: 1 images; expected at least 2"),
@@ -62,7 +75,7 @@ def test_no_set_is_larger_than_the_real_one(sets):
 def test_sets_that_would_not_be_fair_are_refused(sets, names, change, problem):
     fewer = {key: sets[key].select(np.arange(n)) for key, n in change.items()}
     with pytest.raises(ValueError, match=problem):
-        training_sets(names, **(sets | fewer), images=9, seed=0)
+        training_sets(names, sets | fewer, images=9, seed=0)
 
 
 def test_training_test_and_tuning_have_noise_of_their_own(people):
