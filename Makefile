@@ -19,7 +19,7 @@ book: $(STAMP)
 	@$(BIN)/medsynth reproduce --profile $(PROFILE) -j $(JOBS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --cov=medsynth --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=medsynth --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks
