@@ -17,10 +17,9 @@ _BOUNDS = (0.5, 0.4, 0.4, 0.4)  # of a pose: rad, log zoom, and shifts in half-w
 _POSE_WIDTHS = (24, 48, 64)
 _WIDTHS = (16, 48, 96)  # of 32, 16 and 8 px maps
 _REDUCED = 32  # channels of the 8 px map that is read place by place: where a rib crosses is part of who it is
-# Gaussian blur before measuring, sd in pixels of the 64: of all alterations noise moves an embedding farthest, and the
-# distances between people lie in coarser structure. Training goes without, on noise of its own. Chosen on public phantoms
-# and validation radiographs
-SMOOTHING = 1.2
+# Gaussian blur before measuring, sd in pixels of the 64: of all alterations noise moved an embedding farthest, and what tells
+# people apart lies in coarser structure. Training goes without. Chosen on phantoms of a population and seed of their own
+SMOOTHING = 1.5
 _FLAT = 0.2  # local contrast below this share of the image's is treated as flat
 
 
