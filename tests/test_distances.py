@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medsynth.data.transforms import GALLERY_HASH
 from medsynth.models.encoder import EncoderNet
 from medsynth.models.extractor import resize
 from medsynth.models.shipped import save_card
@@ -121,7 +122,7 @@ def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
     for file in weights.glob("encoder*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     taus = {"xray": {"tau": 0.3, "how": "on radiographs"}, "pet": {"tau": 0.4, "how": "on copies"}}
-    entry = {"phi_hash": feature_map("encoder", folder=weights).hash, "by_modality": taus}
+    entry = {"phi_hash": feature_map("encoder", folder=weights).hash, "by_modality": taus, "gallery": GALLERY_HASH}
     (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry, "encoder_3d 3d": entry}))
     assert calibrated("encoder", 2, folder=tmp_path) == distances.Threshold(0.4, "on copies")
     assert calibrated("encoder", 2, modality="xray", folder=tmp_path) == distances.Threshold(0.3, "on radiographs")
@@ -130,6 +131,9 @@ def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
     assert calibrated("pixels", 2, folder=tmp_path) is None and calibrated("encoder", 3, folder=tmp_path) is None
     with pytest.raises(ValueError, match="tau of 'encoder_3d' belongs to weights"):
         calibrated("encoder_3d", 3, folder=tmp_path)
+    (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry | {"gallery": "few"}}))
+    with pytest.raises(ValueError, match="found for other transformed copies"):
+        calibrated("encoder", 2, folder=tmp_path)
 
 
 def test_weights_that_are_not_the_cards_are_refused(weights, tmp_path):

@@ -7,6 +7,7 @@ All of them act in the plane of the last two axes, and a volume's planes share o
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import math
@@ -70,6 +71,7 @@ def _gallery() -> tuple[Variant, ...]:
 
 
 GALLERY = _gallery()
+GALLERY_HASH = hashlib.blake2b("; ".join(map(str, GALLERY)).encode(), digest_size=8).hexdigest()
 
 
 def transformed_copies(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:

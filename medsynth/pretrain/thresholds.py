@@ -14,6 +14,7 @@ from medsynth.data.cardiac import cardiac
 from medsynth.data.resample import resize
 from medsynth.data.sources import cached_thorax
 from medsynth.data.thorax import MODALITIES
+from medsynth.data.transforms import GALLERY_HASH
 from medsynth.imageset import ImageSet
 from medsynth.models.shipped import weights_folder
 from medsynth.pretrain.public import PublicSet, real_sets
@@ -51,6 +52,7 @@ def entry(phi: FeatureMap, sets: dict[str, PublicSet], *, seed: int) -> dict[str
     return {
         "by_modality": {m: {"tau": c.tau, "how": c.sentence()} for m, c in strictest.items()},
         "by_set": {key: c.tau for key, c in found.items()}, "phi": phi.name, "phi_hash": phi.hash,
+        "gallery": GALLERY_HASH,
     }  # fmt: skip
 
 

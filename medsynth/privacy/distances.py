@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medsynth.data.transforms import GALLERY_HASH
 from medsynth.imageset import ImageSet
 from medsynth.models.encoder import SIDE, SMOOTHING, EncoderNet
 from medsynth.models.extractor import resize
@@ -90,8 +91,8 @@ def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path
     """The threshold that comes with a map of MAPS for images of 2 or 3 dimensions, or None where there is none.
 
     modality: "xray", "ct", "mr" or "pet", whose threshold was found on such images; without one, the largest of all, which
-    holds for each. Raises ValueError for a modality without a threshold, or if it was found for other weights than those that
-    are installed.
+    holds for each. Raises ValueError for a modality without a threshold, or if it was found for other weights, or other
+    transformed copies, than those that are installed.
     """
     file = (folder or weights_folder()) / "thresholds.json"
     entry = json.loads(file.read_text()).get(f"{name} {spatial_dims}d") if file.exists() else None
@@ -101,6 +102,11 @@ def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path
     if entry["phi_hash"] != found:
         raise ValueError(
             f"{file.name}: tau of {name!r} belongs to weights {entry['phi_hash'][:12]}…, not {found[:12]}…; give --tau"
+        )
+    if entry["gallery"] != GALLERY_HASH:
+        raise ValueError(
+            f"{file.name}: tau of {name!r} was found for other transformed copies (gallery {entry['gallery']}, not "
+            f"{GALLERY_HASH}); give --tau, or find it again with `python -m medsynth.pretrain.thresholds`"
         )
     known = {key: Threshold(float(t["tau"]), t["how"]) for key, t in entry["by_modality"].items()}
     if modality and modality not in known:
