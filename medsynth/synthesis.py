@@ -16,7 +16,7 @@ from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.shipped import shipped_autoencoder, shipped_denoiser
-from medsynth.privacy.distances import calibrated, feature_map
+from medsynth.privacy.distances import Threshold, calibrated, feature_map
 from medsynth.privacy.gate import Gate
 from medsynth.privacy.ledger import Ledger
 from medsynth.privacy.refill import Filled, sample_until
@@ -89,9 +89,16 @@ def train_generator(
 
 
 def private_gate(private: ImageSet, modality: str, *, ledger: Ledger, phi: str = "encoder") -> Gate:
-    """The gate around a private set at the threshold that comes with the package for this modality; a line in the ledger."""
-    threshold = calibrated(phi, len(private.spatial), modality=modality)
-    if threshold is None:
-        raise ValueError(f"{phi}: no calibrated threshold for {modality}; make one with `python -m medsynth.pretrain.thresholds`")
+    """The gate around a private set at the threshold that comes with the package for such images; a line in the ledger."""
+    threshold = shipped_threshold(private, modality, phi)
     ledger.use_private(private, stage="gate", output="synthetic images accepted")
     return Gate(private, feature_map(phi), threshold.tau)
+
+
+def shipped_threshold(private: ImageSet, modality: str, phi: str = "encoder") -> Threshold:
+    """The threshold found on other people's images of a modality: on phantoms for phantoms, else the one that holds for all."""
+    key = f"phantom-{modality}" if private.data_licence == "generated" else modality
+    threshold = calibrated(phi, len(private.spatial), modality=key)
+    if threshold is None:
+        raise ValueError(f"{phi}: no calibrated threshold for {key}; make one with `python -m medsynth.pretrain.thresholds`")
+    return threshold

@@ -123,9 +123,11 @@ def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     taus = {"xray": {"tau": 0.3, "how": "on radiographs"}, "pet": {"tau": 0.4, "how": "on copies"}}
     entry = {"phi_hash": feature_map("encoder", folder=weights).hash, "by_modality": taus, "gallery": GALLERY_HASH}
+    entry["by_set"] = {"phantom-xray": {"tau": 0.2, "how": "on phantoms"}}
     (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry, "encoder_3d 3d": entry}))
     assert calibrated("encoder", 2, folder=tmp_path) == distances.Threshold(0.4, "on copies")
     assert calibrated("encoder", 2, modality="xray", folder=tmp_path) == distances.Threshold(0.3, "on radiographs")
+    assert calibrated("encoder", 2, modality="phantom-xray", folder=tmp_path) == distances.Threshold(0.2, "on phantoms")
     with pytest.raises(ValueError, match="modality 'ct': no threshold of 'encoder' in 2D; expected one of xray, pet"):
         calibrated("encoder", 2, modality="ct", folder=tmp_path)
     assert calibrated("pixels", 2, folder=tmp_path) is None and calibrated("encoder", 3, folder=tmp_path) is None

@@ -10,7 +10,7 @@ from medsynth import synthesis
 from medsynth.config import SamplingConfig
 from medsynth.privacy.distances import Threshold
 from medsynth.privacy.ledger import Ledger
-from medsynth.synthesis import private_gate, train_generator
+from medsynth.synthesis import private_gate, shipped_threshold, train_generator
 
 
 @pytest.fixture
@@ -71,10 +71,14 @@ def test_another_architecture_is_trained_from_scratch(private, settings, ledger,
 
 
 def test_the_gate_takes_the_threshold_of_the_modality(private, ledger, monkeypatch):
-    monkeypatch.setattr(synthesis, "calibrated", lambda name, dims, modality: Threshold({"ct": 0.25}[modality], "so"))
+    monkeypatch.setattr(
+        synthesis, "calibrated", lambda name, dims, modality: Threshold({"phantom-ct": 0.25, "ct": 0.5}[modality], "so")
+    )
     gate = private_gate(private, "ct", ledger=ledger, phi="pixels")
     assert gate.tau == 0.25 and not gate.accepts(private.select(np.arange(2))).any()
     assert [e.stage for e in ledger.entries()] == ["gate"]
+    scanned = private.with_images(private.images, attributes=private.attributes.assign(licence="CC BY 4.0"))
+    assert shipped_threshold(scanned, "ct", "pixels").tau == 0.5
     monkeypatch.setattr(synthesis, "calibrated", lambda *_, **__: None)
-    with pytest.raises(ValueError, match="no calibrated threshold for ct"):
+    with pytest.raises(ValueError, match="no calibrated threshold for phantom-ct"):
         private_gate(private, "ct", ledger=ledger, phi="pixels")

@@ -61,10 +61,11 @@ def _gallery() -> tuple[Variant, ...]:
     upright += [Variant(zoom=z) for z in (0.92, 1.08)]
     upright += [Variant(down=y, right=x) for y, x in itertools.product((-0.05, 0.0, 0.05), repeat=2) if (y, x) != (0.0, 0.0)]
     upright += [Variant(angle=a, zoom=z) for a, z in itertools.product((-6.0, 6.0), (0.94, 1.06))]
-    upright += [
-        Variant(zoom=z, down=y, right=x)
-        for z, (y, x) in itertools.product((0.93, 1.07), ((-0.05, 0.0), (0.05, 0.0), (0.0, -0.05), (0.0, 0.05)))
-    ]
+    # an image is rarely altered in one way alone
+    sideways = ((-0.05, 0.0), (0.05, 0.0), (0.0, -0.05), (0.0, 0.05))
+    anywhere = (*sideways, *itertools.product((-0.05, 0.05), repeat=2))
+    upright += [Variant(zoom=z, down=y, right=x) for z, (y, x) in itertools.product((0.93, 1.07), anywhere)]
+    upright += [Variant(angle=a, down=y, right=x) for a, (y, x) in itertools.product((-6.0, 6.0), sideways)]
     # where an exposure drives pixels out of the range their detail is lost, and only a copy that lost the same lies near
     upright += [Variant(gain=1.1, offset=0.15), Variant(offset=-0.15)]
     return tuple(Variant(**(vars(v) | {"mirrored": m})) for m in (False, True) for v in upright)

@@ -18,7 +18,7 @@ from medsynth.data.transforms import GALLERY_HASH
 from medsynth.imageset import ImageSet
 from medsynth.models.shipped import weights_folder
 from medsynth.pretrain.public import PublicSet, real_sets
-from medsynth.privacy.calibration import calibrate
+from medsynth.privacy.calibration import Calibration, calibrate
 from medsynth.privacy.distances import FeatureMap, feature_map
 from medsynth.privacy.ledger import Ledger
 from medsynth.runs import cache_folder, write_json
@@ -50,10 +50,12 @@ def entry(phi: FeatureMap, sets: dict[str, PublicSet], *, seed: int) -> dict[str
     strictest = {m: max((found[k] for k, s in sets.items() if s.modality == m), key=lambda c: c.tau)
                  for m in dict.fromkeys(s.modality for s in sets.values())}  # fmt: skip
     return {
-        "by_modality": {m: {"tau": c.tau, "how": c.sentence()} for m, c in strictest.items()},
-        "by_set": {key: c.tau for key, c in found.items()}, "phi": phi.name, "phi_hash": phi.hash,
-        "gallery": GALLERY_HASH,
+        "by_modality": _said(strictest), "by_set": _said(found), "phi": phi.name, "phi_hash": phi.hash, "gallery": GALLERY_HASH,
     }  # fmt: skip
+
+
+def _said(found: dict[str, Calibration]) -> dict[str, dict[str, Any]]:
+    return {key: {"tau": c.tau, "how": c.sentence()} for key, c in found.items()}
 
 
 def main() -> None:

@@ -90,9 +90,9 @@ def feature_map(name: str, *, folder: Path | None = None, device: str = "cpu") -
 def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path | None = None) -> Threshold | None:
     """The threshold that comes with a map of MAPS for images of 2 or 3 dimensions, or None where there is none.
 
-    modality: "xray", "ct", "mr" or "pet", whose threshold was found on such images; without one, the largest of all, which
-    holds for each. Raises ValueError for a modality without a threshold, or if it was found for other weights, or other
-    transformed copies, than those that are installed.
+    modality: "xray", "ct", "mr" or "pet", whose threshold was found on such images, or one set of images that it was found on,
+    such as "phantom-xray"; without one, the largest of all, which holds for each. Raises ValueError for a modality without a
+    threshold, or if it was found for other weights, or other transformed copies, than those that are installed.
     """
     file = (folder or weights_folder()) / "thresholds.json"
     entry = json.loads(file.read_text()).get(f"{name} {spatial_dims}d") if file.exists() else None
@@ -108,7 +108,9 @@ def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path
             f"{file.name}: tau of {name!r} was found for other transformed copies (gallery {entry['gallery']}, not "
             f"{GALLERY_HASH}); give --tau, or find it again with `python -m medsynth.pretrain.thresholds`"
         )
-    known = {key: Threshold(float(t["tau"]), t["how"]) for key, t in entry["by_modality"].items()}
+    known, sets = ({k: Threshold(float(t["tau"]), t["how"]) for k, t in entry[by].items()} for by in ("by_modality", "by_set"))
+    if modality in sets:
+        return sets[modality]
     if modality and modality not in known:
         raise ValueError(
             f"modality {modality!r}: no threshold of {name!r} in {spatial_dims}D; expected one of {', '.join(known)}"
