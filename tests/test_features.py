@@ -40,8 +40,9 @@ def test_an_image_has_the_same_features_in_any_company(public):
     twin = features.random_twin(public, seed=0)
     both = twin(public["b"])
     assert both.shape == (70, 64) and both.dtype == np.float64 and twin.dim == 64
-    np.testing.assert_allclose(twin(public["b"], batch=7), both, atol=1e-4)
-    np.testing.assert_allclose(twin(public["b"].select([3])), both[3:4], atol=1e-4)
+    # single precision, in which processors add in an order that depends on the size of a batch; company would show in the tenths
+    np.testing.assert_allclose(twin(public["b"], batch=7), both, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(twin(public["b"].select([3])), both[3:4], atol=1e-4, rtol=1e-4)
 
 
 def test_twins_depend_on_their_seed_alone_and_leave_the_global_generator_alone(public):
