@@ -149,6 +149,9 @@ def test_without_other_scans_the_set_has_its_own(people, monkeypatch):
     expected = distance_to_own(phi(second), gallery_features(phi, first))
     np.testing.assert_allclose(trial.scans, expected, atol=1e-7)
     assert trial.scan_patient.tolist() == second.patient.tolist()
+    both = trial.at_its_own_and_at_equal_price(0.1, seed=1, price=0.2)
+    assert both.groupby("rule", sort=False)["tau"].first().tolist() == [0.1, threshold_at(trial.unseen, 0.2)]
+    assert both[(both.kind == "unseen patients") & (both.tau != 0.1)]["refused"].item() <= 0.2
     alone = attack_trial(phi, first, unseen, seed=1).table(0.1, seed=1)
     assert set(alone["kind"]) == {"attack", "unseen patients"} and isinstance(alone, pd.DataFrame)
 

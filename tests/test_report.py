@@ -1,8 +1,10 @@
 """The report on shipped weights: rows for every set, and a ledger line for every private one."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from medsynth.evaluation.features import PCAExtractor
@@ -38,6 +40,8 @@ def small(monkeypatch, tmp_path, make_set, tiny, cache):
     )
     twice = {"phantom-xray": (some(7), "encoder")} | {n: (some(i, "eval"), "encoder") for i, n in enumerate(names)}
     monkeypatch.setattr(report, "people_seen_twice", lambda folder, size, patients: twice)
+    table = pd.DataFrame({"kind": ["attack"], "refused": [1.0]})
+    monkeypatch.setattr(report, "attack_tables", lambda *a: (table, [some(8), some(9, "eval")]))
     monkeypatch.setattr(report, "feature_map", lambda name: pixels)
     monkeypatch.setattr(report, "pretraining_phantoms", lambda *a, **k: {})
     monkeypatch.setattr(report, "real_sets", lambda folder, split: {})
@@ -79,7 +83,10 @@ def test_every_set_has_its_rows_and_real_ones_a_line_in_the_ledger(reported):
 
     # the real sets, held out or private, are read and the ledger says so
     entries = Ledger(reported[1] / "ledger" / "report").entries()
-    assert [e.stage for e in entries] == ["measure shipped weights"] * 5 + ["measure the identity encoder"] * 3
+    assert [e.stage for e in entries] == ["measure shipped weights"] * 5 + ["measure the identity encoder"] * 3 + [
+        "try the gate"
+    ] * 2
+    assert read_results(reported[0], "gate-attacks").rows["refused"].tolist() == [1.0]
     known = read_results(reported[0], "identification").rows
     assert set(known["arm"]) == {"encoder", "pixels"} and set(known["metric"]) == {"TPR at 1 % FPR", "AUC"}
     assert (known["same_pairs"] == 20).all() and {"phantom-xray", "mri_acdc"} <= set(known["dataset"])
@@ -116,3 +123,28 @@ def test_people_seen_twice_are_those_whose_number_is_one_person(monkeypatch, mak
         "cxr_kermany": 20, "cxr_nih": 40, "mri_acdc": 40,
     }  # fmt: skip
     assert [k for k, v in found.items() if v[1] == "encoder_3d"] == ["mri_acdc"]
+
+
+def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypatch, make_set, tmp_path):
+    met = []
+
+    def trial(phi, private, unseen, *, seed, other_scans):
+        met.append((private, unseen, other_scans))
+        return SimpleNamespace(at_its_own_and_at_equal_price=lambda tau, seed: pd.DataFrame({"tau": [tau]}))
+
+    def drawn(**k):
+        return make_set(2 * k["patients"], (1, 8, 8), role=k["population"], split=None)
+
+    monkeypatch.setattr(report, "attack_trial", trial)
+    monkeypatch.setattr(report, "shipped_threshold", lambda private, modality, name: SimpleNamespace(tau=0.5))
+    monkeypatch.setattr(report, "cached_thorax", drawn)
+    monkeypatch.setattr(
+        report, "load_npz", lambda path, role: make_set(12, (1, 8, 8), role=role, split=np.full(12, "test"), name=path.stem)
+    )
+    table, sets = report.attack_tables(tmp_path, 8, 6, seed=0)
+    assert table[["dataset", "measured_in"]].drop_duplicates().shape == (4, 2) and len(sets) == 4
+    private, unseen, second = met[0]
+    assert (private.patients, unseen.patients, len(private), len(second)) == (6, 4, 6, 6)
+    assert not set(private.patient) & set(unseen.patient) and private.patient.tolist() == second.patient.tolist()
+    assert not set(private.row_hashes) & set(second.row_hashes)
+    assert met[2][0].role == "private" and met[2][1].role == "eval" and met[2][2] is None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from medsynth.data.npz import load_npz, without_noncommercial
@@ -25,13 +26,15 @@ from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_ha
 from medsynth.pretrain.public import phantoms as pretraining_phantoms
 from medsynth.pretrain.public import real_sets
 from medsynth.pretrain.thresholds import one_per_patient
+from medsynth.privacy.calibration import attack_trial
 from medsynth.privacy.distances import feature_map
 from medsynth.privacy.identification import identify
 from medsynth.privacy.ledger import Ledger
 from medsynth.results import Row, table_of, write_results
 from medsynth.runs import cache_folder
+from medsynth.synthesis import shipped_threshold
 
-TABLES = ("reconstruction", "identification", "ruler-levels", "ruler-power")
+TABLES = ("reconstruction", "identification", "gate-attacks", "ruler-levels", "ruler-power")
 _STUDIED = ("xray", "ct")  # phantoms that the ruler is studied on
 _LABEL = {"cxr_kermany": "finding", "ct_tcia": "collection"}  # and real sets, with the column that names classes
 _POPULATION = 90  # seed of the first population of phantoms; nobody had looked at it or at those that follow
@@ -92,6 +95,33 @@ def people_seen_twice(folder: Path, size: int, patients: int) -> dict[str, tuple
         "cxr_kermany": (resize(kermany, size), "encoder"), "cxr_nih": (resize(nih, size), "encoder"),
         "mri_acdc": (load_npz(folder / "mri_acdc_3d.npz"), "encoder_3d"),
     }  # fmt: skip
+
+
+def attack_tables(folder: Path, size: int, patients: int, seed: int) -> tuple[pd.DataFrame, list[ImageSet]]:
+    """What gates in the encoder and in pixels refuse of attacked private images, and of unseen patients; and the sets they met.
+
+    Phantoms: `patients` private ones and two thirds as many unseen. Radiographs: the private half and the test patients of
+    cxr_kermany. Thresholds are those that ship, found on neither.
+    """
+    drawn = cached_thorax(
+        patients=patients + 2 * patients // 3, scans=2, size=size, modality="xray", population="private", seed=0
+    )
+    people = np.unique(drawn.patient)
+    first, second = drawn.select(np.arange(0, len(drawn), 2)), drawn.select(np.arange(1, len(drawn), 2))
+    kermany = folder / "cxr_kermany_128.npz"
+    known, strangers = people[:patients], people[patients:]
+    private, test = load_npz(kermany, role="private"), load_npz(kermany, role="eval").in_split("test")
+    tried = {
+        "phantom-xray": (first.of_patients(known), first.of_patients(strangers), second.of_patients(known)),
+        "cxr_kermany_128": (resize(private, size), resize(test, size), None),
+    }
+    tables = []
+    for name, (private, unseen, others) in tried.items():
+        for measured_in in ("encoder", "pixels"):
+            trial = attack_trial(feature_map(measured_in), private, unseen, seed=seed, other_scans=others)
+            table = trial.at_its_own_and_at_equal_price(shipped_threshold(private, "xray", measured_in).tau, seed=seed)
+            tables.append(table.assign(measured_in=measured_in, dataset=name))
+    return pd.concat(tables, ignore_index=True), [s for private, unseen, _ in tried.values() for s in (private, unseen)]
 
 
 def level_rows(name: str, images: ImageSet, label: np.ndarray, extractor: Extractor, seed: int, splits: int) -> list[Row]:
@@ -198,6 +228,13 @@ def main() -> None:
         maps = [(k, images, name) for k, (images, own) in twice.items() for name in (own, "pixels")]
         rows = [r for k, images, name in maps for r in identification_rows(k, images, name, args.seed)]
         write_results(args.out, "identification", rows, **shared, **described)
+    if "gate-attacks" in args.tables:
+        table, met = attack_tables(args.real, args.size, 3 * args.phantoms // 2, args.seed)
+        for images in met:
+            ledger.measure(images, stage="try the gate", output="result rows")
+        inputs = {f"{s.name} ({s.role})": s.content_hash for s in met} | {"encoder": shipped_hash("encoder")}
+        licence = "; ".join(sorted({s.data_licence for s in met}))
+        write_results(args.out, "gate-attacks", table, **shared, inputs=inputs, data_licence=licence)
     if "ruler-levels" in args.tables:
         # five patients hold most slices of real CT, and slices of one patient are no independent samples of a class
         alone = sets | {"ct_tcia": one_per_patient(sets["ct_tcia"])}

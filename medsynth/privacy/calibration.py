@@ -140,6 +140,11 @@ class Trial:
         ]  # fmt: skip
         return pd.DataFrame(rows).assign(private_patients=len(np.unique(self.patient)), phi=self.phi, tau=tau)
 
+    def at_its_own_and_at_equal_price(self, tau: float, *, seed: int, price: float = 0.05) -> pd.DataFrame:
+        """`table` at tau and at the threshold that refuses a share `price` of unseen patients, told apart by a column `rule`."""
+        rules = {"calibrated on copies": tau, f"{100 * price:g} % of unseen patients refused": threshold_at(self.unseen, price)}
+        return pd.concat([self.table(t, seed=seed).assign(rule=rule) for rule, t in rules.items()], ignore_index=True)
+
 
 def attack_trial(
     phi: FeatureMap,
