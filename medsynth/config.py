@@ -106,7 +106,7 @@ class GateConfig:
     private_patients: int  # phantoms in the attack tables, and the generator's private set
     unseen_patients: int
     images: int  # synthetic images that are judged
-    maps: tuple[str, ...] = ("encoder", "pixels", "autoencoder", "untrained_vgg")  # where distance is measured
+    maps: tuple[str, ...] = ("encoder", "pixels")  # where distance is measured
 
 
 @dataclass(frozen=True)
