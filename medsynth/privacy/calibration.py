@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binom
 
 from medsynth.data.transforms import ATTACKS, attack_pairs, attacked, transformed_copies
 from medsynth.evaluation.statistics import Estimate, percentile_interval, resample
@@ -24,19 +25,20 @@ class Calibration:
     phi: str
     phi_hash: str
     source: str  # whose images it was calibrated on
-    images: int
-    patients: int
+    patients: int  # one image each
     miss: float
     pair_miss: float
+    confidence: float  # that a family's miss rate holds for everyone, not for these patients alone
     needed: pd.DataFrame  # per family: the least threshold that keeps to its miss rate
 
     def sentence(self) -> str:
         """How tau was chosen, for a certificate."""
         worst = self.needed.loc[self.needed["tau"].idxmax(), "family"]
         return (
-            f"tau {self.tau:.6g} in {self.phi}: on {self.images} images of {self.patients} other patients ({self.source}), "
-            f"at most {self.miss:.2%} of each attack and {self.pair_miss:.2%} of each pair of attacks lay farther than tau from "
-            f"the gallery of transformed copies of their own original; decided by: {worst}"
+            f"tau {self.tau:.6g} in {self.phi}: an upper tolerance limit ({self.confidence:.0%} confidence) from one image each of "
+            f"{self.patients} other patients ({self.source}); of people like them at most {self.miss:.2%} of each attack and "
+            f"{self.pair_miss:.2%} of each pair of attacks lie farther than tau from the gallery of transformed copies of their "
+            f"own original; decided by: {worst}"
         )
 
 
@@ -72,28 +74,50 @@ def attack_distances(
     return {family: distance_to_own(phi(attacked(images, family, seed=seed, strength=strength)), gallery) for family in FAMILIES}
 
 
-def calibrate(phi: FeatureMap, images: ImageSet, *, seed: int, miss: float = 0.01, pair_miss: float = 0.03) -> Calibration:
-    """The least threshold at which at most `miss` of each attack and `pair_miss` of each pair slip through, on these images.
+def calibrate(
+    phi: FeatureMap, images: ImageSet, *, seed: int, miss: float = 0.01, pair_miss: float = 0.03, confidence: float = 0.95
+) -> Calibration:
+    """The least threshold at which, with this confidence, at most `miss` of each attack and `pair_miss` of each pair slip through.
 
-    Raises ValueError for private images: a threshold is an output, and would be one of theirs.
+    Of all people whom these patients, one image each, are a sample of: an upper tolerance limit (Wilks 1941) for each family.
+    Raises ValueError for private images, because a threshold is an output and would be one of theirs; for several images of a
+    patient; and for too few patients to be that confident.
     """
     if images.role == "private":
         raise ValueError(
             f"{images.name}: private; calibrate on public or held-out patients, a threshold made from private ones leaks"
         )
-    if not (0 < miss < 1 and 0 < pair_miss < 1):
-        raise ValueError(f"miss {miss}, pair_miss {pair_miss}; expected shares between 0 and 1, such as 0.01")
+    if not all(0 < share < 1 for share in (miss, pair_miss, confidence)):
+        raise ValueError(f"miss {miss}, pair_miss {pair_miss}, confidence {confidence}; expected shares between 0 and 1")
+    if len(images) != images.patients:
+        raise ValueError(f"{images.name}: {len(images)} images of {images.patients} patients; expected one image of each")
+    allowed = {kind: may_miss(len(images), share, confidence) for kind, share in ((1, miss), (2, pair_miss))}
     distances = attack_distances(phi, images, gallery_features(phi, images), seed=seed)
-    rows = []
-    for family, distance in distances.items():
-        allowed = miss if len(family) == 1 else pair_miss
-        # the order statistic itself: an interpolated quantile may let one more image through than stated
-        rank = len(distance) - 1 - int(allowed * len(distance))
-        rows.append({"family": " + ".join(family), "attacks": len(family), "miss": allowed, "tau": np.sort(distance)[rank]})
-    needed = pd.DataFrame(rows)
+    needed = pd.DataFrame(
+        {"family": " + ".join(family), "attacks": len(family), "may_miss": allowed[len(family)],
+         "tau": np.sort(distance)[-1 - allowed[len(family)]]}
+        for family, distance in distances.items()
+    )  # fmt: skip
     return Calibration(
-        float(needed["tau"].max()), phi.name, phi.hash, images.name, len(images), images.patients, miss, pair_miss, needed
+        float(needed["tau"].max()), phi.name, phi.hash, images.name, images.patients, miss, pair_miss, confidence, needed
     )
+
+
+def may_miss(n: int, share: float, confidence: float) -> int:
+    """How many of n people may lie beyond a threshold if at most a share of everyone is to, with this confidence.
+
+    With more of them beyond it than that, a true share as large as `share` would be too likely. Raises ValueError if n is so
+    small that even none beyond it says too little.
+    """
+    # the most k with P(Binomial(n, share) <= k) <= 1 - confidence
+    k = int(binom.ppf(1 - confidence, n, share))
+    k -= binom.cdf(k, n, share) > 1 - confidence
+    if k < 0:
+        fewest = int(np.ceil(np.log(1 - confidence) / np.log(1 - share)))
+        raise ValueError(
+            f"{n} patients; expected at least {fewest} to say with {confidence:.0%} confidence that {share:.2%} slip through"
+        )
+    return k
 
 
 def threshold_at(nearest: np.ndarray, share: float) -> float:
