@@ -35,10 +35,10 @@ class Calibration:
         """How tau was chosen, for a certificate."""
         worst = self.needed.loc[self.needed["tau"].idxmax(), "family"]
         return (
-            f"tau {self.tau:.6g} in {self.phi}: an upper tolerance limit ({self.confidence:.0%} confidence) from one image each of "
-            f"{self.patients} other patients ({self.source}); of people like them at most {self.miss:.2%} of each attack and "
-            f"{self.pair_miss:.2%} of each pair of attacks lie farther than tau from the gallery of transformed copies of their "
-            f"own original; decided by: {worst}"
+            f"tau {self.tau:.6g} in {self.phi}: an upper tolerance limit ({self.confidence:.0%} confidence) from one image "
+            f"each of {self.patients} other patients ({self.source}); of people like them at most {self.miss:.2%} of each "
+            f"attack and {self.pair_miss:.2%} of each pair of attacks lie farther than tau from the gallery of transformed "
+            f"copies of their own original; decided by: {worst}"
         )
 
 
@@ -77,7 +77,7 @@ def attack_distances(
 def calibrate(
     phi: FeatureMap, images: ImageSet, *, seed: int, miss: float = 0.01, pair_miss: float = 0.03, confidence: float = 0.95
 ) -> Calibration:
-    """The least threshold at which, with this confidence, at most `miss` of each attack and `pair_miss` of each pair slip through.
+    """The least threshold at which, with confidence, at most `miss` of each attack and `pair_miss` of each pair slip through.
 
     Of all people whom these patients, one image each, are a sample of: an upper tolerance limit (Wilks 1941) for each family.
     Raises ValueError for private images, because a threshold is an output and would be one of theirs; for several images of a
