@@ -49,6 +49,15 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True)
+class RefinerConfig:
+    """U-Net that draws the detail a decoded image lacks, on the 2x pixel-unshuffled image (Ho et al. 2022: cascades)."""
+
+    channels: tuple[int, ...] = (48, 96)
+    residual_blocks: int = 1
+    latent_noise: float = 0.15  # of a standardised latent, at most: what it learns to see through, as the decoder did
+
+
+@dataclass(frozen=True)
 class DenoiserConfig:
     """U-Net that predicts noise or velocity from noisy latents (MONAI DiffusionModelUNet)."""
 

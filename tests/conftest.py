@@ -89,9 +89,11 @@ def tiny() -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny: SimpleNamespace) -> Path:
     """A folder of shipped weights: random tiny networks under the names of the real ones."""
+    from medsynth.config import RefinerConfig
     from medsynth.models.autoencoder import Autoencoder
     from medsynth.models.conditioning import THORAX
     from medsynth.models.denoiser import Denoiser
+    from medsynth.models.refiner import Refiner
     from medsynth.models.shipped import DENOISERS, save_card
 
     folder = tmp_path_factory.mktemp("weights")
@@ -99,6 +101,8 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny: SimpleNamespace
         torch.manual_seed(0)
         autoencoder = Autoencoder(tiny.autoencoder)
         save_card(folder, "autoencoder", autoencoder.state_dict(), {"config": asdict(tiny.autoencoder)})
+        refiner = Refiner(tiny_refiner := RefinerConfig(channels=(16, 16)))
+        save_card(folder, "refiner", refiner.state_dict(), {"config": asdict(tiny_refiner)})
         for kind in DENOISERS:
             model = Denoiser(tiny.denoiser, THORAX, autoencoder.latent_channels)
             card = {"config": asdict(tiny.denoiser), "names": list(THORAX), "latent_channels": autoencoder.latent_channels}

@@ -16,6 +16,7 @@ from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import drop
 from medsynth.models.denoiser import Denoiser
+from medsynth.models.refiner import Refiner
 from medsynth.models.shipped import latents_of, shipped_denoiser, shipped_hash
 from medsynth.runs import Tensors, Trained, Workspace, load_or_train
 from medsynth.training import best_device, fit
@@ -42,15 +43,21 @@ def diffusion_loss(
     offsets = torch.rand(config.batch, generator=generator, device=device)
     strata = (torch.arange(config.batch, device=device) + offsets) / config.batch
     timesteps = (strata * config.timesteps).long().clamp(max=config.timesteps - 1)
-    asked = drop(condition[rows], generator, row=config.label_dropout, entry=config.label_dropout)
+    asked = condition[rows]
+    if config.label_dropout:
+        asked = drop(asked, generator, row=config.label_dropout, entry=config.label_dropout)
     noisy, target = objective(schedule, clean, noise, timesteps)
     return nn.functional.mse_loss(model(noisy, timesteps, asked), target)
 
 
 def train_latents(
-    model: Denoiser, latents: torch.Tensor, condition: torch.Tensor, config: DiffusionConfig, workspace: Workspace | None = None
+    model: Denoiser | Refiner,
+    latents: torch.Tensor,
+    condition: torch.Tensor,
+    config: DiffusionConfig,
+    workspace: Workspace | None = None,
 ) -> tuple[Tensors, dict[str, float]]:
-    """Train `model` on latents (n, c, *spatial) and conditions (n, k); (EMA weights, metrics)."""
+    """Train `model` on latents (n, c, *spatial) and what it is given beside them, (n, ...); (EMA weights, metrics)."""
     device = next(model.parameters()).device
     latents, condition = latents.to(device), condition.to(device)
     return fit(

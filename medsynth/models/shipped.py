@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from medsynth.config import AutoencoderConfig, DenoiserConfig, parse
+from medsynth.config import AutoencoderConfig, DenoiserConfig, RefinerConfig, parse
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
+from medsynth.models.refiner import Refiner
 from medsynth.runs import Tensors, file_hash, load_tensors, save_tensors, write_json
 from medsynth.training import best_device
 
@@ -52,6 +53,12 @@ def shipped_autoencoder(folder: Path | None = None) -> Autoencoder:
     """The public 2D autoencoder, frozen, on the best device."""
     weights, card = load_card("autoencoder", folder)
     return _frozen(Autoencoder(parse(AutoencoderConfig, card["config"], "autoencoder.json")), weights)
+
+
+def shipped_refiner(folder: Path | None = None) -> Refiner:
+    """The public refiner of what the shipped autoencoder decodes, frozen, on the best device."""
+    weights, card = load_card("refiner", folder)
+    return _frozen(Refiner(parse(RefinerConfig, card["config"], "refiner.json")), weights)
 
 
 def shipped_denoiser(kind: str, folder: Path | None = None) -> Denoiser:

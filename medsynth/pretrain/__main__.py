@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, config_hash
+from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig, config_hash
+from medsynth.diffusion import refine
 from medsynth.evaluation.features import calibrate
 from medsynth.models.conditioning import THORAX
 from medsynth.models.extractor import ExtractorNet
@@ -23,10 +24,12 @@ from medsynth.pretrain.encoder import encoder_sets, train_encoder
 from medsynth.pretrain.extractor import train_extractor
 from medsynth.pretrain.last_layer import fit_last_layer
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
+from medsynth.pretrain.refiner import train_refiner
 from medsynth.runs import Tensors, Workspace, package_versions
 from medsynth.training import best_device
 
 AUTOENCODER = AutoencoderConfig(steps=2000, learning_rate=1e-3)
+REFINER = RefinerConfig()
 DENOISER = DenoiserConfig()
 PHANTOM = DiffusionConfig(steps=3000, batch=48, learning_rate=8e-4)
 REAL = replace(PHANTOM, steps=2000, learning_rate=6e-4)  # goes on from the phantom denoiser
@@ -42,6 +45,13 @@ def autoencoder(sets: dict[str, PublicSet], args: argparse.Namespace, work: Work
     config = replace(AUTOENCODER, steps=args.steps or AUTOENCODER.steps)
     weights, metrics = train_autoencoder(sets, config, device=best_device(), workspace=work)
     return weights, {"config": asdict(config), "metrics": metrics}
+
+
+def refiner(sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
+    """Weights and card of the refiner of what the autoencoder decodes."""
+    diffusion, coder = replace(refine.DIFFUSION, steps=args.steps or refine.DIFFUSION.steps), shipped_autoencoder(args.out)
+    weights, metrics = train_refiner(sets, coder, REFINER, diffusion, device=best_device(), workspace=work)
+    return weights, {"config": asdict(REFINER), "diffusion": asdict(diffusion), "metrics": metrics}
 
 
 def denoiser(kind: str, sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
@@ -79,6 +89,7 @@ def encoder(spatial_dims: int, sets: dict[str, PublicSet], args: argparse.Namesp
 
 TARGETS: dict[str, Callable[[dict[str, PublicSet], argparse.Namespace, Workspace], Made]] = {
     "autoencoder": autoencoder,
+    "refiner": refiner,
     "denoiser_phantom": lambda *a: denoiser("phantom", *a),
     "denoiser_real": lambda *a: denoiser("real", *a),
     "extractor": extractor,
@@ -98,7 +109,7 @@ def training_sets(what: str, folder: Path, patients: int) -> dict[str, PublicSet
         # it crops its views out of larger images, so it takes them as they are
         return drawn | real
     sets = drawn | at_size(real, 64)
-    if what == "autoencoder":
+    if what in ("autoencoder", "refiner"):
         large = phantoms(patients // 4, 128, seed=1, jobs=jobs) | at_size(real, 128)
         return sets | {f"{name}@128": s for name, s in large.items()}
     if what.startswith("denoiser"):
@@ -120,7 +131,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     sets = training_sets(args.what, args.real, args.patients)
     # a checkpoint belongs to one recipe on these images
-    recipe = [asdict(c) for c in (AUTOENCODER, DENOISER, PHANTOM, REAL)] + [args.steps, describe(sets)]
+    recipe = [asdict(c) for c in (AUTOENCODER, REFINER, refine.DIFFUSION, DENOISER, PHANTOM, REAL)] + [args.steps, describe(sets)]
     work = Workspace(args.work / f"{args.what}-{config_hash(recipe)}")
     work.path.mkdir(parents=True, exist_ok=True)
     weights, card = TARGETS[args.what](sets, args, work)
