@@ -9,13 +9,15 @@ import pandas as pd
 
 from medsynth.config import DenoiserConfig, DiffusionConfig, SamplingConfig
 from medsynth.diffusion.cached import cached_latents
+from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
-from medsynth.models.shipped import shipped_autoencoder, shipped_denoiser
+from medsynth.models.refiner import Refiner
+from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_denoiser, shipped_refiner
 from medsynth.privacy.distances import Threshold, calibrated, feature_map
 from medsynth.privacy.gate import Gate
 from medsynth.privacy.ledger import Ledger
@@ -30,6 +32,7 @@ class Generator:
 
     model: Denoiser
     autoencoder: Autoencoder
+    refiner: Refiner
     private: ImageSet
     modality: str
     diffusion: DiffusionConfig
@@ -45,10 +48,11 @@ class Generator:
         """One image for each wish, or for the given rows of them; another attempt is other noise. Kept in the cache."""
         rows = np.arange(len(wishes.attributes)) if rows is None else rows
         sampling = replace(self.sampling, seed=self.sampling.seed + _NEXT_ATTEMPT * attempt)
-        return sample_images(
+        decoded = sample_images(
             self.model, self.autoencoder, wishes.condition[rows], like=self.private, diffusion=self.diffusion, sampling=sampling,
             attributes=wishes.attributes.iloc[rows], name=f"{self.private.name}-synthetic", draw=cached_latents,
         )  # fmt: skip
+        return refine(self.refiner, decoded, seed=sampling.seed)
 
     def draw_accepted(self, wishes: Wishes, gate: Gate, *, attempts: int = 10) -> Filled:
         """One image for each wish that the gate accepts, refused ones drawn again; the first attempt is `draw(wishes)`."""
@@ -85,7 +89,12 @@ def train_generator(
         diffusion=diffusion, ledger=ledger, start=start,
     )  # fmt: skip
     ledger.use_private(private, stage="draw conditions", output="finding, age, sex, BMI of sampled rows")
-    return Generator(model, autoencoder, private, modality, diffusion, replace(sampling, seed=seed))
+    return Generator(model, autoencoder, shipped_refiner(), private, modality, diffusion, replace(sampling, seed=seed))
+
+
+def through_latents(images: ImageSet, *, seed: int) -> ImageSet:
+    """The images after the shipped autoencoder and refiner: the best that any generator of these latents can look."""
+    return refine(shipped_refiner(), reconstruct(shipped_autoencoder(), images), seed=seed)
 
 
 def private_gate(private: ImageSet, modality: str, *, ledger: Ledger, phi: str = "encoder") -> Gate:

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
-from medsynth.config import AutoencoderConfig, DiffusionConfig, load_profile, parse
+from medsynth.config import AutoencoderConfig, DiffusionConfig, RefinerConfig, load_profile, parse
 from medsynth.data.thorax import MODALITIES
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.extractor import ExtractorNet
-from medsynth.models.shipped import DENOISERS, load_card, shipped_autoencoder, shipped_denoiser
+from medsynth.models.shipped import DENOISERS, load_card, shipped_autoencoder, shipped_denoiser, shipped_refiner
 from medsynth.pretrain import __main__ as command
 from medsynth.pretrain import denoiser as denoiser_module
 from medsynth.pretrain import public
@@ -316,6 +316,11 @@ def test_the_command_makes_weights_with_cards_that_say_what_they_saw(run, tiny, 
     assert all(row.keys() >= {"images", "patients", "licence", "content_hash", "size"} for row in card["trained_on"])
     assert card["device"] in ("cpu", "cuda") and "torch" in card["versions"]
     assert shipped_autoencoder(out).latent_scale.min() > 0
+
+    monkeypatch.setattr(command, "REFINER", RefinerConfig(channels=(16, 16)))
+    refiner = run("refiner")
+    assert {row["name"] for row in refiner["trained_on"]} == names and refiner["diffusion"]["steps"] == 2
+    assert shipped_refiner(out).config == RefinerConfig(channels=(16, 16)) and shipped_refiner(out).detail_scale > 0
 
     # the phantom denoiser neither needs nor sees a real image
     phantom = run("denoiser_phantom", real=tmp_path / "there is none")

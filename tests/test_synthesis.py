@@ -45,6 +45,21 @@ def test_draws_keep_their_wishes_and_their_role(generator, private, ledger):
     assert some.attributes["age"].tolist() == wishes.attributes["age"].iloc[[0, 3]].tolist()
 
 
+def test_draws_are_refined_and_real_images_can_take_the_same_way(generator, private, monkeypatch):
+    seen = []
+
+    def note(refiner, images, *, seed):
+        seen.append((refiner, images, seed))
+        return images.with_images(images.images, name="refined")
+
+    monkeypatch.setattr(synthesis, "refine", note)
+    assert generator.draw(generator.wishes(3, seed=0), attempt=2).name == "refined"
+    assert seen[0][0] is generator.refiner and seen[0][1].name == "ward-synthetic" and seen[0][2] == 2 * synthesis._NEXT_ATTEMPT
+    passed = synthesis.through_latents(private, seed=5)
+    assert passed.name == "refined" and seen[1][1].name == "ward-reconstructed" and seen[1][2] == 5
+    assert passed.role == "private"
+
+
 def test_what_is_refused_is_drawn_again_with_other_noise(generator):
     wishes = generator.wishes(4, seed=0)
     first = generator.draw(wishes)

@@ -14,6 +14,7 @@ from medsynth.models.refiner import Refiner, shuffled, unshuffled
 # of training and of drawing; a coarse image leaves little to decide, so few steps do
 DIFFUSION = DiffusionConfig(steps=4000, batch=16, learning_rate=1e-3, label_dropout=0.0)
 DRAWING = SamplingConfig(images=0, steps=8, epsilon_scale=1.0, batch=64)
+_OTHER_NOISE = 500_009  # added to the seed: the noise of the latents has been used
 
 
 def refine(refiner: Refiner, images: ImageSet, *, seed: int, draw: Callable[..., torch.Tensor] = cached_latents) -> ImageSet:
@@ -23,7 +24,7 @@ def refine(refiner: Refiner, images: ImageSet, *, seed: int, draw: Callable[...,
     patient. draw: `sample_latents`, or what keeps its result. Raises ValueError for volumes, whose planes it would draw apart.
     """
     coarse = torch.from_numpy(images.scaled())
-    sampling = SamplingConfig(**(vars(DRAWING) | {"seed": seed}))
+    sampling = SamplingConfig(**(vars(DRAWING) | {"seed": seed + _OTHER_NOISE}))
     given = unshuffled(coarse)
     detail = draw(refiner, given, tuple(given.shape[2:]), DIFFUSION, sampling)
     sharp = coarse + shuffled(detail * refiner.detail_scale.cpu())

@@ -1,0 +1,159 @@
+"""The refiner: detail goes where it belongs, is learnt where it can be, and comes from public images alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medsynth.config import DiffusionConfig, RefinerConfig
+from medsynth.diffusion import refine as refining
+from medsynth.diffusion.refine import refine
+from medsynth.diffusion.sample import sample_latents
+from medsynth.models.refiner import Refiner, shuffled, unshuffled
+from medsynth.models.shipped import shipped_refiner
+from medsynth.pretrain import refiner as training
+from medsynth.pretrain.public import PublicSet
+from medsynth.pretrain.refiner import cut, decoded_with_noise, train_refiner
+
+SMALL = RefinerConfig(channels=(16, 16))
+
+
+def test_unshuffled_pixels_come_back():
+    x = torch.randn(2, 1, 8, 12)
+    y = unshuffled(x)
+    assert y.shape == (2, 4, 4, 6) and torch.equal(shuffled(y), x)
+    # channel 1 holds every second column of every second row
+    assert torch.equal(y[0, 1], x[0, 0, ::2, 1::2])
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 10), (2, 2, 8, 8), (2, 1, 4, 8, 8)])
+def test_what_the_network_could_not_halve_is_refused(shape):
+    with pytest.raises(ValueError, match=r"refiner: images .*; expected \(n, 1, h, w\), sides a multiple of 4"):
+        unshuffled(torch.zeros(shape))
+
+
+def test_detail_is_added_in_its_own_unit_and_clipped(make_set):
+    torch.manual_seed(0)
+    images = make_set(3, (1, 8, 8), range=(-1000, 400), unit="HU", role="private", name="drawn")
+    refiner = Refiner(SMALL)
+    refiner.detail_scale.fill_(0.5)
+    detail, asked = torch.randn(3, 4, 4, 4), []
+
+    def draw(*arguments):
+        asked.append(arguments)
+        return detail
+
+    made = refine(refiner, images, seed=3, draw=draw)
+    expected = np.clip(images.scaled() + 0.5 * shuffled(detail).numpy(), -1, 1)
+    np.testing.assert_allclose(made.scaled(), expected, atol=1e-6)
+    assert (made.role, made.unit, made.range, made.name) == ("private", "HU", (-1000, 400), "drawn-refined")
+    assert made.patient.tolist() == images.patient.tolist() and made.attributes.equals(images.attributes)
+    model, given, spatial, diffusion, sampling = asked[0]
+    assert model is refiner and spatial == (4, 4) and torch.equal(given, unshuffled(torch.from_numpy(images.scaled())))
+    # a solver that takes for noise what it was told, and noise that no latent was made of
+    assert sampling.epsilon_scale == 1 and sampling.seed != 3 and diffusion.label_dropout == 0
+
+
+def test_other_noise_is_other_detail_and_the_same_is_the_same(shipped, make_set, cache):
+    images = make_set(3, (1, 16, 16))
+    first = refine(shipped_refiner(), images, seed=0)
+    assert np.array_equal(first.images, refine(shipped_refiner(), images, seed=0).images)
+    assert not np.array_equal(first.images, refine(shipped_refiner(), images, seed=1).images)
+    # a row's detail is a function of its place and its pixels, not of the rows after it
+    alone = refine(shipped_refiner(), images.select([0]), seed=0, draw=sample_latents)
+    np.testing.assert_allclose(alone.images, first.images[:1], atol=1e-5)
+
+
+def test_volumes_are_refused(shipped, make_set):
+    with pytest.raises(ValueError, match="refiner: images"):
+        refine(shipped_refiner(), make_set(2, (1, 4, 8, 8)), seed=0)
+
+
+def test_crops_against_a_loop(monkeypatch):
+    monkeypatch.setattr(training, "CROP", 3)
+    x = torch.arange(2 * 25.0).view(2, 1, 5, 5)
+    made = cut(x, torch.tensor([[0, 2], [1, 1]]))
+    assert torch.equal(made[0, 0], x[0, 0, :3, 2:5]) and torch.equal(made[1, 0], x[1, 0, 1:4, 1:4])
+
+
+class Means(nn.Module):
+    """Stands for an autoencoder: keeps the mean of 4 x 4 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("latent_mean", torch.zeros(1))
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.avg_pool2d(x, 4)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(z, scale_factor=4.0)
+
+
+def test_noise_in_latents_has_the_stated_size():
+    x = torch.zeros(4000, 1, 4, 4)
+    made = decoded_with_noise(Means(), x, 0.6, torch.Generator().manual_seed(0))
+    # uniform levels up to 0.6: a mean square of 0.12
+    assert float(made.square().mean()) == pytest.approx(0.12, rel=0.1)
+    assert torch.equal(decoded_with_noise(Means(), x, 0.0, torch.Generator().manual_seed(0)), x)
+
+
+@pytest.fixture
+def checkered(make_set) -> PublicSet:
+    """Bright images carry a fine pattern and dark ones its negative, of which their means of 4 x 4 pixels show nothing."""
+    level = np.random.default_rng(0).choice([-0.5, 0.5], 32)[:, None, None, None]
+    pattern = np.where(np.indices((16, 16)).sum(0) % 2, 0.3, -0.3)[None, None]
+    images = (level + np.sign(level) * pattern + 1) / 2
+    return PublicSet(make_set(32, images=images.astype(np.float32)), "xray", False)
+
+
+def test_detail_that_follows_from_the_coarse_image_is_learnt(checkered, monkeypatch):
+    monkeypatch.setattr(training, "CROP", 16)
+    settings = DiffusionConfig(steps=300, batch=16, learning_rate=5e-3, warmup=10, label_dropout=0.0, ema=0.9)
+    weights, metrics = train_refiner({"a": checkered}, Means(), replace(SMALL, latent_noise=0.0), settings, device="cpu")
+    refiner = Refiner(SMALL)
+    refiner.load_state_dict(weights)
+    assert float(refiner.detail_scale) == pytest.approx(0.3, rel=0.02) and metrics["steps"] == 300
+    images = checkered.images
+    coarse = images.with_images(images.unscaled(Means().decode(Means().encode(torch.from_numpy(images.scaled()))).numpy()))
+    made = refine(refiner.eval(), coarse, seed=0, draw=sample_latents)
+    left = [float(np.square(s.scaled() - images.scaled()).mean()) for s in (coarse, made)]
+    assert left[1] < 0.15 * left[0]
+
+
+def test_thorax_phantoms_are_shown_twice_with_other_noise(checkered, make_set, monkeypatch):
+    monkeypatch.setattr(training, "CROP", 16)
+    shown = SimpleNamespace()
+    monkeypatch.setattr(training, "train_latents", lambda model, detail, given, *_: vars(shown).update(d=detail, g=given))
+    sets = {"a": checkered, "heart": PublicSet(checkered.images, "other", False), "real": PublicSet(checkered.images, "ct", True)}
+    train_refiner(sets, Means(), replace(SMALL, latent_noise=0.2), DiffusionConfig(steps=1), device="cpu")
+    assert len(shown.d) == len(shown.g) == 4 * 32 and shown.d.std() == pytest.approx(1.0, abs=1e-4)
+    again = shown.g[32:64]
+    assert shown.g[:32].shape == again.shape and not torch.equal(shown.g[:32], again)
+
+
+@pytest.mark.parametrize("role", ["private", "eval"])
+def test_only_public_sets_may_shape_it(checkered, role):
+    sets = {"a": PublicSet(checkered.images.with_role(role), "xray", False)}
+    with pytest.raises(ValueError, match="a: not public"):
+        train_refiner(sets, Means(), SMALL, DiffusionConfig(steps=1), device="cpu")
+
+
+def test_a_condition_that_is_never_dropped_reaches_the_network_as_it_is(monkeypatch):
+    """Images given beside the latents have no "missing"."""
+    seen = []
+
+    class Spy(Refiner):
+        def forward(self, noisy, timesteps, coarse):
+            seen.append(coarse)
+            return super().forward(noisy, timesteps, coarse)
+
+    given = torch.randn(5, 4, 4, 4)
+    settings = replace(refining.DIFFUSION, steps=2, batch=6)
+    training.train_latents(Spy(SMALL), torch.randn(5, 4, 4, 4), given, settings)
+    assert all(any(torch.equal(row, g) for g in given) for batch in seen for row in batch)
