@@ -29,7 +29,7 @@ lint: $(STAMP)
 
 # the weights that ship with the package, again from public data: hours, in this order because each builds on the one before
 weights: $(STAMP)
-	set -e; for what in autoencoder denoiser_phantom denoiser_real extractor encoder encoder_3d; do \
+	set -e; for what in autoencoder refiner denoiser_phantom denoiser_real extractor encoder encoder_3d; do \
 		$(BIN)/python -m medsynth.pretrain $$what --real $(REAL); done
 	$(BIN)/python -m medsynth.pretrain.thresholds --real $(REAL)
 

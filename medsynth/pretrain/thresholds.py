@@ -25,7 +25,11 @@ from medsynth.runs import cache_folder, write_json
 
 SIZE = 64
 FEWEST = 299  # patients of a set: with fewer, not even none of them beyond tau shows that less than 1 % of everyone is
-MAPS_2D, MAPS_3D = ("encoder", "pixels", "autoencoder", "untrained_vgg"), ("encoder_3d", "pixels", "autoencoder")
+# phantoms of each modality: a tolerance limit of more people is nearer to the quantile, and maps differ in what a person costs
+PATIENTS = {
+    "encoder 2d": 4000, "pixels 2d": 1000, "autoencoder 2d": 400, "untrained_vgg 2d": 400, "encoder_3d 3d": 1000,
+    "pixels 3d": 300, "autoencoder 3d": 300,
+}  # fmt: skip
 
 
 def one_per_patient(images: ImageSet) -> ImageSet:
@@ -41,6 +45,12 @@ def unseen_images(folder: Path, patients: int) -> dict[str, PublicSet]:
     validation = real_sets(folder, "val")
     real = {k: replace(s, images=one_per_patient(resize(s.images, SIZE))) for k, s in validation.items() if s.modality == "xray"}
     return drawn | {k: s for k, s in real.items() if len(s.images) >= FEWEST}
+
+
+def unseen_volumes(patients: int) -> dict[str, PublicSet]:
+    """Stacks of hearts that no shipped weight has seen."""
+    hearts = cardiac(patients=patients, slices=8, size=SIZE, phases=("ED",), seed=1)
+    return {"phantom-heart": PublicSet(hearts, "mr", False)}
 
 
 def entry(phi: FeatureMap, sets: dict[str, PublicSet], *, seed: int) -> dict[str, Any]:
@@ -62,23 +72,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m medsynth.pretrain.thresholds", description=__doc__)
     parser.add_argument("--real", type=Path, default=Path("data"), help="folder of the public .npz files (data/README.md)")
     parser.add_argument("--out", type=Path, default=weights_folder())
-    parser.add_argument("--patients", type=int, default=1000, help="phantom patients per modality")
-    parser.add_argument("--maps", nargs="*", default=[f"{m} 2d" for m in MAPS_2D] + [f"{m} 3d" for m in MAPS_3D])
+    parser.add_argument("--patients", type=int, help="phantom patients per modality; by default as many as each map can afford")
+    parser.add_argument("--maps", nargs="*", default=list(PATIENTS), choices=list(PATIENTS))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     file = args.out / "thresholds.json"
     entries = json.loads(file.read_text()) if file.exists() else {}
-    flat = [key for key in args.maps if key.endswith("2d")]
-    sets = {2: unseen_images(args.real, args.patients) if flat else {}, 3: {}}
-    if len(flat) < len(args.maps):
-        hearts = cardiac(patients=args.patients, slices=8, size=SIZE, phases=("ED",), seed=1)
-        sets[3] = {"phantom-heart": PublicSet(hearts, "mr", False)}
     ledger = Ledger(cache_folder() / "ledger" / "thresholds")
-    for s in (sets[2] | sets[3]).values():
-        ledger.measure(s.images, stage="calibrate thresholds", output=str(file))
     for key in args.maps:
         name, dims = key.split()
-        entries[key] = entry(feature_map(name, folder=args.out), sets[int(dims[0])], seed=args.seed)
+        patients = args.patients or PATIENTS[key]
+        sets = unseen_images(args.real, patients) if dims == "2d" else unseen_volumes(patients)
+        for s in sets.values():
+            ledger.measure(s.images, stage="calibrate thresholds", output=str(file))
+        entries[key] = entry(feature_map(name, folder=args.out), sets, seed=args.seed)
         # each map takes minutes: what is done stays done
         write_json(file, entries)
 
