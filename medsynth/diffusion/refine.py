@@ -9,11 +9,11 @@ import torch
 from medsynth.config import DiffusionConfig, SamplingConfig
 from medsynth.diffusion.cached import cached_latents
 from medsynth.imageset import ImageSet
-from medsynth.models.refiner import Refiner, shuffled, unshuffled
+from medsynth.models.refiner import Refiner, detail_scale, shuffled, unshuffled
 
 # of training and of drawing; a coarse image leaves little to decide, so few steps do
-DIFFUSION = DiffusionConfig(steps=4000, batch=16, learning_rate=1e-3, label_dropout=0.0)
-DRAWING = SamplingConfig(images=0, steps=8, epsilon_scale=1.0, batch=64)
+DIFFUSION = DiffusionConfig(steps=6000, batch=16, learning_rate=1e-3, label_dropout=0.0)
+DRAWING = SamplingConfig(images=0, steps=6, epsilon_scale=1.0, batch=64)
 _OTHER_NOISE = 500_009  # added to the seed: the noise of the latents has been used
 
 
@@ -27,5 +27,5 @@ def refine(refiner: Refiner, images: ImageSet, *, seed: int, draw: Callable[...,
     sampling = SamplingConfig(**(vars(DRAWING) | {"seed": seed + _OTHER_NOISE}))
     given = unshuffled(coarse)
     detail = draw(refiner, given, tuple(given.shape[2:]), DIFFUSION, sampling)
-    sharp = coarse + shuffled(detail * refiner.detail_scale.cpu())
+    sharp = coarse + detail_scale(coarse) * shuffled(detail)
     return images.with_images(images.unscaled(sharp.clamp(-1, 1).numpy()), name=f"{images.name}-refined")

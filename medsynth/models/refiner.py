@@ -10,13 +10,14 @@ from medsynth.config import RefinerConfig
 from medsynth.models.autoencoder import GROUPS, UNSHUFFLE
 
 CHANNELS = UNSHUFFLE**2  # of an unshuffled image
+_SHARE, _LEAST = 0.5, 0.01  # of local contrast, and the contrast of empty regions: detail has about the size of their product
 
 
 class Refiner(nn.Module):
     """Predicts the velocity of noisy detail (n, 4, h/2, w/2), timesteps (n,), given coarse images of the detail's shape.
 
     Detail is sharp minus coarse, divided by `detail_scale`; see `unshuffled`. Super-resolution by cascaded diffusion (Ho et al.,
-    arXiv:2106.15282), where the coarse image has all pixels but not all components.
+    arXiv:2106.15282), where the coarse image has all pixels but not all components. It sees no label of what an image shows.
     """
 
     def __init__(self, config: RefinerConfig) -> None:
@@ -32,13 +33,26 @@ class Refiner(nn.Module):
             attention_levels=[False] * len(config.channels),
             norm_num_groups=GROUPS,
         )
-        self.register_buffer("detail_scale", torch.ones(()))
         # the CPU's convolutions are several times faster in this layout
         self.to(memory_format=torch.channels_last)
 
     def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
         """Prediction of the shape of `noisy`."""
         return self.unet(torch.cat([noisy, coarse], 1), timesteps)
+
+
+def detail_scale(coarse: torch.Tensor) -> torch.Tensor:
+    """How much detail to expect at each pixel of images (n, 1, h, w) in [-1, 1], of their shape: half the local fine contrast.
+
+    What an image loses differs by a factor of ten between PET and CT, and between air and bone; in this unit it hardly differs,
+    and one network draws all of it.
+    """
+    fine = coarse - _mean(coarse, 3)
+    return _SHARE * (_mean(fine.square(), 5).sqrt() + _LEAST)
+
+
+def _mean(images: torch.Tensor, width: int) -> torch.Tensor:
+    return nn.functional.avg_pool2d(images, width, stride=1, padding=width // 2, count_include_pad=False)
 
 
 def unshuffled(images: torch.Tensor) -> torch.Tensor:

@@ -10,14 +10,15 @@ from medsynth.config import DiffusionConfig, RefinerConfig
 from medsynth.diffusion.train import train_latents
 from medsynth.evaluation.features import require_public
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.refiner import Refiner, unshuffled
+from medsynth.models.refiner import Refiner, detail_scale, unshuffled
 from medsynth.models.shipped import latents_of
 from medsynth.pretrain.autoencoder import CROP
 from medsynth.pretrain.public import PublicSet
 from medsynth.runs import Tensors, Workspace
 from medsynth.training import step_generator
 
-THORAX_REPEATS = 2  # of phantom thoraces, each with other noise in its latent: what generators are asked for most
+# of phantom thoraces, each time with other noise in the latent; more of those whose images lose most of their detail
+REPEATS = {"ct": 4, "mr": 4, "xray": 2, "pet": 2}
 
 
 def train_refiner(
@@ -35,21 +36,20 @@ def train_refiner(
     arXiv:2106.15282).
     """
     require_public({k: s.images for k, s in sets.items()})
-    coarse, sharp = [], []
+    autoencoder = autoencoder.to(device)
+    given, wanted = [], []
     for i, s in enumerate(sets.values()):
-        images = torch.from_numpy(s.images.scaled())
-        plain = not s.real and s.modality != "other" and images.shape[-1] == CROP
-        for repeat in range(THORAX_REPEATS if plain else 1):
+        sharp = torch.from_numpy(s.images.scaled())
+        plain = not s.real and sharp.shape[-1] == CROP
+        for repeat in range(REPEATS.get(s.modality, 1) if plain else 1):
             generator = step_generator(diffusion.seed, -1 - len(sets) * repeat - i)
-            corners = torch.randint(images.shape[-1] - CROP + 1, (len(images), 2), generator=generator)
-            sharp.append(cut(images, corners))
-            coarse.append(cut(decoded_with_noise(autoencoder.to(device), images, config.latent_noise, generator), corners))
-    given = unshuffled(torch.cat(coarse))
-    detail = unshuffled(torch.cat(sharp)) - given
+            coarse = decoded_with_noise(autoencoder, sharp, config.latent_noise, generator)
+            corners = torch.randint(sharp.shape[-1] - CROP + 1, (len(sharp), 2), generator=generator)
+            given.append(unshuffled(cut(coarse, corners)))
+            wanted.append(unshuffled(cut((sharp - coarse) / detail_scale(coarse), corners)))
     torch.manual_seed(diffusion.seed)
-    model = Refiner(config)
-    model.detail_scale.copy_(detail.std())
-    return train_latents(model.to(device), detail / detail.std(), given, diffusion, workspace)
+    model = Refiner(config).to(device)
+    return train_latents(model, torch.cat(wanted), torch.cat(given), diffusion, workspace)
 
 
 def cut(images: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
