@@ -221,7 +221,9 @@ def test_the_largest_threshold_of_the_sets_of_a_modality_ships(people, strangers
     monkeypatch.setattr("sys.argv", arguments)
     thresholds.main()
     entries = json.loads((tmp_path / "thresholds.json").read_text())
-    assert set(entries) == {"pixels 2d", "encoder_3d 3d"} and all(k["seed"] == 1 for k in drawn)
+    assert set(entries) == {"pixels 2d", "encoder_3d 3d"} and all(
+        (k["seed"], k["population"]) == (thresholds.SEED, "private") for k in drawn
+    )
     found = entries["pixels 2d"]
     one = thresholds.one_per_patient(other)
     assert len(one) == 12 and found["by_set"]["cxr_kermany"]["tau"] == generous(Means(), one, seed=0).tau
@@ -236,4 +238,4 @@ def test_the_largest_threshold_of_the_sets_of_a_modality_ships(people, strangers
     monkeypatch.setattr("sys.argv", [*arguments[:-1]])
     thresholds.main()
     assert json.loads((tmp_path / "thresholds.json").read_text()) == entries
-    assert [e.reads for e in Ledger(cache / "ledger" / "thresholds").entries()] == ["other"]
+    assert [e.reads for e in Ledger(cache / "ledger" / "thresholds").entries()] == ["strangers/other", "other"]

@@ -24,6 +24,7 @@ from medsynth.privacy.ledger import Ledger
 from medsynth.runs import cache_folder, write_json
 
 SIZE = 64
+SEED = 1001  # of phantoms: nobody whom a chapter draws
 FEWEST = 299  # patients of a set: with fewer, not even none of them beyond tau shows that less than 1 % of everyone is
 # phantoms of each modality: a tolerance limit of more people is nearer to the quantile, and maps differ in what a person costs
 PATIENTS = {
@@ -38,18 +39,21 @@ def one_per_patient(images: ImageSet) -> ImageSet:
 
 
 def unseen_images(folder: Path, patients: int) -> dict[str, PublicSet]:
-    """One image each of people whom no shipped weight has seen: phantoms of another seed, validation patients of X-ray sets."""
-    drawn = {
-        f"phantom-{m}": PublicSet(cached_thorax(patients=patients, size=SIZE, modality=m, seed=1), m, False) for m in MODALITIES
-    }
+    """One image each of people whom no shipped weight has seen: other phantoms of the private population, X-rays for validation.
+
+    A threshold is for images like those it was found on, so phantoms come from the population whose privacy chapters are about.
+    """
+    drawn = {m: cached_thorax(patients=patients, size=SIZE, modality=m, population="private", seed=SEED) for m in MODALITIES}
+    # patients of the hospital who agreed to be measured, as in the chapters
+    phantoms = {f"phantom-{m}": PublicSet(replace(s, role="eval", name=f"{s.name}/other"), m, False) for m, s in drawn.items()}
     validation = real_sets(folder, "val")
     real = {k: replace(s, images=one_per_patient(resize(s.images, SIZE))) for k, s in validation.items() if s.modality == "xray"}
-    return drawn | {k: s for k, s in real.items() if len(s.images) >= FEWEST}
+    return phantoms | {k: s for k, s in real.items() if len(s.images) >= FEWEST}
 
 
 def unseen_volumes(patients: int) -> dict[str, PublicSet]:
     """Stacks of hearts that no shipped weight has seen."""
-    hearts = cardiac(patients=patients, slices=8, size=SIZE, phases=("ED",), seed=1)
+    hearts = cardiac(patients=patients, slices=8, size=SIZE, phases=("ED",), seed=SEED)
     return {"phantom-heart": PublicSet(hearts, "mr", False)}
 
 
