@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -24,8 +25,7 @@ def refine(refiner: Refiner, images: ImageSet, *, seed: int, draw: Callable[...,
     patient. draw: `sample_latents`, or what keeps its result. Raises ValueError for volumes, whose planes it would draw apart.
     """
     coarse = torch.from_numpy(images.scaled())
-    sampling = SamplingConfig(**(vars(DRAWING) | {"seed": seed + _OTHER_NOISE}))
     given = unshuffled(coarse)
-    detail = draw(refiner, given, tuple(given.shape[2:]), DIFFUSION, sampling)
+    detail = draw(refiner, given, tuple(given.shape[2:]), DIFFUSION, replace(DRAWING, seed=seed + _OTHER_NOISE))
     sharp = coarse + detail_scale(coarse) * shuffled(detail)
     return images.with_images(images.unscaled(sharp.clamp(-1, 1).numpy()), name=f"{images.name}-refined")

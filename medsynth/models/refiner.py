@@ -44,8 +44,7 @@ class Refiner(nn.Module):
 def detail_scale(coarse: torch.Tensor) -> torch.Tensor:
     """How much detail to expect at each pixel of images (n, 1, h, w) in [-1, 1], of their shape: half the local fine contrast.
 
-    What an image loses differs by a factor of ten between PET and CT, and between air and bone; in this unit it hardly differs,
-    and one network draws all of it.
+    What an image loses differs by a factor of eight between PET and MR; in this unit by two and a half, and one network draws it.
     """
     fine = coarse - _mean(coarse, 3)
     return _SHARE * (_mean(fine.square(), 5).sqrt() + _LEAST)
