@@ -14,6 +14,7 @@ from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
+from medsynth.models.autoguided import WEAK_SHARE, Autoguided
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
@@ -30,7 +31,7 @@ _NEXT_ATTEMPT = 1_000_003  # added to the seed of the noise when a refused image
 class Generator:
     """A denoiser trained on a private set, and how it is asked for images in that set's unit, range and size."""
 
-    model: Denoiser
+    model: Autoguided
     autoencoder: Autoencoder
     refiner: Refiner
     private: ImageSet
@@ -47,7 +48,8 @@ class Generator:
     def draw(self, wishes: Wishes, rows: np.ndarray | None = None, attempt: int = 0) -> ImageSet:
         """One image for each wish, or for the given rows of them; another attempt is other noise. Kept in the cache."""
         rows = np.arange(len(wishes.attributes)) if rows is None else rows
-        sampling = replace(self.sampling, seed=self.sampling.seed + _NEXT_ATTEMPT * attempt)
+        # autoguidance mends what epsilon scaling is for, and with both samples have too much fine structure
+        sampling = replace(self.sampling, seed=self.sampling.seed + _NEXT_ATTEMPT * attempt, epsilon_scale=1.0)
         decoded = sample_images(
             self.model, self.autoencoder, wishes.condition[rows], like=self.private, diffusion=self.diffusion, sampling=sampling,
             attributes=wishes.attributes.iloc[rows], name=f"{self.private.name}-synthetic", draw=cached_latents,
@@ -77,19 +79,25 @@ def train_generator(
     ledger: Ledger,
     seed: int = 0,
 ) -> Generator:
-    """A generator trained on `private` from the shipped public weights, if they have this architecture.
+    """A generator trained on `private` from the shipped public weights, if they have this architecture, and its weak guide.
 
     Training, and the attributes that are asked for, leave lines in the ledger (mechanism "none").
     """
     kind = "phantom" if private.data_licence == "generated" else "real"
     start = kind if shipped_denoiser(kind).config == denoiser else None
-    autoencoder, diffusion = shipped_autoencoder(), replace(diffusion, seed=seed)
-    model, _ = train_denoiser(
-        private, thorax_condition(private, modality), THORAX, autoencoder=autoencoder, denoiser=denoiser,
-        diffusion=diffusion, ledger=ledger, start=start,
-    )  # fmt: skip
+    autoencoder, condition = shipped_autoencoder(), thorax_condition(private, modality)
+    diffusion = replace(diffusion, seed=seed)
+
+    def trained(steps: int) -> Denoiser:
+        model, _ = train_denoiser(
+            private, condition, THORAX, autoencoder=autoencoder, denoiser=denoiser,
+            diffusion=replace(diffusion, steps=steps), ledger=ledger, start=start,
+        )  # fmt: skip
+        return model
+
+    model = Autoguided(trained(diffusion.steps), trained(max(1, round(WEAK_SHARE * diffusion.steps))))
     ledger.use_private(private, stage="draw conditions", output="finding, age, sex, BMI of sampled rows")
-    return Generator(model, autoencoder, shipped_refiner(), private, modality, diffusion, replace(sampling, seed=seed))
+    return Generator(model.eval(), autoencoder, shipped_refiner(), private, modality, diffusion, replace(sampling, seed=seed))
 
 
 def through_latents(images: ImageSet, *, seed: int) -> ImageSet:

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from medsynth import synthesis
 from medsynth.config import SamplingConfig
+from medsynth.models.autoguided import WEIGHT
 from medsynth.privacy.distances import Threshold
 from medsynth.privacy.ledger import Ledger
 from medsynth.synthesis import private_gate, shipped_threshold, train_generator
@@ -76,13 +78,34 @@ def test_what_is_refused_is_drawn_again_with_other_noise(generator):
     assert not np.array_equal(turns[1].images[0], first.images[0])
 
 
+def test_the_guide_is_the_same_training_cut_short(private, settings, ledger, shipped, monkeypatch):
+    steps, train = [], synthesis.train_denoiser
+
+    def note(*args, diffusion, **kwargs):
+        steps.append((diffusion.steps, diffusion.seed))
+        return train(*args, diffusion=replace(diffusion, steps=2), **kwargs)
+
+    monkeypatch.setattr(synthesis, "train_denoiser", note)
+    longer = settings | {"diffusion": replace(settings["diffusion"], steps=400)}
+    made = train_generator(private, "xray", **longer, ledger=ledger, seed=3)
+    assert steps == [(400, 3), (20, 3)] and made.model.weight == WEIGHT and made.model.role == "private"
+    drawn = []
+    monkeypatch.setattr(synthesis, "sample_images", lambda *a, sampling, **k: (drawn.append(sampling), private)[1])
+    monkeypatch.setattr(synthesis, "refine", lambda refiner, images, *, seed: images)
+    made.draw(made.wishes(2, seed=0))
+    assert drawn[0].epsilon_scale == 1.0
+
+
 def test_another_architecture_is_trained_from_scratch(private, settings, ledger, shipped, monkeypatch):
     starts = []
-    monkeypatch.setattr(synthesis, "train_denoiser", lambda *_, start, **__: (starts.append(start), (None, None))[1])
+    monkeypatch.setattr(
+        synthesis, "train_denoiser", lambda *_, start, **__: (starts.append(start), (torch.nn.Identity(), None))[1]
+    )
+    monkeypatch.setattr(synthesis, "Autoguided", lambda strong, weak: strong)
     train_generator(private, "xray", **settings, ledger=ledger)
     larger = settings | {"denoiser": replace(settings["denoiser"], residual_blocks=2)}
     train_generator(private, "xray", **larger, ledger=ledger)
-    assert starts == ["phantom", None]
+    assert starts == ["phantom", "phantom", None, None]
 
 
 def test_the_gate_takes_the_threshold_of_the_modality(private, ledger, monkeypatch):

@@ -10,12 +10,17 @@ import torch
 from medsynth.config import DiffusionConfig, SamplingConfig
 from medsynth.dependencies import code_hash
 from medsynth.diffusion.sample import sample_latents
+from medsynth.models.autoguided import Autoguided
 from medsynth.models.denoiser import Denoiser
 from medsynth.runs import load_or_train
 
 
 def cached_latents(
-    model: Denoiser, condition: torch.Tensor, spatial: tuple[int, ...], diffusion: DiffusionConfig, sampling: SamplingConfig
+    model: Denoiser | Autoguided,
+    condition: torch.Tensor,
+    spatial: tuple[int, ...],
+    diffusion: DiffusionConfig,
+    sampling: SamplingConfig,
 ) -> torch.Tensor:
     """`sample_latents`, kept in the cache under the model's weights, what was asked for, the settings and the sampler's code."""
     device = next(model.parameters()).device

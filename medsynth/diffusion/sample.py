@@ -13,6 +13,7 @@ from medsynth.config import DiffusionConfig, SamplingConfig
 from medsynth.diffusion.schedule import solver
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
+from medsynth.models.autoguided import Autoguided
 from medsynth.models.denoiser import Denoiser
 from medsynth.training import progress, step_generator
 
@@ -23,7 +24,7 @@ NOISIEST, CLEANEST = 30.0, 0.03
 
 @torch.no_grad()
 def guided_prediction(
-    model: Denoiser, noisy: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor, guidance: float
+    model: Denoiser | Autoguided, noisy: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor, guidance: float
 ) -> torch.Tensor:
     """Classifier-free guidance (Ho & Salimans 2022): null + guidance * (conditional - null); 1 costs one evaluation."""
     times = timestep.to(noisy.device).expand(len(noisy))
@@ -69,7 +70,11 @@ def even_timesteps(signal: torch.Tensor, steps: int) -> list[int]:
 
 @torch.no_grad()
 def sample_latents(
-    model: Denoiser, condition: torch.Tensor, spatial: tuple[int, ...], diffusion: DiffusionConfig, sampling: SamplingConfig
+    model: Denoiser | Autoguided,
+    condition: torch.Tensor,
+    spatial: tuple[int, ...],
+    diffusion: DiffusionConfig,
+    sampling: SamplingConfig,
 ) -> torch.Tensor:
     """Latents (n, c, *spatial), one per row of `condition` (n, k). Raises ValueError unless `epsilon_scale` is positive."""
     if not sampling.epsilon_scale > 0:
@@ -100,7 +105,7 @@ def sample_latents(
 
 @torch.no_grad()
 def sample_images(
-    model: Denoiser,
+    model: Denoiser | Autoguided,
     autoencoder: Autoencoder,
     condition: np.ndarray,
     *,
