@@ -48,7 +48,7 @@ class Generator:
     def draw(self, wishes: Wishes, rows: np.ndarray | None = None, attempt: int = 0) -> ImageSet:
         """One image for each wish, or for the given rows of them; another attempt is other noise. Kept in the cache."""
         rows = np.arange(len(wishes.attributes)) if rows is None else rows
-        # autoguidance mends what epsilon scaling is for, and with both samples have too much fine structure
+        # guidance brings back the fine structure that epsilon scaling is for
         sampling = replace(self.sampling, seed=self.sampling.seed + _NEXT_ATTEMPT * attempt, epsilon_scale=1.0)
         decoded = sample_images(
             self.model, self.autoencoder, wishes.condition[rows], like=self.private, diffusion=self.diffusion, sampling=sampling,

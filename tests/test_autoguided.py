@@ -99,7 +99,6 @@ def test_what_both_leave_out_comes_back():
 
     class Both(nn.Module):
         latent_channels = 2
-        share = nn.Parameter(torch.zeros(1))
         forward = Autoguided.forward
 
     both = Both()
