@@ -9,29 +9,34 @@ import pandas as pd
 
 from medsynth.config import DenoiserConfig, DiffusionConfig, SamplingConfig
 from medsynth.diffusion.cached import cached_latents
+from medsynth.diffusion.detail import train_refiner
 from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.autoguided import WEAK_SHARE, Autoguided
+from medsynth.models.autoguided import Autoguided
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
-from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_denoiser, shipped_refiner
+from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_denoiser
 from medsynth.privacy.distances import Threshold, calibrated, feature_map
 from medsynth.privacy.gate import Gate
 from medsynth.privacy.ledger import Ledger
 from medsynth.privacy.refill import Filled, sample_until
 
+# The guide's; a generator that is trained for no more is not guided: between two that have hardly left the public weights lies
+# the way to the private set, and further on lies no better one
+GUIDE_STEPS = 300
+REFINER_SHARE = 0.4  # of the denoiser's training steps, for the refiner
 _NEXT_ATTEMPT = 1_000_003  # added to the seed of the noise when a refused image is drawn again
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A denoiser trained on a private set, and how it is asked for images in that set's unit, range and size."""
+    """A denoiser and a refiner trained on a private set, and how they are asked for images in its unit, range and size."""
 
-    model: Autoguided
+    model: Denoiser | Autoguided
     autoencoder: Autoencoder
     refiner: Refiner
     private: ImageSet
@@ -48,13 +53,16 @@ class Generator:
     def draw(self, wishes: Wishes, rows: np.ndarray | None = None, attempt: int = 0) -> ImageSet:
         """One image for each wish, or for the given rows of them; another attempt is other noise. Kept in the cache."""
         rows = np.arange(len(wishes.attributes)) if rows is None else rows
-        # guidance brings back the fine structure that epsilon scaling is for
-        sampling = replace(self.sampling, seed=self.sampling.seed + _NEXT_ATTEMPT * attempt, epsilon_scale=1.0)
+        sampling = replace(self.sampling, seed=self.sampling.seed + _NEXT_ATTEMPT * attempt)
         decoded = sample_images(
             self.model, self.autoencoder, wishes.condition[rows], like=self.private, diffusion=self.diffusion, sampling=sampling,
             attributes=wishes.attributes.iloc[rows], name=f"{self.private.name}-synthetic", draw=cached_latents,
         )  # fmt: skip
         return refine(self.refiner, decoded, seed=sampling.seed)
+
+    def reconstructed(self) -> ImageSet:
+        """The private images after autoencoder and refiner: the best that any generator of these latents can look."""
+        return refine(self.refiner, reconstruct(self.autoencoder, self.private), seed=self.sampling.seed)
 
     def draw_accepted(self, wishes: Wishes, gate: Gate, *, attempts: int = 10) -> Filled:
         """One image for each wish that the gate accepts, refused ones drawn again; the first attempt is `draw(wishes)`."""
@@ -79,14 +87,14 @@ def train_generator(
     ledger: Ledger,
     seed: int = 0,
 ) -> Generator:
-    """A generator trained on `private` from the shipped public weights, if they have this architecture, and its weak guide.
+    """A generator trained on `private`, from the shipped public weights where they have this architecture, and guided.
 
     Training, and the attributes that are asked for, leave lines in the ledger (mechanism "none").
     """
     kind = "phantom" if private.data_licence == "generated" else "real"
     start = kind if shipped_denoiser(kind).config == denoiser else None
     autoencoder, condition = shipped_autoencoder(), thorax_condition(private, modality)
-    diffusion = replace(diffusion, seed=seed)
+    diffusion, sampling = replace(diffusion, seed=seed), replace(sampling, seed=seed)
 
     def trained(steps: int) -> Denoiser:
         model, _ = train_denoiser(
@@ -95,14 +103,13 @@ def train_generator(
         )  # fmt: skip
         return model
 
-    model = Autoguided(trained(diffusion.steps), trained(max(1, round(WEAK_SHARE * diffusion.steps))))
+    model: Denoiser | Autoguided = trained(diffusion.steps)
+    if diffusion.steps > GUIDE_STEPS:
+        # guidance brings back the fine structure that epsilon scaling is for
+        model, sampling = Autoguided(model, trained(GUIDE_STEPS)).eval(), replace(sampling, epsilon_scale=1.0)
+    refiner = train_refiner(private, steps=max(1, round(REFINER_SHARE * diffusion.steps)), ledger=ledger, seed=seed)
     ledger.use_private(private, stage="draw conditions", output="finding, age, sex, BMI of sampled rows")
-    return Generator(model.eval(), autoencoder, shipped_refiner(), private, modality, diffusion, replace(sampling, seed=seed))
-
-
-def through_latents(images: ImageSet, *, seed: int) -> ImageSet:
-    """The images after the shipped autoencoder and refiner: the best that any generator of these latents can look."""
-    return refine(shipped_refiner(), reconstruct(shipped_autoencoder(), images), seed=seed)
+    return Generator(model, autoencoder, refiner, private, modality, diffusion, sampling)
 
 
 def private_gate(private: ImageSet, modality: str, *, ledger: Ledger, phi: str = "encoder") -> Gate:

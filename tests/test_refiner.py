@@ -1,4 +1,4 @@
-"""The refiner: detail goes where it belongs, is learnt where it can be, and comes from public images alone."""
+"""The refiner: detail goes where it belongs, is learnt where it can be, and what it was learnt from is on record."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import torch
 from torch import nn
 
 from medsynth.config import DiffusionConfig, RefinerConfig
+from medsynth.diffusion import detail as training
 from medsynth.diffusion import refine as refining
+from medsynth.diffusion.detail import cut, decoded_with_noise, lost_detail, train_refiner
 from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_latents
 from medsynth.models.refiner import Refiner, detail_scale, shuffled, unshuffled
 from medsynth.models.shipped import shipped_refiner
-from medsynth.pretrain import refiner as training
+from medsynth.pretrain import refiner as pretraining
 from medsynth.pretrain.public import PublicSet
-from medsynth.pretrain.refiner import cut, decoded_with_noise, train_refiner
+from medsynth.pretrain.refiner import pretrain_refiner
+from medsynth.privacy.ledger import Ledger
 
 SMALL = RefinerConfig(channels=(16, 16))
 
@@ -128,12 +131,11 @@ def checkered(make_set) -> PublicSet:
 
 
 def test_detail_that_follows_from_the_coarse_image_is_learnt(checkered, monkeypatch):
-    monkeypatch.setattr(training, "CROP", 16)
     # flat as these images are, the usual unit of detail would be far too small for their pattern
     for module in (training, refining):
         monkeypatch.setattr(module, "detail_scale", lambda coarse: torch.full_like(coarse, 0.3))
     settings = DiffusionConfig(steps=300, batch=16, learning_rate=5e-3, warmup=10, label_dropout=0.0, ema=0.9)
-    weights, metrics = train_refiner({"a": checkered}, Means(), replace(SMALL, latent_noise=0.0), settings, device="cpu")
+    weights, metrics = pretrain_refiner({"a": checkered}, Means(), replace(SMALL, latent_noise=0.0), settings, device="cpu")
     refiner = Refiner(SMALL)
     refiner.load_state_dict(weights)
     assert metrics["steps"] == 300
@@ -145,12 +147,12 @@ def test_detail_that_follows_from_the_coarse_image_is_learnt(checkered, monkeypa
 
 
 def test_phantoms_are_shown_several_times_with_other_noise(checkered, monkeypatch):
-    monkeypatch.setattr(training, "CROP", 16)
+    monkeypatch.setattr(pretraining, "CROP", 16)
     shown = SimpleNamespace()
-    monkeypatch.setattr(training, "train_latents", lambda model, detail, given, *_: vars(shown).update(d=detail, g=given))
+    monkeypatch.setattr(pretraining, "train_latents", lambda model, detail, given, *_: vars(shown).update(d=detail, g=given))
     kinds = {"x": ("xray", False), "ct": ("ct", False), "heart": ("other", False), "real": ("ct", True)}
     sets = {name: PublicSet(checkered.images, *kind) for name, kind in kinds.items()}
-    train_refiner(sets, Means(), replace(SMALL, latent_noise=0.2), DiffusionConfig(steps=1), device="cpu")
+    pretrain_refiner(sets, Means(), replace(SMALL, latent_noise=0.2), DiffusionConfig(steps=1), device="cpu")
     assert len(shown.d) == len(shown.g) == (2 + 4 + 1 + 1) * 32
     assert not torch.equal(shown.g[:32], shown.g[32:64])
     # detail in its unit, on top of what was decoded, is the image
@@ -160,10 +162,10 @@ def test_phantoms_are_shown_several_times_with_other_noise(checkered, monkeypatc
 
 
 @pytest.mark.parametrize("role", ["private", "eval"])
-def test_only_public_sets_may_shape_it(checkered, role):
+def test_only_public_sets_may_shape_what_ships(checkered, role):
     sets = {"a": PublicSet(checkered.images.with_role(role), "xray", False)}
     with pytest.raises(ValueError, match="a: not public"):
-        train_refiner(sets, Means(), SMALL, DiffusionConfig(steps=1), device="cpu")
+        pretrain_refiner(sets, Means(), SMALL, DiffusionConfig(steps=1), device="cpu")
 
 
 def test_a_condition_that_is_never_dropped_reaches_the_network_as_it_is(monkeypatch):
@@ -179,3 +181,68 @@ def test_a_condition_that_is_never_dropped_reaches_the_network_as_it_is(monkeypa
     settings = replace(refining.DIFFUSION, steps=2, batch=6)
     training.train_latents(Spy(SMALL), torch.randn(5, 4, 4, 4), given, settings)
     assert all(any(torch.equal(row, g) for g in given) for batch in seen for row in batch)
+
+
+def test_crops_lie_anywhere_and_detail_is_what_they_lack(monkeypatch):
+    monkeypatch.setattr(training, "CROP", 8)
+    images = torch.rand(60, 1, 12, 8, generator=torch.Generator().manual_seed(0))
+    given, wanted = lost_detail(Means(), images, 0.0, torch.Generator().manual_seed(1))
+    assert given.shape == wanted.shape == (60, 4, 4, 4)
+    coarse = Means().decode(Means().encode(images))
+    tops = set()
+    for i in range(60):
+        top = next(t for t in range(5) if torch.equal(coarse[i, :, t : t + 8], shuffled(given[i : i + 1])[0]))
+        unit = detail_scale(coarse[i : i + 1])[0, :, top : top + 8]
+        restored = coarse[i, :, top : top + 8] + unit * shuffled(wanted[i : i + 1])[0]
+        torch.testing.assert_close(restored, images[i, :, top : top + 8])
+        tops.add(top)
+    assert tops == set(range(5))
+
+
+@pytest.fixture
+def ledger(cache) -> Ledger:
+    return Ledger(cache / "ledger")
+
+
+def test_training_on_brings_it_nearer_to_the_set_and_is_on_record(shipped, checkered, ledger, monkeypatch):
+    private = checkered.images.with_role("private")
+    monkeypatch.setattr(training, "shipped_autoencoder", Means)
+    monkeypatch.setattr(training, "DIFFUSION", replace(training.DIFFUSION, learning_rate=1e-2, ema=0.9))
+    trained = train_refiner(private, steps=250, ledger=ledger)
+    given, wanted = lost_detail(Means(), torch.from_numpy(private.scaled()), 0.0, torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def error(model: Refiner) -> float:
+        # what is mostly noise: velocity is minus the detail
+        velocity = model(
+            torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2)), torch.full((len(wanted),), 999), given
+        )
+        return float((velocity + wanted).square().mean() / wanted.square().mean())
+
+    assert error(trained) < 0.5 * error(shipped_refiner())
+    assert [(e.stage, e.patients, e.mechanism) for e in ledger.entries()] == [("train refiner", private.patients, "none")]
+    assert not trained.training and not any(p.requires_grad for p in trained.parameters())
+
+
+def test_it_is_trained_once_for_a_set_a_seed_and_a_number_of_steps(shipped, make_set, ledger, monkeypatch):
+    runs, train = [], training.train_latents
+
+    def note(*arguments):
+        runs.append(arguments[3])
+        return train(*arguments)
+
+    monkeypatch.setattr(training, "train_latents", note)
+    private = make_set(4, (1, 16, 16), role="private", name="ward")
+    first = train_refiner(private, steps=2, ledger=ledger)
+    again = train_refiner(private, steps=2, ledger=ledger)
+    assert len(runs) == 1 and all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    train_refiner(private, steps=3, ledger=ledger)
+    train_refiner(private, steps=2, ledger=ledger, seed=1)
+    train_refiner(private.select(np.arange(3)), steps=2, ledger=ledger)
+    assert [(r.steps, r.seed) for r in runs] == [(2, 0), (3, 0), (2, 1), (2, 0)]
+    assert {e.stage for e in ledger.entries()} == {"train refiner"} and {e.mechanism for e in ledger.entries()} == {"none"}
+
+
+def test_volumes_do_not_train_it(shipped, make_set, ledger):
+    with pytest.raises(ValueError, match="train refiner"):
+        train_refiner(make_set(2, (1, 8, 16, 16), role="private"), steps=1, ledger=ledger)

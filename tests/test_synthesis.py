@@ -9,7 +9,7 @@ import torch
 
 from medsynth import synthesis
 from medsynth.config import SamplingConfig
-from medsynth.models.autoguided import WEIGHT
+from medsynth.models.autoguided import Autoguided
 from medsynth.privacy.distances import Threshold
 from medsynth.privacy.ledger import Ledger
 from medsynth.synthesis import private_gate, shipped_threshold, train_generator
@@ -42,7 +42,7 @@ def test_draws_keep_their_wishes_and_their_role(generator, private, ledger):
     assert drawn.attributes["finding"].tolist() == wishes.attributes["finding"].tolist()
     known = {tuple(r) for r in private.attributes[["age", "finding"]].itertuples(index=False)}
     assert {tuple(r) for r in wishes.attributes[["age", "finding"]].itertuples(index=False)} <= known
-    assert [e.stage for e in ledger.entries()] == ["train denoiser", "draw conditions"]
+    assert [e.stage for e in ledger.entries()] == ["train denoiser", "train refiner", "draw conditions"]
     some = generator.draw(wishes, np.array([0, 3]))
     assert some.attributes["age"].tolist() == wishes.attributes["age"].iloc[[0, 3]].tolist()
 
@@ -57,8 +57,8 @@ def test_draws_are_refined_and_real_images_can_take_the_same_way(generator, priv
     monkeypatch.setattr(synthesis, "refine", note)
     assert generator.draw(generator.wishes(3, seed=0), attempt=2).name == "refined"
     assert seen[0][0] is generator.refiner and seen[0][1].name == "ward-synthetic" and seen[0][2] == 2 * synthesis._NEXT_ATTEMPT
-    passed = synthesis.through_latents(private, seed=5)
-    assert passed.name == "refined" and seen[1][1].name == "ward-reconstructed" and seen[1][2] == 5
+    passed = generator.reconstructed()
+    assert passed.name == "refined" and seen[1][0] is generator.refiner and seen[1][1].name == "ward-reconstructed"
     assert passed.role == "private"
 
 
@@ -78,22 +78,23 @@ def test_what_is_refused_is_drawn_again_with_other_noise(generator):
     assert not np.array_equal(turns[1].images[0], first.images[0])
 
 
-def test_the_guide_is_the_same_training_cut_short(private, settings, ledger, shipped, monkeypatch):
-    steps, train = [], synthesis.train_denoiser
+@pytest.mark.parametrize(("steps", "trained"), [(300, [300]), (400, [400, 300])])
+def test_a_long_training_is_guided_by_its_own_beginning(steps, trained, private, settings, ledger, shipped, monkeypatch):
+    asked, train = [], synthesis.train_denoiser
 
     def note(*args, diffusion, **kwargs):
-        steps.append((diffusion.steps, diffusion.seed))
+        asked.append((diffusion.steps, diffusion.seed))
         return train(*args, diffusion=replace(diffusion, steps=2), **kwargs)
 
     monkeypatch.setattr(synthesis, "train_denoiser", note)
-    longer = settings | {"diffusion": replace(settings["diffusion"], steps=400)}
+    monkeypatch.setattr(synthesis, "train_refiner", lambda *_, steps, **__: steps)
+    longer = settings | {"diffusion": replace(settings["diffusion"], steps=steps)}
     made = train_generator(private, "xray", **longer, ledger=ledger, seed=3)
-    assert steps == [(400, 3), (20, 3)] and made.model.weight == WEIGHT and made.model.role == "private"
-    drawn = []
-    monkeypatch.setattr(synthesis, "sample_images", lambda *a, sampling, **k: (drawn.append(sampling), private)[1])
-    monkeypatch.setattr(synthesis, "refine", lambda refiner, images, *, seed: images)
-    made.draw(made.wishes(2, seed=0))
-    assert drawn[0].epsilon_scale == 1.0
+    assert asked == [(s, 3) for s in trained] and made.refiner == 0.4 * steps and made.model.role == "private"
+    guided = len(trained) == 2
+    assert isinstance(made.model, Autoguided) == guided and made.sampling.seed == 3
+    # guidance and epsilon scaling are for the same fault
+    assert made.sampling.epsilon_scale == (1.0 if guided else settings["sampling"].epsilon_scale) and not made.model.training
 
 
 def test_another_architecture_is_trained_from_scratch(private, settings, ledger, shipped, monkeypatch):
@@ -101,11 +102,10 @@ def test_another_architecture_is_trained_from_scratch(private, settings, ledger,
     monkeypatch.setattr(
         synthesis, "train_denoiser", lambda *_, start, **__: (starts.append(start), (torch.nn.Identity(), None))[1]
     )
-    monkeypatch.setattr(synthesis, "Autoguided", lambda strong, weak: strong)
     train_generator(private, "xray", **settings, ledger=ledger)
     larger = settings | {"denoiser": replace(settings["denoiser"], residual_blocks=2)}
     train_generator(private, "xray", **larger, ledger=ledger)
-    assert starts == ["phantom", "phantom", None, None]
+    assert starts == ["phantom", None]
 
 
 def test_the_gate_takes_the_threshold_of_the_modality(private, ledger, monkeypatch):

@@ -13,7 +13,6 @@ from medsynth.models.denoiser import Denoiser
 # Chosen on low-dose CT of the private phantoms of chapter 04, who have no privacy to lose, by networks trained on samples and
 # tried on people of another seed; not on the test patients
 WEIGHT = 0.75
-WEAK_SHARE = 0.05  # of the training steps, for the weak one
 
 
 @dataclass(frozen=True)

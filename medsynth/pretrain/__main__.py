@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig, config_hash
-from medsynth.diffusion import refine
+from medsynth.diffusion import detail
 from medsynth.evaluation.features import calibrate
 from medsynth.models.conditioning import THORAX
 from medsynth.models.extractor import ExtractorNet
@@ -24,7 +24,7 @@ from medsynth.pretrain.encoder import encoder_sets, train_encoder
 from medsynth.pretrain.extractor import train_extractor
 from medsynth.pretrain.last_layer import fit_last_layer
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
-from medsynth.pretrain.refiner import train_refiner
+from medsynth.pretrain.refiner import pretrain_refiner
 from medsynth.runs import Tensors, Workspace, package_versions
 from medsynth.training import best_device
 
@@ -49,8 +49,8 @@ def autoencoder(sets: dict[str, PublicSet], args: argparse.Namespace, work: Work
 
 def refiner(sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
     """Weights and card of the refiner of what the autoencoder decodes."""
-    diffusion, coder = replace(refine.DIFFUSION, steps=args.steps or refine.DIFFUSION.steps), shipped_autoencoder(args.out)
-    weights, metrics = train_refiner(sets, coder, REFINER, diffusion, device=best_device(), workspace=work)
+    diffusion, coder = replace(detail.DIFFUSION, steps=args.steps or detail.DIFFUSION.steps), shipped_autoencoder(args.out)
+    weights, metrics = pretrain_refiner(sets, coder, REFINER, diffusion, device=best_device(), workspace=work)
     return weights, {"config": asdict(REFINER), "diffusion": asdict(diffusion), "metrics": metrics}
 
 
@@ -131,7 +131,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     sets = training_sets(args.what, args.real, args.patients)
     # a checkpoint belongs to one recipe on these images
-    recipe = [asdict(c) for c in (AUTOENCODER, REFINER, refine.DIFFUSION, DENOISER, PHANTOM, REAL)] + [args.steps, describe(sets)]
+    recipe = [asdict(c) for c in (AUTOENCODER, REFINER, detail.DIFFUSION, DENOISER, PHANTOM, REAL)] + [args.steps, describe(sets)]
     work = Workspace(args.work / f"{args.what}-{config_hash(recipe)}")
     work.path.mkdir(parents=True, exist_ok=True)
     weights, card = TARGETS[args.what](sets, args, work)
