@@ -36,6 +36,7 @@ from medsynth.synthesis import shipped_threshold
 
 TABLES = ("reconstruction", "identification", "gate-attacks", "ruler-levels", "ruler-power")
 _STUDIED = ("xray", "ct")  # phantoms that the ruler is studied on
+_MAPS = ("encoder", "pixels", "autoencoder", "untrained_vgg")  # of images
 _LABEL = {"cxr_kermany": "finding", "ct_tcia": "collection"}  # and real sets, with the column that names classes
 _POPULATION = 90  # seed of the first population of phantoms; nobody had looked at it or at those that follow
 
@@ -98,7 +99,7 @@ def people_seen_twice(folder: Path, size: int, patients: int) -> dict[str, tuple
 
 
 def attack_tables(folder: Path, size: int, patients: int, seed: int) -> tuple[pd.DataFrame, list[ImageSet]]:
-    """What gates in the encoder and in pixels refuse of attacked private images, and of unseen patients; and the sets they met.
+    """What gates in each feature map refuse of attacked private images, and of unseen patients; and the sets they met.
 
     Phantoms: `patients` private ones and two thirds as many unseen. Radiographs: the private half and the test patients of
     cxr_kermany. Thresholds are those that ship, found on neither.
@@ -117,7 +118,7 @@ def attack_tables(folder: Path, size: int, patients: int, seed: int) -> tuple[pd
     }
     tables = []
     for name, (private, unseen, others) in tried.items():
-        for measured_in in ("encoder", "pixels"):
+        for measured_in in _MAPS:
             trial = attack_trial(feature_map(measured_in), private, unseen, seed=seed, other_scans=others)
             table = trial.at_its_own_and_at_equal_price(shipped_threshold(private, "xray", measured_in).tau, seed=seed)
             tables.append(table.assign(measured_in=measured_in, dataset=name))
