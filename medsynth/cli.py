@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,13 +100,13 @@ def gate(
     candidates: Annotated[Path, typer.Argument(help="An .npz file, or a folder of PNG or NIfTI files.")],
     private: Annotated[Path, typer.Option(help="The private set, in the same form.")],
     out: Annotated[Path, typer.Option(help="A new folder: OUT/release to pass on, OUT/audit to keep.")],
-    tau: Annotated[float | None, typer.Option(help="Least distance; default: the calibrated one.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Least distance; default: the calibrated one of --modality.")] = None,
     patients: Annotated[Path | None, typer.Option(help="CSV file,patient for a private folder; else each file is one.")] = None,
     phi: Annotated[
         str, typer.Option(help="Where distance is measured: encoder, pixels, autoencoder, untrained_vgg.")
     ] = "encoder",
     modality: Annotated[
-        str, typer.Option(help="xray, ct, mr or pet: the threshold for such images; default: the largest of all.")
+        str, typer.Option(help="xray, ct, mr or pet: the threshold found on such images; needed where there is no --tau.")
     ] = "",
     sign: Annotated[Path | None, typer.Option(help="Ed25519 private key in PEM.")] = None,
     values: Annotated[
@@ -128,11 +129,12 @@ def gate(
     key, features, tau, how = _measure(phi, len(ours.images.spatial), modality, tau)
     # before, so that no release is without its line
     ledger = Ledger(cache_folder() / "ledger" / private.resolve().stem)
-    ledger.use_private(ours.images, stage="gate", output=f"images accepted by the gate, in {out.name}")
+    ledger.use_private(ours.images, stage="gate", output=f"verdicts of the gate, for {out.name}")
     done = certify(theirs, ours, features, tau=tau, how=how, out=out, key=key, sign=sign)
     total = done.released + sum(done.refused.values())
     reasons = "".join(f", {n} {reason}" for reason, n in sorted(done.refused.items()))
     _say(f"{done.released} of {total} candidates released{reasons}")
+    _say(f"compared with {len(ours.images)} images of {ours.images.patients} private patients")
     _say(f"{out / 'release'} may be passed on as its README.txt says; {out / 'audit'} is as private as the private set")
 
 
@@ -140,14 +142,20 @@ def gate(
 def verify(
     folder: Annotated[Path, typer.Argument(help="What `medsynth gate` made, or its release folder alone.")],
     private: Annotated[Path | None, typer.Option(help="The private set: repeat all distances too.")] = None,
+    patients: Annotated[Path | None, typer.Option(help="CSV file,patient that was given for a private folder.")] = None,
     public_key: Annotated[Path | None, typer.Option(help="Ed25519 public key in PEM, of the expected sender.")] = None,
 ) -> None:
     """Check a release against its certificate; exit 1 at the first thing that is not as it says."""
+    from medsynth.privacy.ledger import Ledger
     from medsynth.privacy.verify import VerificationError
     from medsynth.privacy.verify import verify as check_release
+    from medsynth.runs import cache_folder
 
+    if patients and not private:
+        raise ValueError("--patients belongs to a private folder; give --private too")
+    ledger = Ledger(cache_folder() / "ledger" / private.resolve().stem) if private else None
     try:
-        _say(check_release(folder, private=private, public_key=public_key))
+        _say(check_release(folder, private=private, patients=patients, public_key=public_key, ledger=ledger))
     except VerificationError as error:
         print(f"failed: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(1) from None
@@ -162,6 +170,8 @@ def _measure(phi: str, spatial_dims: int, modality: str, tau: float | None) -> t
     if tau is not None and modality:
         raise ValueError("--tau and --modality exclude each other: a threshold is given, or the calibrated one of a modality")
     if tau is not None:
+        if not 0 < tau < math.inf:
+            raise ValueError(f"tau is {tau}; expected a positive, finite distance")
         return key, features, tau, "given by the operator, not calibrated"
     calibration = calibrated(key, spatial_dims, modality=modality)
     if calibration is None:

@@ -65,7 +65,9 @@ CELLS = (
     Cell(
         method=DRAWN, question=QUESTIONS[1], kind="measured", table="gate",
         where={"metric": "negative-space AUC", "arm": "no gate"},
-        says="AUC at telling members from others by empty space around them (0.5: a guess)",
+        beside="expected",
+        says="AUC at telling members from others by empty space around them (0.5: a guess); beside it, how many images the "
+        "attacker expected around a member: far below 1 there is nothing to see",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[3], kind="measured", table="generator", pick="highest",
@@ -95,7 +97,9 @@ CELLS = (
     Cell(
         method=GATED, question=QUESTIONS[1], kind="measured", table="gate",
         where={"metric": "negative-space AUC", "arm": "distance gate"},
-        says="AUC at telling members from others by empty space around them (0.5: a guess)",
+        beside="expected",
+        says="AUC at telling members from others by empty space around them (0.5: a guess); beside it, how many images the "
+        "attacker expected around a member: far below 1 there is nothing to see",
     ),
     Cell(
         method=GATED, question=QUESTIONS[3], kind="measured", table="gate",

@@ -120,7 +120,10 @@ def private_gate(private: ImageSet, modality: str, *, ledger: Ledger, phi: str =
 
 
 def shipped_threshold(private: ImageSet, modality: str, phi: str = "encoder") -> Threshold:
-    """The threshold found on other people's images of a modality: on phantoms for phantoms, else the one that holds for all."""
+    """The threshold found on other people's images of a modality: on phantoms for phantoms, else the largest of all such sets.
+
+    Of real images only radiographs were among them; for CT, MR and PET it comes from phantoms.
+    """
     key = f"phantom-{modality}" if private.data_licence == "generated" else modality
     threshold = calibrated(phi, len(private.spatial), modality=key)
     if threshold is None:

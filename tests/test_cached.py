@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medsynth.config import SamplingConfig
+from medsynth.dependencies import code_hash
 from medsynth.diffusion import cached
 from medsynth.diffusion.cached import cached_latents
 from medsynth.diffusion.sample import sample_images, sample_latents
@@ -54,9 +55,10 @@ def test_whatever_changes_samples_draws_them_anew(job, tiny, monkeypatch):
     for change in changes:
         with pytest.raises(AssertionError, match="drawn again"):
             cached_latents(**job | change)
-    monkeypatch.setattr(cached, "code_hash", lambda _: "another program")
-    with pytest.raises(AssertionError, match="drawn again"):
-        cached_latents(**job)
+    for program in ("medsynth.diffusion.sample", "medsynth.models.denoiser"):
+        monkeypatch.setattr(cached, "code_hash", lambda name, new=program: "changed" if name == new else code_hash(name))
+        with pytest.raises(AssertionError, match="drawn again"):
+            cached_latents(**job)
 
 
 def test_images_of_kept_latents_are_those_of_fresh_ones(job, shipped, make_set):

@@ -140,6 +140,15 @@ def test_no_family_misses_more_than_stated(strangers, miss, pair_miss, monkeypat
     assert f"{miss:.2%} of each attack" in found.sentence()
 
 
+def test_attacks_that_are_left_out_ask_for_nothing(strangers):
+    few = {"miss": 0.2, "pair_miss": 0.2, "confidence": 0.5}
+    every, some = (calibrate(Means(), strangers, seed=0, **few, left_out=out) for out in ((), ("noise", "gain and offset")))
+    kept = ~every.needed.family.str.contains("noise|gain and offset")
+    pd.testing.assert_frame_equal(some.needed, every.needed[kept].reset_index(drop=True))
+    assert len(some.needed) == 8 + 21 + 7 and some.tau == every.needed[kept].tau.max() < every.tau
+    assert some.sentence().endswith("; not covered: noise, gain and offset") and "not covered" not in every.sentence()
+
+
 def test_sets_that_no_threshold_can_come_from_are_refused(people, strangers):
     with pytest.raises(ValueError, match="private; calibrate on public or held-out patients"):
         calibrate(Means(), people.with_role("private"), seed=0)

@@ -428,6 +428,9 @@ def test_consistent_forgeries(copy, made, private):
     rewrite(copy, released=4)
     with pytest.raises(VerificationError, match=r"^images: 5 are there; the certificate says 4"):
         check(copy)
+    for change in ({"mode": "dp"}, {"statement": "This is differential privacy."}, {"exactness": "none"}, {"margin": 0.0}):
+        with pytest.raises(ValueError, match=f"its {next(iter(change))} is not that of 'medsynth.certificate/1'"):
+            read_certificate(replace(old, **change).to_bytes())
     outside = [replace(f, name="../audit/audit.json") if f.name == "README.txt" else f for f in old.files]
     rewrite(copy, files=tuple(outside))
     with pytest.raises(VerificationError, match=r"^README\.txt: is in the release but not"):
@@ -518,6 +521,10 @@ def test_distances_that_are_not_beyond_tau(copy, private, monkeypatch):
         (
             lambda a: (a / "candidates.csv").write_text("released,distance\n000001.png,9\n"),
             r"images/000001\.png: its distance is .* audit says 9",
+        ),
+        (
+            lambda a: (a / "candidates.csv").write_text("released,distance\n000001.png,nan\n"),
+            r"images/000001\.png: its distance is .* audit says nan",
         ),
         (lambda a: (a / "candidates.csv").write_text("released,distance\n"), r"images/000001\.png: .* the audit says nothing"),
         (lambda a: (a / "audit.json").unlink(), r"audit: audit\.json is missing"),

@@ -77,6 +77,7 @@ def test_a_folder_of_png_files(call, sets, cache):
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "3 of 5 candidates released, 1 cannot be read, 1 copy",
+        "compared with 3 images of 2 private patients",
         "out/release may be passed on as its README.txt says; out/audit is as private as the private set",
     ]
     assert len(load("out/release").images) == 3
@@ -87,7 +88,16 @@ def test_a_folder_of_png_files(call, sets, cache):
     line = "verified: 5 files and the certificate, the feature map 'pixels for tests'"
     assert call("verify", "out") == (0, f"{line}\n", "")
     assert call("verify", "out", "--private", private) == (0, f"{line}, the private set and 3 distances\n", "")
+    assert [e.stage for e in Ledger(cache / "ledger" / "ward").entries()] == ["gate", "verify"]
     assert set(call.asked) == {"encoder"}
+    # a list of patients may lie among their images
+    people = private / "people.csv"
+    Path("people.csv").rename(people)
+    assert call("gate", candidates, "--private", private, "--out", "listed", "--patients", people)[0] == 0
+    assert call("verify", "listed", "--private", private, "--patients", people)[0] == 0
+    assert call("verify", "listed", "--private", private)[0] == 2
+    assert "--patients belongs to a private folder" in call("verify", "listed", "--patients", people)[2]
+    people.unlink()
     # and what comes out goes in again
     assert call("gate", "out/release", "--private", private, "--out", "again")[0] == 0
 

@@ -11,12 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medsynth.data.sources import cached_thorax
+from medsynth.data.thorax import MODALITIES
 from medsynth.data.transforms import GALLERY_HASH
 from medsynth.models.encoder import EncoderNet
 from medsynth.models.extractor import resize
 from medsynth.models.shipped import save_card
 from medsynth.privacy import distances
 from medsynth.privacy.distances import BATCH, MAPS, UntrainedVGG, calibrated, encoder_map, feature_map
+from medsynth.privacy.gate import Gate
 
 
 @pytest.fixture(scope="module")
@@ -125,17 +128,30 @@ def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
     entry = {"phi_hash": feature_map("encoder", folder=weights).hash, "by_modality": taus, "gallery": GALLERY_HASH}
     entry["by_set"] = {"phantom-xray": {"tau": 0.2, "how": "on phantoms"}}
     (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry, "encoder_3d 3d": entry}))
-    assert calibrated("encoder", 2, folder=tmp_path) == distances.Threshold(0.4, "on copies")
+    with pytest.raises(ValueError, match="none was named: expected xray or pet"):
+        calibrated("encoder", 2, folder=tmp_path)
     assert calibrated("encoder", 2, modality="xray", folder=tmp_path) == distances.Threshold(0.3, "on radiographs")
     assert calibrated("encoder", 2, modality="phantom-xray", folder=tmp_path) == distances.Threshold(0.2, "on phantoms")
-    with pytest.raises(ValueError, match="modality 'ct': no threshold of 'encoder' in 2D; expected one of xray, pet"):
+    with pytest.raises(ValueError, match="a threshold for each modality; 'ct' has none: expected xray or pet"):
         calibrated("encoder", 2, modality="ct", folder=tmp_path)
     assert calibrated("pixels", 2, folder=tmp_path) is None and calibrated("encoder", 3, folder=tmp_path) is None
+    one = entry | {"by_modality": {"pet": taus["pet"]}}
+    (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": one, "encoder_3d 3d": entry}))
+    assert calibrated("encoder", 2, folder=tmp_path) == distances.Threshold(0.4, "on copies")
     with pytest.raises(ValueError, match="tau of 'encoder_3d' belongs to weights"):
         calibrated("encoder_3d", 3, folder=tmp_path)
     (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry | {"gallery": "few"}}))
     with pytest.raises(ValueError, match="found for other transformed copies"):
         calibrated("encoder", 2, folder=tmp_path)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_thresholds_that_ship_let_strangers_pass(modality):
+    people = cached_thorax(patients=24, scans=1, size=64, modality=modality, population="private", seed=77)
+    private, strangers = (people.select(np.arange(12) + k) for k in (0, 12))
+    for key in (f"phantom-{modality}", modality):
+        gate = Gate(private, feature_map("encoder"), calibrated("encoder", 2, modality=key).tau)
+        assert gate.accepts(strangers).mean() > 0.8 and not gate.accepts(private).any()
 
 
 def test_weights_that_are_not_the_cards_are_refused(weights, tmp_path):

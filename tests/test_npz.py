@@ -49,6 +49,33 @@ def test_floats_must_lie_in_0_to_1(tmp_path):
         load_npz(write(tmp_path, "bad", image=np.zeros((6, 8, 8), np.int64)))
 
 
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        ({"patient": np.arange(5)}, r"'patient' has shape \(5,\); expected \(6,\), one entry for each image"),
+        ({"patient": np.arange(7)}, r"'patient' has shape \(7,\)"),
+        ({"patient": np.zeros((6, 1))}, r"'patient' has shape \(6, 1\)"),
+        ({"role": np.array(["private"] * 5)}, r"'role' has shape \(5,\)"),
+        ({"split": np.array(["train"] * 7)}, r"'split' has shape \(7,\)"),
+        ({"image": np.zeros((0, 8, 8), np.float32)}, "image holds no images; expected at least one"),
+    ],
+)
+def test_no_image_is_left_out_because_a_column_is_short(tmp_path, column, problem):
+    with pytest.raises(ValueError, match=f"mine.npz: {problem}"):
+        load_npz(write(tmp_path, "mine", **column))
+
+
+def test_damaged_files_are_named(tmp_path):
+    path = write(tmp_path, "mine")
+    content = path.read_bytes()
+    at = content.index(b"image.npy") + 40
+    flipped = content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]
+    for damaged in (content[: len(content) // 2], b"", b"text that is no archive", flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"mine.npz: no intact .npz file of plain arrays; copy it again"):
+            load_npz(path)
+
+
 def test_volumes(tmp_path):
     volume = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 5), dtype=np.uint8)
     s = load_npz(write(tmp_path, "mine", image=None, volume=volume, label=volume))

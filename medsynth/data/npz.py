@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -47,16 +49,30 @@ def load_npz(path: str | Path, *, role: str = "private", window: tuple[float, fl
         raise FileNotFoundError(f"{path}: no such file" + (f"; did you mean {close[0]!r}?" if close else ""))
     if role not in ROLES:
         raise ValueError(f"{path.name}: role {role!r}; expected one of {ROLES}")
-    with np.load(path, allow_pickle=False) as f:
-        if "meta" in f.files:
+    broken = f"{path.name}: no intact .npz file of plain arrays; copy it again, or write it with numpy.savez"
+    if not zipfile.is_zipfile(path):
+        raise ValueError(broken)
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            arrays = {} if "meta" in f.files else {key: f[key] for key in f.files}
+        if not arrays:
             return _with_role(ImageSet.load(path), role)
-        arrays = {key: f[key] for key in f.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{broken} ({error})") from error
     key = next((k for k in ("image", "volume") if k in arrays), None)
     if key is None or "patient" not in arrays:
         raise ValueError(f"{path.name}: arrays {sorted(arrays)}; expected 'image' or 'volume', and 'patient'")
     axes = ("n", "h", "w") if key == "image" else ("n", "d", "h", "w")
     if arrays[key].ndim != len(axes):
         raise ValueError(f"{path.name}: {key} has shape {arrays[key].shape}; expected ({', '.join(axes)}), one channel")
+    n = len(arrays[key])
+    if not n:
+        raise ValueError(f"{path.name}: {key} holds no images; expected at least one")
+    for column in ("patient", "role", "split", "license"):
+        if column in arrays and arrays[column].shape != (n,):
+            raise ValueError(
+                f"{path.name}: {column!r} has shape {arrays[column].shape}; expected ({n},), one entry for each {key}"
+            )
     known = KNOWN.get(path.stem, Known("unknown", "private"))
     rows = _rows_of(path.name, arrays, known, role)
     images, unit, interval = _values(path.name, arrays[key][rows], window)

@@ -22,13 +22,13 @@ def cached_latents(
     diffusion: DiffusionConfig,
     sampling: SamplingConfig,
 ) -> torch.Tensor:
-    """`sample_latents`, kept in the cache under the model's weights, what was asked for, the settings and the sampler's code."""
+    """`sample_latents`, kept in the cache under weights and code of the model, the condition, the settings and the sampler."""
     device = next(model.parameters()).device
     # how many are drawn, the condition says
     config = {"denoiser": model.config, "diffusion": diffusion, "sampling": replace(sampling, images=0), "spatial": spatial}
     inputs = {
         "weights": _hash(model.state_dict()), "condition": _hash({"condition": condition}),
-        "code": code_hash("medsynth.diffusion.sample"),
+        "code": code_hash("medsynth.diffusion.sample"), "network": code_hash(type(model).__module__),
     }  # fmt: skip
     kept = load_or_train(
         "samples", config, inputs,

@@ -189,7 +189,7 @@ def draw_levels(rows: list[Row]) -> Figure:
 
 
 def main() -> None:
-    """Write results/published/weights/{reconstruction,ruler-levels,ruler-power}."""
+    """Write those of TABLES that are asked for to results/published/weights/."""
     parser = argparse.ArgumentParser(prog="python -m medsynth.pretrain.report", description=__doc__)
     parser.add_argument("--real", type=Path, required=True, help="folder of the .npz files (data/README.md)")
     parser.add_argument("--out", type=Path, default=Path("results/published/weights"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,15 +31,17 @@ class Calibration:
     pair_miss: float
     confidence: float  # that a family's miss rate holds for everyone, not for these patients alone
     needed: pd.DataFrame  # per family: the least threshold that keeps to its miss rate
+    left_out: tuple[str, ...] = ()  # attacks that it does not cover, alone or in a pair
 
     def sentence(self) -> str:
         """How tau was chosen, for a certificate."""
         worst = self.needed.loc[self.needed["tau"].idxmax(), "family"]
+        uncovered = f"; not covered: {', '.join(self.left_out)}" if self.left_out else ""
         return (
             f"tau {self.tau:.6g} in {self.phi}: an upper tolerance limit ({self.confidence:.0%} confidence) from one image "
             f"each of {self.patients} other patients ({self.source}); of people like them at most {self.miss:.2%} of each "
             f"attack and {self.pair_miss:.2%} of each pair of attacks lie farther than tau from the gallery of transformed "
-            f"copies of their own original; decided by: {worst}"
+            f"copies of their own original; decided by: {worst}{uncovered}"
         )
 
 
@@ -68,18 +71,21 @@ def nearest_distance(features: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 
 
 def attack_distances(
-    phi: FeatureMap, images: ImageSet, gallery: np.ndarray, *, seed: int, strength: str = "drawn"
+    phi: FeatureMap, images: ImageSet, gallery: np.ndarray, *, seed: int, strength: str = "drawn", left_out: Sequence[str] = ()
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """Per family (one attack or a pair), the distance from each attacked image to its own original's copies, (n,)."""
-    return {family: distance_to_own(phi(attacked(images, family, seed=seed, strength=strength)), gallery) for family in FAMILIES}
+    """Per family (one attack or a pair, but those left out), the distance from attacked images to their own copies, (n,)."""
+    families = [family for family in FAMILIES if not set(family) & set(left_out)]
+    return {family: distance_to_own(phi(attacked(images, family, seed=seed, strength=strength)), gallery) for family in families}
 
 
 def calibrate(
-    phi: FeatureMap, images: ImageSet, *, seed: int, miss: float = 0.01, pair_miss: float = 0.03, confidence: float = 0.95
-) -> Calibration:
+    phi: FeatureMap, images: ImageSet, *, seed: int, miss: float = 0.01, pair_miss: float = 0.03, confidence: float = 0.95,
+    left_out: Sequence[str] = (),
+) -> Calibration:  # fmt: skip
     """The least threshold at which, with confidence, at most `miss` of each attack and `pair_miss` of each pair slip through.
 
     Of all people whom these patients, one image each, are a sample of: an upper tolerance limit (Wilks 1941) for each family.
+    left_out: attacks that images of this kind do not survive, so that a threshold for them would be one for nothing.
     Raises ValueError for private images, because a threshold is an output and would be one of theirs; for several images of a
     patient; and for too few patients to be that confident.
     """
@@ -92,15 +98,16 @@ def calibrate(
     if len(images) != images.patients:
         raise ValueError(f"{images.name}: {len(images)} images of {images.patients} patients; expected one image of each")
     allowed = {kind: may_miss(len(images), share, confidence) for kind, share in ((1, miss), (2, pair_miss))}
-    distances = attack_distances(phi, images, gallery_features(phi, images), seed=seed)
+    distances = attack_distances(phi, images, gallery_features(phi, images), seed=seed, left_out=left_out)
     needed = pd.DataFrame(
         {"family": " + ".join(family), "attacks": len(family), "may_miss": allowed[len(family)],
          "tau": np.sort(distance)[-1 - allowed[len(family)]]}
         for family, distance in distances.items()
     )  # fmt: skip
     return Calibration(
-        float(needed["tau"].max()), phi.name, phi.hash, images.name, images.patients, miss, pair_miss, confidence, needed
-    )
+        float(needed["tau"].max()), phi.name, phi.hash, images.name, images.patients, miss, pair_miss, confidence, needed,
+        tuple(left_out),
+    )  # fmt: skip
 
 
 def may_miss(n: int, share: float, confidence: float) -> int:

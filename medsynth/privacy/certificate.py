@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import json
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from medsynth.config import parse
 from medsynth.data.folder import IMAGES, MANIFEST
@@ -31,6 +31,7 @@ _EXACTNESS = (
     "features are float32, distances are decided in float64; an image was accepted only beyond tau * (1 + margin); "
     "no released file holds the pixels that a private image has when it is written in the same way"
 )
+_FIXED = ("margin", "exactness", "commitment_is", "statement", "mode")  # what no certificate of this format may say otherwise
 STATEMENT = (
     "This is not differential privacy. A gate leaves a hole around every private image, and a hole can be found: whoever holds a "
     "patient's image, and knows how many images would lie near it had no gate been used, can take their absence as a sign that "
@@ -102,6 +103,9 @@ def read_certificate(content: bytes) -> Certificate:
     certificate = parse(Certificate, body, "certificate")
     if certificate.to_bytes() != content:
         raise ValueError("its digest does not fit its content: it was changed or damaged")
+    for field in fields(Certificate):
+        if field.name in _FIXED and getattr(certificate, field.name) != field.default:
+            raise ValueError(f"its {field.name} is not that of {FORMAT!r}: {getattr(certificate, field.name)!r}")
     return certificate
 
 
@@ -127,7 +131,7 @@ def readme(certificate: Certificate) -> str:
 
 What is guaranteed
   There are {certificate.released} images in {IMAGES}/. Each, as the file you have, was compared with every image of a private set
-  in {versions} versions: as it is, and mirrored, turned, shifted or scaled.
+  in {versions} versions: as it is, and mirrored, turned, shifted, scaled, brighter or darker.
   Measured by the feature map "{certificate.encoder.name}", none lies within tau = {certificate.tau.value:.6g} of any of them.
   No file holds the pixels of a private image.
 {how}

@@ -91,8 +91,8 @@ def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path
     """The threshold that comes with a map of MAPS for images of 2 or 3 dimensions, or None where there is none.
 
     modality: "xray", "ct", "mr" or "pet", whose threshold was found on such images, or one set of images that it was found on,
-    such as "phantom-xray"; without one, the largest of all, which holds for each. Raises ValueError for a modality without a
-    threshold, or if it was found for other weights, or other transformed copies, than those that are installed.
+    such as "phantom-xray"; it may be left out where there is but one. Raises ValueError for a modality without a threshold, or
+    if it was found for other weights, or other transformed copies, than those that are installed.
     """
     file = (folder or weights_folder()) / "thresholds.json"
     entry = json.loads(file.read_text()).get(f"{name} {spatial_dims}d") if file.exists() else None
@@ -111,11 +111,13 @@ def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path
     known, sets = ({k: Threshold(float(t["tau"]), t["how"]) for k, t in entry[by].items()} for by in ("by_modality", "by_set"))
     if modality in sets:
         return sets[modality]
-    if modality and modality not in known:
-        raise ValueError(
-            f"modality {modality!r}: no threshold of {name!r} in {spatial_dims}D; expected one of {', '.join(known)}"
-        )
-    return known[modality] if modality else max(known.values(), key=lambda t: t.tau)
+    if not modality and len(known) == 1:
+        (modality,) = known
+    if modality not in known:
+        # the largest of all would hold for each, but refuses everybody where modalities differ much
+        found = f"{modality!r} has none" if modality else "none was named"
+        raise ValueError(f"{name!r} in {spatial_dims}D has a threshold for each modality; {found}: expected {' or '.join(known)}")
+    return known[modality]
 
 
 def identity_map(name: str = "encoder", *, folder: Path | None = None, device: str = "cpu") -> NetworkMap:

@@ -32,6 +32,7 @@ from medsynth.runs import file_hash
 
 if TYPE_CHECKING:
     from medsynth.privacy.distances import FeatureMap
+    from medsynth.privacy.ledger import Ledger
 
 _AGAIN = 1e-3  # by how much, relative to it, a distance may differ when another machine measures it
 
@@ -44,13 +45,16 @@ def verify(
     folder: str | Path,
     *,
     private: str | Path | Loaded | None = None,
+    patients: str | Path | None = None,
     public_key: str | Path | None = None,
+    ledger: Ledger | None = None,
     maps: Callable[[str], FeatureMap] | None = None,
     gate: Callable[..., Gate] = Gate,
 ) -> str:
     """One line that says what was verified. `folder` is what `certify` wrote, or the part of it that was released.
 
-    private: the private set, whose commitment and distances are checked too, with the audit beside the release.
+    private: the private set, whose commitment and distances are checked too, with the audit beside the release; patients: the
+    CSV in a private folder; ledger: gets a line when private images are read.
     maps: registry key -> FeatureMap, by default `medsynth.privacy.distances.feature_map`; gate: as in `certify`.
     Raises VerificationError naming the first failure, ValueError or OSError where there is nothing that could be verified.
     """
@@ -69,7 +73,9 @@ def verify(
             raise FileNotFoundError(f"{folder}: no audit beside the release; distances can only be checked by whoever holds it")
         key, recorded = _audit(audit, content)
         if not isinstance(private, Loaded):
-            private = load(private, role="private", values=_values(audit))
+            private = load(private, role="private", patients=patients, values=_values(audit))
+        if ledger is not None:
+            ledger.use_private(private.images, stage="verify", output="whether a release keeps its distance")
         if not hmac.compare_digest(commitment(private.images, key), certificate.commitment):
             raise VerificationError("private set: it is not the one of this release: its commitment differs")
         _no_copies(images, private, read_manifest(release))
@@ -218,7 +224,8 @@ def _distances(certificate: Certificate, images: Loaded, sentry: Gate, recorded:
                 f"{IMAGES}/{file}: {verdicts.reason[i]}: its distance {verdicts.distance[i]:.6g} is not above tau, "
                 f"{certificate.tau.value:.6g}"
             )
-        if file not in recorded or abs(verdicts.distance[i] - recorded[file]) > _AGAIN * verdicts.distance[i]:
+        # so put that a recorded NaN fails
+        if file not in recorded or not abs(verdicts.distance[i] - recorded[file]) <= _AGAIN * verdicts.distance[i]:
             raise VerificationError(
                 f"{IMAGES}/{file}: its distance is {verdicts.distance[i]:.6g}; the audit says {recorded.get(file, 'nothing')}"
             )
