@@ -142,7 +142,7 @@ def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypa
         report, "load_npz", lambda path, role: make_set(12, (1, 8, 8), role=role, split=np.full(12, "test"), name=path.stem)
     )
     table, sets = report.attack_tables(tmp_path, 8, 6, seed=0)
-    assert table[["dataset", "measured_in"]].drop_duplicates().shape == (8, 2) and len(sets) == 4
+    assert table[["dataset", "measured_in"]].drop_duplicates().shape == (8, 2) and len(sets) == 5
     private, unseen, second = met[0]
     assert (private.patients, unseen.patients, len(private), len(second)) == (6, 4, 6, 6)
     assert not set(private.patient) & set(unseen.patient) and private.patient.tolist() == second.patient.tolist()

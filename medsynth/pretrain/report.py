@@ -108,7 +108,8 @@ def attack_tables(folder: Path, size: int, patients: int, seed: int) -> tuple[pd
         patients=patients + 2 * patients // 3, scans=2, size=size, modality="xray", population="private", seed=0
     )
     people = np.unique(drawn.patient)
-    first, second = drawn.select(np.arange(0, len(drawn), 2)), drawn.select(np.arange(1, len(drawn), 2))
+    first = drawn.select(np.arange(0, len(drawn), 2))
+    second = drawn.select(np.arange(1, len(drawn), 2), name=f"{drawn.name}/second scans")
     kermany = folder / "cxr_kermany_128.npz"
     known, strangers = people[:patients], people[patients:]
     private, test = load_npz(kermany, role="private"), load_npz(kermany, role="eval").in_split("test")
@@ -122,7 +123,7 @@ def attack_tables(folder: Path, size: int, patients: int, seed: int) -> tuple[pd
             trial = attack_trial(feature_map(measured_in), private, unseen, seed=seed, other_scans=others)
             table = trial.at_its_own_and_at_equal_price(shipped_threshold(private, "xray", measured_in).tau, seed=seed)
             tables.append(table.assign(measured_in=measured_in, dataset=name))
-    return pd.concat(tables, ignore_index=True), [s for private, unseen, _ in tried.values() for s in (private, unseen)]
+    return pd.concat(tables, ignore_index=True), [images for sets in tried.values() for images in sets if images is not None]
 
 
 def level_rows(name: str, images: ImageSet, label: np.ndarray, extractor: Extractor, seed: int, splits: int) -> list[Row]:
