@@ -40,7 +40,8 @@ def grey(folder: Path, n: int = 3, depth: type = np.uint8, side: int = 6) -> np.
 @pytest.mark.parametrize(("depth", "files"), [(np.uint8, "png8"), (np.uint16, "png16")])
 def test_png_folders(tmp_path, depth, files):
     codes = grey(tmp_path, depth=depth)
-    (tmp_path / ".DS_Store").write_bytes(b"x")
+    for clutter in (".DS_Store", "._scan8.png"):
+        (tmp_path / clutter).write_bytes(b"x")
     found = load(tmp_path)
     s = found.images
     np.testing.assert_array_equal(s.images[:, 0], codes)
@@ -55,6 +56,12 @@ def test_png_folders(tmp_path, depth, files):
     assert s.attributes["file"].tolist() == ["scan8.png", "scan9.png", "scan10.png"]
     assert s.patient.tolist() == [0, 1, 2]
     assert (found.files, found.orientation, found.refused) == (files, None, {})
+
+
+def test_a_hidden_image_is_an_image(tmp_path):
+    grey(tmp_path)
+    (tmp_path / "scan9.png").rename(tmp_path / ".scan9.png")
+    assert load(tmp_path).images.attributes["file"].tolist() == [".scan9.png", "scan8.png", "scan10.png"]
 
 
 def test_a_range_says_what_the_codes_of_a_png_stand_for(tmp_path):

@@ -270,7 +270,7 @@ class _Kind:
 def _files(path: Path, besides: Path | None = None) -> list[str]:
     """Names of the image files in a folder; ValueError naming the first entry that is none, because it might be an image."""
     listed = None if besides is None else besides.resolve()
-    names = natural(p.name for p in path.iterdir() if not p.name.startswith(".") and p.resolve() != listed)
+    names = natural(p.name for p in path.iterdir() if not _is_clutter(p) and p.resolve() != listed)
     for name in names:
         if kind_of(path / name) is None or not (path / name).is_file():
             dicom = name.lower().endswith((".dcm", ".dicom", ".ima"))
@@ -282,6 +282,11 @@ def _files(path: Path, besides: Path | None = None) -> list[str]:
     if not names:
         raise ValueError(f"{path}: holds no images; expected {', '.join(SUFFIXES)} files")
     return names
+
+
+def _is_clutter(path: Path) -> bool:
+    """Hidden files of an operating system; a hidden image is an image."""
+    return path.name.startswith("._") or (path.name.startswith(".") and kind_of(path) is None)
 
 
 def _stack(rows: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
