@@ -147,8 +147,8 @@ def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_thresholds_that_ship_let_strangers_pass(modality):
-    people = cached_thorax(patients=24, scans=1, size=64, modality=modality, population="private", seed=77)
-    private, strangers = (people.select(np.arange(12) + k) for k in (0, 12))
+    people = cached_thorax(patients=12, scans=1, size=64, modality=modality, population="private", seed=77)
+    private, strangers = (people.select(np.arange(6) + k) for k in (0, 6))
     for key in (f"phantom-{modality}", modality):
         gate = Gate(private, feature_map("encoder"), calibrated("encoder", 2, modality=key).tau)
         assert gate.accepts(strangers).mean() > 0.8 and not gate.accepts(private).any()
