@@ -149,9 +149,9 @@ def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
 def test_thresholds_that_ship_let_strangers_pass(modality):
     people = cached_thorax(patients=12, scans=1, size=64, modality=modality, population="private", seed=77)
     private, strangers = (people.select(np.arange(6) + k) for k in (0, 6))
-    for key in (f"phantom-{modality}", modality):
-        gate = Gate(private, feature_map("encoder"), calibrated("encoder", 2, modality=key).tau)
-        assert gate.accepts(strangers).mean() > 0.8 and not gate.accepts(private).any()
+    tau = max(calibrated("encoder", 2, modality=key).tau for key in (f"phantom-{modality}", modality))
+    gate = Gate(private, feature_map("encoder"), tau)
+    assert gate.accepts(strangers).mean() > 0.8 and not gate.accepts(private).any()
 
 
 def test_weights_that_are_not_the_cards_are_refused(weights, tmp_path):
