@@ -19,6 +19,8 @@ from medsynth.models.encoder import DIM, FRAME, PLANES, SIDE, SMOOTHING, Encoder
 from medsynth.pretrain import encoder as training
 from medsynth.pretrain.encoder import encoder_loss, followed, nt_xent, train_encoder, two_views
 from medsynth.pretrain.public import PublicSet
+from medsynth.privacy.distances import encoder_map
+from medsynth.privacy.ledger import Ledger
 from medsynth.runs import Workspace
 from medsynth.training import step_generator
 
@@ -227,6 +229,16 @@ def test_private_sets_are_refused(people):
     private = PublicSet(people.images.with_role("private"), "xray", False)
     with pytest.raises(ValueError, match="a: not public"):
         train_encoder({"a": private}, steps=1)
+
+
+def test_private_patients_may_teach_it_where_a_ledger_says_so(people, tmp_path):
+    ledger, images = Ledger(tmp_path / "ledger"), people.images.with_role("private")
+    state, _ = train_encoder({"a": PublicSet(images, "xray", False)}, steps=2, patients_per_step=4, ledger=ledger)
+    (entry,) = ledger.entries()
+    assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("train encoder", images.name, images.patients, "none")
+    net = EncoderNet()
+    net.load_state_dict(state)
+    assert encoder_map(net, "ours", "trained here")(images.select([0])).shape[0] == 1
 
 
 def test_the_sets_it_learns_from(monkeypatch, people):

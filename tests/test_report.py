@@ -89,6 +89,9 @@ def test_every_set_has_its_rows_and_real_ones_a_line_in_the_ledger(reported):
     assert read_results(reported[0], "gate-attacks").rows["refused"].tolist() == [1.0]
     known = read_results(reported[0], "identification").rows
     assert set(known["arm"]) == {"encoder", "pixels"} and set(known["metric"]) == {"TPR at 1 % FPR", "AUC"}
+    rocs = read_results(reported[0], "identification-roc").rows
+    assert set(rocs["arm"]) == {"encoder", "pixels"} and set(rocs["dataset"]) == set(known["dataset"])
+    assert rocs["value"].between(0, 1).all() and (reported[0] / "identification-roc.svg").exists()
     assert (known["same_pairs"] == 20).all() and {"phantom-xray", "mri_acdc"} <= set(known["dataset"])
 
 

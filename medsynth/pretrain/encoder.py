@@ -19,6 +19,7 @@ from medsynth.evaluation.features import require_public
 from medsynth.models.encoder import SIDE, EncoderNet, normalise, planes_of, similarity
 from medsynth.models.extractor import resize
 from medsynth.pretrain.public import PublicSet, at_size, real_sets
+from medsynth.privacy.ledger import Ledger
 from medsynth.runs import Tensors, Workspace
 from medsynth.training import fit, step_generator
 
@@ -71,15 +72,20 @@ def train_encoder(
     seed: int = 0,
     device: str = "cpu",
     workspace: Workspace | None = None,
+    ledger: Ledger | None = None,
 ) -> tuple[Tensors, dict[str, Any]]:
-    """(state dict, card) of an `EncoderNet` trained on public sets.
+    """(state dict, card) of an `EncoderNet` trained on public sets or, with a ledger that gets a line for each, on private ones.
 
     Each step takes patients of one set, because those of another are told apart too easily, in two views, and minimises
     - the cross-entropy of finding the other view of a patient among all views (NT-Xent, Chen et al., arXiv:2002.05709, eq. 1);
     - the squared difference of the two poses found, each carried back to the common image by the transform that was applied.
-    Raises ValueError for a set that is not public.
+    `encoder_map` makes a feature map of it. Raises ValueError for a set that is not public where there is no ledger.
     """
-    require_public({k: s.images for k, s in sets.items()})
+    if ledger is None:
+        require_public({k: s.images for k, s in sets.items()})
+    else:
+        for s in sets.values():
+            ledger.use(s.images, stage="train encoder", output=f"weights of an identity encoder {spatial_dims}d")
     stores = [_store(s, spatial_dims, device) for s in sets.values()]
     odds = torch.tensor([_odds(s) for s in sets.values()])
     with torch.random.fork_rng(devices=[]):

@@ -68,15 +68,30 @@ def reconstruction_rows(name: str, images: ImageSet, autoencoder: Autoencoder, e
     ]  # fmt: skip
 
 
-def identification_rows(name: str, images: ImageSet, map_name: str, seed: int) -> list[Row]:
-    """TPR at 1 % FPR and AUC of same-patient pairs, every patient weighing the same."""
+def identification(name: str, images: ImageSet, map_name: str, seed: int) -> tuple[list[Row], pd.DataFrame]:
+    """TPR at 1 % FPR and AUC of same-patient pairs, every patient weighing the same, and the ROC."""
     found = identify(feature_map(map_name)(images), images.patient, seed=seed)
     extra = {"same_pairs": found.same_pairs, "images": len(images)}
     named = {"TPR at 1 % FPR": found.tpr, "AUC": Estimate(found.auc, np.nan, np.nan, found.tpr.n)}
+    curve = pd.DataFrame(found.curve, columns=["false positive rate", "value"]).assign(dataset=name, arm=map_name.split("_")[0])
     return [
         Row(chapter="weights", dataset=name, metric=k, arm=map_name, value=e.value, low=e.low, high=e.high, n=e.n, seed=seed,
             extra=extra) for k, e in named.items()
-    ]  # fmt: skip
+    ], curve  # fmt: skip
+
+
+def draw_rocs(curves: pd.DataFrame) -> Figure:
+    """A panel per set, a line per feature map; false positives on a logarithmic scale, where they matter."""
+    names = list(dict.fromkeys(curves.dataset))
+    figure, axes = new_figure(2, -(-len(names) // 2), size=(9.6, 5.2), layout="constrained", sharey=True)
+    for ax, name in zip(axes.flat, names, strict=False):
+        curve(
+            ax, curves[curves.dataset == name], x="false positive rate", x_label="strangers taken for one", y_label="found again"
+        )
+        ax.set(title=name, xscale="log", xlim=(1e-4, 1), ylim=(0, 1))
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    return figure
 
 
 def people_seen_twice(folder: Path, size: int, patients: int) -> dict[str, tuple[ImageSet, str]]:
@@ -228,8 +243,10 @@ def main() -> None:
         for k in ("cxr_kermany", "cxr_nih", "mri_acdc"):
             ledger.measure(twice[k][0], stage="measure the identity encoder", output="result rows")
         maps = [(k, images, name) for k, (images, own) in twice.items() for name in (own, "pixels")]
-        rows = [r for k, images, name in maps for r in identification_rows(k, images, name, args.seed)]
-        write_results(args.out, "identification", rows, **shared, **described)
+        found = [identification(k, images, name, args.seed) for k, images, name in maps]
+        write_results(args.out, "identification", [r for rows, _ in found for r in rows], **shared, **described)
+        curves = pd.concat([c for _, c in found], ignore_index=True)
+        save_figure(draw_rocs(curves), args.out, "identification-roc", curves, **shared, **described)
     if "gate-attacks" in args.tables:
         table, met = attack_tables(args.real, args.size, 3 * args.phantoms // 2, args.seed)
         for images in met:
