@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Cell:
     where: Mapping[str, str | float] = field(default_factory=dict)  # column -> value of the rows that count
     columns: tuple[str, str, str, str] = ("value", "low", "high", "n")  # "" where the table has none
     pick: str = ""  # of several rows on a data set show all (""), or the "lowest" or "highest"
-    beside: str = ""  # a column whose text stands beside the number
+    beside: str = ""  # a column whose text, or number with its name, stands beside the value
 
     def __post_init__(self) -> None:
         known = {"method": METHODS, "question": QUESTIONS, "kind": KINDS, "pick": ("", "lowest", "highest")}
@@ -170,6 +171,10 @@ def _line(row: Mapping[str, object], cell: Cell) -> str:
     interval = (float("nan") if v is None or pd.isna(v) else float(v) for v in (low, high))
     parts = [show_value(float(value), *interval, n if n is None or pd.isna(n) else int(n))]
     parts += [_plain(row[c]) for c in ("dataset", cell.beside) if isinstance(row.get(c), str) and row[c]]
+    # a number says nothing without its name
+    beside = row.get(cell.beside)
+    if isinstance(beside, float) and not math.isnan(beside):
+        parts.append(f"{_plain(cell.beside)} {beside:.3g}")
     parts += [f"{cell.pick} of {row['of']}"] if row["of"] > 1 else []
     return f"{', '.join(parts)} ({_plain(row['source'])})"
 

@@ -53,6 +53,16 @@ def test_a_number_has_its_interval_its_patients_its_data_and_its_run(places):
     assert NOTHING in share_section(published, own, [cell(method=DRAWN, where={"metric": "negative-space AUC", "arm": "else"})])
 
 
+def test_a_number_beside_another_has_its_name(places):
+    published, own, write = places
+    write("results/03_gate", "gate", [auc(extra={"expected": 0.1758}), auc(0.75, dataset="cxr_a")])
+    lines = re.findall(r"^ *- (\S+ \[.*)$", share_section(published, own, [cell(beside="expected")]), re.MULTILINE)
+    assert lines == [
+        "0.625 [0.5, 0.75] (n = 80), phantom-xray, expected 0.176 (this run)",
+        "0.75 [0.5, 0.75] (n = 80), cxr\\_a (this run)",
+    ]
+
+
 def test_the_worst_of_several_rows_is_named_and_counted(places):
     published, own, write = places
     table = pd.DataFrame({
