@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from medsynth.config import DenoiserConfig, DiffusionConfig, SamplingConfig
+from medsynth.data.imagefile import as_read
 from medsynth.diffusion.cached import cached_latents
 from medsynth.diffusion.detail import train_refiner
 from medsynth.diffusion.refine import refine
@@ -51,14 +52,14 @@ class Generator:
         return Wishes(condition[rows], self.private.attributes.iloc[rows].reset_index(drop=True))
 
     def draw(self, wishes: Wishes, rows: np.ndarray | None = None, attempt: int = 0) -> ImageSet:
-        """One image for each wish, or for the given rows of them; another attempt is other noise. Kept in the cache."""
+        """One image for each wish, or for the given rows of them, as its file would hold it; another attempt is other noise."""
         rows = np.arange(len(wishes.attributes)) if rows is None else rows
         sampling = replace(self.sampling, seed=self.sampling.seed + _NEXT_ATTEMPT * attempt)
         decoded = sample_images(
             self.model, self.autoencoder, wishes.condition[rows], like=self.private, diffusion=self.diffusion, sampling=sampling,
             attributes=wishes.attributes.iloc[rows], name=f"{self.private.name}-synthetic", draw=cached_latents,
         )  # fmt: skip
-        return refine(self.refiner, decoded, seed=sampling.seed)
+        return as_read(refine(self.refiner, decoded, seed=sampling.seed))
 
     def reconstructed(self) -> ImageSet:
         """The private images after autoencoder and refiner: the best that any generator of these latents can look."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medsynth.data.folder import IMAGES, MANIFEST, Values, load, natural, read_manifest, read_patients, write_manifest
-from medsynth.data.imagefile import Encoding, UnreadableError, read
+from medsynth.data.imagefile import Encoding, UnreadableError, as_read, read
 
 
 def png(path: Path, codes: np.ndarray) -> Path:
@@ -351,6 +351,14 @@ def test_codes_come_back_and_values_move_by_half_a_step(tmp_path_factory, files,
     assert np.abs(back.astype(np.float64) - values).max() <= step / 2 + 1e-4 * step + 2 * np.spacing(np.float32(abs(low) + width))
     # what has been a file once is the same file again
     assert encoding.to_bytes(back) == path.read_bytes()
+
+
+def test_a_set_as_its_files_hold_it(make_set):
+    images = make_set(3, (1, 5, 6))
+    read = as_read(images)
+    moved = np.abs(read.images.astype(np.float64) - images.images)
+    assert read.images.dtype == np.float32 and 0 < moved.max() <= (images.range[1] - images.range[0]) / 65535 / 2 * 1.01
+    np.testing.assert_array_equal(as_read(read).images, read.images)
 
 
 def test_codes_outside_the_range_are_its_ends():

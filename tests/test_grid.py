@@ -124,3 +124,6 @@ def test_the_schedule_is_that_of_the_network_alone():
     assert (schedule("edsr", 7, 3).steps, schedule("edsr", 7, 3).seed) == (7, 3)
     assert schedule("unrolled", 7, 3).patch is None and schedule("redcnn", 7, 3).patch is not None
     assert set(grid.LEARNING_RATES) == set(CPU_SIZES)
+    # a tenth of any budget where ReLUs die otherwise, but never less than the usual
+    assert [schedule("redcnn", steps, 0).warmup for steps in (5000, 10000, 100)] == [500, 1000, 50]
+    assert schedule("edsr", 5000, 0).warmup == 50

@@ -9,6 +9,7 @@ import torch
 
 from medsynth import synthesis
 from medsynth.config import SamplingConfig
+from medsynth.data.imagefile import Encoding
 from medsynth.models.autoguided import Autoguided
 from medsynth.privacy.distances import Threshold
 from medsynth.privacy.ledger import Ledger
@@ -45,6 +46,14 @@ def test_draws_keep_their_wishes_and_their_role(generator, private, ledger):
     assert [e.stage for e in ledger.entries()] == ["train denoiser", "train refiner", "draw conditions"]
     some = generator.draw(wishes, np.array([0, 3]))
     assert some.attributes["age"].tolist() == wishes.attributes["age"].iloc[[0, 3]].tolist()
+
+
+def test_what_is_drawn_is_what_its_files_hold(generator, tmp_path):
+    drawn = generator.draw(generator.wishes(2, seed=0))
+    encoding = Encoding.for_images(drawn)
+    for i, image in enumerate(drawn.images[:, 0]):
+        (tmp_path / f"{i}.png").write_bytes(encoding.to_bytes(image))
+        np.testing.assert_array_equal(encoding.read(tmp_path / f"{i}.png"), image)
 
 
 def test_draws_are_refined_and_real_images_can_take_the_same_way(generator, private, monkeypatch):

@@ -243,6 +243,12 @@ class Encoding:
         return bytes(packed)
 
 
+def as_read(images: ImageSet) -> ImageSet:
+    """The images as a recipient of their files reads them, with the usual encoding of such a set."""
+    encoding = Encoding.for_images(images)
+    return images.with_images(encoding.values(encoding.codes(images.images)))
+
+
 _LARGEST = {"png8": 255, "png16": 65535, "nifti16": 65535}
 
 
