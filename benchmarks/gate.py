@@ -26,7 +26,8 @@ from sklearn.neighbors import NearestNeighbors
 from medsynth.data.sources import cached_thorax
 from medsynth.data.transforms import GALLERY, transformed_copies
 from medsynth.imageset import ImageSet
-from medsynth.privacy.search import CHUNK_ROWS, Gallery, Screen, write_features
+from medsynth.privacy.feature_table import write_features
+from medsynth.privacy.search import CHUNK_ROWS, Gallery, Screen
 
 DIM = 512
 SIDE = 32  # px of the phantoms

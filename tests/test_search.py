@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from medsynth.privacy import search
-from medsynth.privacy.search import Gallery, Nearest, Screen, distances, measurable, write_features
+from medsynth.privacy.feature_table import FeatureTable, write_features
+from medsynth.privacy.search import Gallery, Nearest, Screen, distances, measurable
 
 
 def brute_force(queries: np.ndarray, gallery: np.ndarray) -> Nearest:
@@ -237,7 +238,7 @@ def _float32_flat(self: Gallery, queries: np.ndarray) -> Nearest:
     return Nearest(np.sqrt(np.maximum(squares.min(1), 0)).astype(np.float64), squares.argmin(1))
 
 
-def _last_chunk_dropped(self: search._Rows) -> list[tuple[int, np.ndarray]]:
+def _last_chunk_dropped(self: FeatureTable) -> list[tuple[int, np.ndarray]]:
     starts = range(0, max(1, self.shape[0] - self.chunk_rows + 1), self.chunk_rows)
     return [(first, self.read(first, min(first + self.chunk_rows, self.shape[0]))) for first in starts]
 
@@ -260,7 +261,7 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "approximate index": lambda patch: patch.setattr(Gallery, "nearest", _approximate),
     "float32 decides": lambda patch: patch.setattr(Gallery, "nearest", _float32_flat),
-    "last chunk dropped": lambda patch: patch.setattr(search._Rows, "chunks", _last_chunk_dropped),
+    "last chunk dropped": lambda patch: patch.setattr(FeatureTable, "chunks", _last_chunk_dropped),
     "zero distance is no match": lambda patch: patch.setattr(search, "distances", _zero_is_no_match),
     "threshold not squared": lambda patch: patch.setattr(search, "_limit", lambda x, eta, f=search._limit: f(np.sqrt(x), eta)),
     "bound overstates": lambda patch: (

@@ -113,7 +113,7 @@ def people_seen_twice(folder: Path, size: int, patients: int) -> dict[str, tuple
     }  # fmt: skip
 
 
-def attack_tables(folder: Path, size: int, patients: int, seed: int) -> tuple[pd.DataFrame, list[ImageSet]]:
+def attack_tables(folder: Path, size: int, patients: int, seed: int, ledger: Ledger) -> tuple[pd.DataFrame, list[ImageSet]]:
     """What gates in each feature map refuse of attacked private images, and of unseen patients; and the sets they met.
 
     Phantoms: `patients` private ones and two thirds as many unseen. Radiographs: the private half and the test patients of
@@ -132,13 +132,15 @@ def attack_tables(folder: Path, size: int, patients: int, seed: int) -> tuple[pd
         "phantom-xray": (first.of_patients(known), first.of_patients(strangers), second.of_patients(known)),
         "cxr_kermany_128": (resize(private, size), resize(test, size), None),
     }
-    tables = []
+    tables, met = [], [images for sets in tried.values() for images in sets if images is not None]
+    for images in met:
+        ledger.measure(images, stage="try the gate", output="result rows")
     for name, (private, unseen, others) in tried.items():
         for measured_in in _MAPS:
             trial = attack_trial(feature_map(measured_in), private, unseen, seed=seed, other_scans=others)
             table = trial.at_its_own_and_at_equal_price(shipped_threshold(private, "xray", measured_in).tau, seed=seed)
             tables.append(table.assign(measured_in=measured_in, dataset=name))
-    return pd.concat(tables, ignore_index=True), [images for sets in tried.values() for images in sets if images is not None]
+    return pd.concat(tables, ignore_index=True), met
 
 
 def level_rows(name: str, images: ImageSet, label: np.ndarray, extractor: Extractor, seed: int, splits: int) -> list[Row]:
@@ -248,9 +250,7 @@ def main() -> None:
         curves = pd.concat([c for _, c in found], ignore_index=True)
         save_figure(draw_rocs(curves), args.out, "identification-roc", curves, **shared, **described)
     if "gate-attacks" in args.tables:
-        table, met = attack_tables(args.real, args.size, 3 * args.phantoms // 2, args.seed)
-        for images in met:
-            ledger.measure(images, stage="try the gate", output="result rows")
+        table, met = attack_tables(args.real, args.size, 3 * args.phantoms // 2, args.seed, ledger)
         inputs = {f"{s.name} ({s.role})": s.content_hash for s in met} | {"encoder": shipped_hash("encoder")}
         licence = "; ".join(sorted({s.data_licence for s in met}))
         write_results(args.out, "gate-attacks", table, **shared, inputs=inputs, data_licence=licence)

@@ -17,7 +17,8 @@ import numpy as np
 
 from medsynth.data.transforms import transformed_copies
 from medsynth.imageset import ImageSet
-from medsynth.privacy.search import CHUNK_ROWS, Gallery, Screen, measurable, write_features
+from medsynth.privacy.feature_table import write_features
+from medsynth.privacy.search import CHUNK_ROWS, Gallery, Screen, measurable
 
 if TYPE_CHECKING:
     from medsynth.privacy.distances import FeatureMap

@@ -12,11 +12,13 @@ An expansion |x|^2 + |y|^2 - 2 x.y without a margin, as search libraries form it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from medsynth.privacy.feature_table import FeatureTable, write_features
 
 CHUNK_ROWS = 4096
 LARGEST = 1e30  # of a feature: beyond it, squares leave the range of float32
@@ -51,61 +53,11 @@ def measurable(features: np.ndarray) -> np.ndarray:
     return (np.abs(features) <= LARGEST).all(axis=1)
 
 
-def write_features(path: Path, chunks: Iterable[np.ndarray]) -> Path:
-    """Write chunks of float32 rows (*, d) as one .npy file (n, d), without ever holding more than a chunk."""
-    rows = width = 0
-    with open(path, "xb") as f:
-        for chunk in chunks:
-            if not rows:
-                width = chunk.shape[1]
-                _write_header(f, rows, width)
-            if chunk.shape[1] != width:
-                raise ValueError(
-                    f"features of {chunk.shape[1]} dimensions after {rows} rows of {width}; expected the same number"
-                )
-            f.write(np.ascontiguousarray(chunk, dtype="<f4"))
-            rows += len(chunk)
-        # NumPy pads headers so that the first axis may grow
-        f.seek(0)
-        _write_header(f, rows, width)
-    return path
-
-
-def _write_header(f: BinaryIO, rows: int, width: int) -> None:
-    np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": (rows, width)})
-
-
 class Nearest(NamedTuple):
     """For each of m queries its nearest gallery row, the smallest one of several: distance float64 (m,), row int64 (m,)."""
 
     distance: np.ndarray
     row: np.ndarray
-
-
-class _Rows:
-    """A table in memory or in a .npy file, read in chunks."""
-
-    def __init__(self, table: np.ndarray | Path, chunk_rows: int) -> None:
-        if chunk_rows < 1:
-            raise ValueError(f"chunk_rows is {chunk_rows}; expected at least 1")
-        self._table, self.chunk_rows = table, chunk_rows
-        opened = np.load(table, mmap_mode="r") if isinstance(table, Path) else table
-        self.shape, self.dtype, self._offset = opened.shape, opened.dtype, getattr(opened, "offset", 0)
-        if len(self.shape) != 2 or not opened.flags.c_contiguous:
-            raise ValueError(f"features have shape {self.shape}; expected (n, d), row after row")
-
-    def read(self, first: int, last: int) -> np.ndarray:
-        """Rows first to last - 1."""
-        if not isinstance(self._table, Path):
-            return self._table[first:last]
-        # a mapping of these rows alone, gone with them: pages of the rest of the file never count as this process's memory
-        offset, shape = self._offset + first * self.shape[1] * self.dtype.itemsize, (last - first, self.shape[1])
-        return np.memmap(self._table, mode="r", dtype=self.dtype, offset=offset, shape=shape)
-
-    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(number of its first row, chunk), in order."""
-        for first in range(0, self.shape[0], self.chunk_rows):
-            yield first, self.read(first, min(first + self.chunk_rows, self.shape[0]))
 
 
 class Gallery:
@@ -117,7 +69,7 @@ class Gallery:
     """
 
     def __init__(self, features: np.ndarray | Path, *, chunk_rows: int = CHUNK_ROWS) -> None:
-        self.features = _Rows(features, chunk_rows)
+        self.features = FeatureTable(features, chunk_rows)
         rows, dim, kind = *self.features.shape, self.features.dtype
         if not rows * dim or kind != np.float32:
             raise ValueError(f"gallery of {rows} rows, {dim} dimensions and type {kind}; expected float32 and at least 1 of each")
@@ -199,7 +151,7 @@ class Screen:
         self.allowance = _allowance(self.k + 1, self._eta)
         sketches = (self._gallery_operand(chunk) for _, chunk in gallery.features.chunks())
         sketch = np.concatenate(list(sketches)) if file is None else write_features(file, sketches)
-        self._sketch = _Rows(sketch, gallery.features.chunk_rows)
+        self._sketch = FeatureTable(sketch, gallery.features.chunk_rows)
 
     def within(self, queries: np.ndarray) -> np.ndarray:
         """bool (m,): True where the nearest row, as `Gallery.nearest` finds it, is at most tau away. Queries float32 (m, d)."""
