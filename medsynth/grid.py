@@ -17,8 +17,9 @@ from medsynth.tasks import experiment
 PARTS = ("train", "test", "tuning")  # no two of them share the noise of a row
 # of Adam; chosen on low-dose CT of phantoms by networks trained on real images, so they favour no synthetic set
 LEARNING_RATES = {"redcnn": 2e-3, "edsr": 5e-3, "unrolled": 5e-3, "restormer": 1e-3}
-# share of the steps over which the learning rate rises; where it rises fast, half of RED-CNN's ReLUs die, and how many is chance
-WARMUP = {"redcnn": 0.1}
+WARMUP = {"redcnn": 0.1}  # share of the steps over which the learning rate rises, where the usual few are too few
+SLOW = 500  # steps of warm-up after which RED-CNN bears twice the rate; after 200 it diverged
+BUDGET = {"unrolled": 0.5}  # share of the profile's steps: one of its steps costs two to three of EDSR's, and teaches more
 BATCH = 8  # half as good a gradient as 16, at half the price: on a CPU more steps are worth more
 
 
@@ -87,9 +88,10 @@ def _rows(images: ImageSet, n: int, seed: int, share: np.ndarray) -> ImageSet:
 
 def schedule(net: str, steps: int, seed: int) -> RestorationTraining:
     """The budget of one training: nothing in it depends on the training set."""
+    steps = max(1, round(BUDGET.get(net, 1.0) * steps))
+    warmup = max(RestorationTraining.warmup, round(WARMUP.get(net, 0.0) * steps))
     return RestorationTraining(
-        steps=steps, batch=BATCH, seed=seed, learning_rate=LEARNING_RATES[net],
-        warmup=max(RestorationTraining.warmup, round(WARMUP.get(net, 0.0) * steps)),
+        steps=steps, batch=BATCH, seed=seed, warmup=warmup, learning_rate=LEARNING_RATES[net] * (2 if warmup >= SLOW else 1),
         # data consistency belongs to whole images
         patch=None if net == "unrolled" else RestorationTraining.patch,
     )  # fmt: skip
