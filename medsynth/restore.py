@@ -28,6 +28,7 @@ class RestorationTraining:
     patch: int | None = 64  # side of random patches, pixels; None: whole images, which data consistency needs
     learning_rate: float = 1e-3  # of Adam; RED-CNN's
     warmup: int = 50
+    clip: float = 1.0  # the norm that a gradient is cut to
     ema: float = 0.999
     checkpoint_every: int = 500
     seed: int = 0
@@ -67,6 +68,7 @@ def train_restoration(
             steps=training.steps,
             learning_rate=training.learning_rate,
             warmup=training.warmup,
+            clip_norm=training.clip,
             weight_decay=0.0,
             ema=training.ema,
             seed=training.seed,

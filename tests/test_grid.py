@@ -127,5 +127,6 @@ def test_the_schedule_is_that_of_the_network_alone():
     # a tenth of any budget where ReLUs die otherwise, but never less than the usual; a slow rise may go higher
     slow = [schedule("redcnn", steps, 0) for steps in (100, 4990, 5000, 10000)]
     assert [(t.warmup, t.learning_rate) for t in slow] == [(50, 2e-3), (499, 2e-3), (500, 4e-3), (1000, 4e-3)]
+    assert (schedule("redcnn", 10, 0).clip, schedule("edsr", 10, 0).clip) == (0.05, 1.0)
     assert (schedule("edsr", 10000, 0).warmup, schedule("edsr", 10000, 0).learning_rate) == (50, 5e-3)
     assert [schedule("unrolled", steps, 0).steps for steps in (5000, 1)] == [2500, 1]

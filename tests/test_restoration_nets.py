@@ -198,6 +198,16 @@ def test_a_few_steps_bring_training_images_closer(net, job, beam):
     assert trained.manifest["metrics"]["steps"] == 30
 
 
+def test_gradients_are_cut_to_the_norm_of_the_schedule(job):
+    torch.manual_seed(BRIEF.seed)
+    start = restoration_net(TINY).state_dict()
+    # of a gradient that is cut to nothing nothing is learned
+    still, _ = train_restoration(**job | {"training": replace(BRIEF, clip=0.0)})
+    assert all(torch.equal(v, start[k]) for k, v in still.state_dict().items())
+    moved, _ = train_restoration(**job)
+    assert not all(torch.equal(v, start[k]) for k, v in moved.state_dict().items())
+
+
 def test_training_is_deterministic_found_again_and_recorded(job, ct, low, beam, monkeypatch):
     model, trained = train_restoration(**job)
     entries = job["ledger"].entries()
