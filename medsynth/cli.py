@@ -13,7 +13,9 @@ from medsynth.config import project_root
 from medsynth.runner import ChapterError
 
 if TYPE_CHECKING:
-    from medsynth.privacy.distances import FeatureMap
+    from medsynth.data.folder import Loaded
+    from medsynth.privacy.distances import FeatureMap, Threshold
+    from medsynth.privacy.ledger import Ledger
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -100,14 +102,20 @@ def gate(
     candidates: Annotated[Path, typer.Argument(help="An .npz file, or a folder of PNG or NIfTI files.")],
     private: Annotated[Path, typer.Option(help="The private set, in the same form.")],
     out: Annotated[Path, typer.Option(help="A new folder: OUT/release to pass on, OUT/audit to keep.")],
-    tau: Annotated[float | None, typer.Option(help="Least distance; default: the calibrated one of --modality.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Least distance; better: --others, or the one of --modality.")] = None,
     patients: Annotated[Path | None, typer.Option(help="CSV file,patient for a private folder; else each file is one.")] = None,
     phi: Annotated[
         str, typer.Option(help="Where distance is measured: encoder, pixels, autoencoder, untrained_vgg.")
     ] = "encoder",
     modality: Annotated[
-        str, typer.Option(help="xray, ct, mr or pet: the threshold found on such images; needed where there is no --tau.")
+        str, typer.Option(help="xray, ct, mr or pet: the threshold that ships for such images, or phantom-ct and so on.")
     ] = "",
+    others: Annotated[
+        Path | None, typer.Option(help="Images of people who are not in --private, a file each: finds the threshold.")
+    ] = None,
+    miss: Annotated[
+        float, typer.Option(help="Share of copies, altered in any one way, that --others may let pass; 0.01 takes 299 people.")
+    ] = 0.01,
     sign: Annotated[Path | None, typer.Option(help="Ed25519 private key in PEM.")] = None,
     values: Annotated[
         tuple[float, float] | None, typer.Option("--range", help="LOW HIGH of plain files; PNG codes are spread over it.")
@@ -118,6 +126,7 @@ def gate(
     """Release the candidates that keep their distance from every private image, with a certificate."""
     from medsynth.data.folder import Values, load
     from medsynth.privacy.certify import certify
+    from medsynth.privacy.distances import feature_map
     from medsynth.privacy.ledger import Ledger
     from medsynth.runs import cache_folder
 
@@ -126,11 +135,18 @@ def gate(
     meaning = Values(values or window, unit, clip=window is not None)
     ours = load(private, role="private", patients=patients, values=meaning)
     theirs = load(candidates, values=meaning, whole=False)
-    key, features, tau, how = _measure(phi, len(ours.images.spatial), modality, tau)
-    # before, so that no release is without its line
     ledger = Ledger(cache_folder() / "ledger" / private.resolve().stem)
+    key = "encoder_3d" if (phi, len(ours.images.spatial)) == ("encoder", 3) else phi
+    features = feature_map(key)
+    if (tau is not None) + bool(modality) + (others is not None) > 1:
+        raise ValueError("--others, --modality and --tau exclude each other: a threshold is found, or one that ships, or given")
+    if others is not None:
+        threshold = _found_on(load(others, role="eval", values=meaning), ours, features, ledger, miss)
+    else:
+        threshold = _chosen(phi, key, len(ours.images.spatial), modality, tau)
+    # before, so that no release is without its line
     ledger.use_private(ours.images, stage="gate", output=f"verdicts of the gate, for {out.name}")
-    done = certify(theirs, ours, features, tau=tau, how=how, out=out, key=key, sign=sign)
+    done = certify(theirs, ours, features, tau=threshold.tau, how=threshold.how, out=out, key=key, sign=sign)
     total = done.released + sum(done.refused.values())
     reasons = "".join(f", {n} {reason}" for reason, n in sorted(done.refused.items()))
     _say(f"{done.released} of {total} candidates released{reasons}")
@@ -161,22 +177,37 @@ def verify(
         raise typer.Exit(1) from None
 
 
-def _measure(phi: str, spatial_dims: int, modality: str, tau: float | None) -> tuple[str, FeatureMap, float, str]:
-    """Registry key, feature map, threshold and how it was chosen."""
-    from medsynth.privacy.distances import calibrated, feature_map
+def _chosen(phi: str, key: str, spatial_dims: int, modality: str, tau: float | None) -> Threshold:
+    """The threshold that is given, or the one that ships for a modality."""
+    from medsynth.privacy.distances import Threshold, calibrated
 
-    key = "encoder_3d" if (phi, spatial_dims) == ("encoder", 3) else phi
-    features = feature_map(key)
-    if tau is not None and modality:
-        raise ValueError("--tau and --modality exclude each other: a threshold is given, or the calibrated one of a modality")
     if tau is not None:
         if not 0 < tau < math.inf:
             raise ValueError(f"tau is {tau}; expected a positive, finite distance")
-        return key, features, tau, "given by the operator, not calibrated"
-    calibration = calibrated(key, spatial_dims, modality=modality)
-    if calibration is None:
-        raise ValueError(f"--phi {phi}: there is no calibrated threshold for images of {spatial_dims} dimensions; give --tau")
-    return key, features, calibration.tau, calibration.how
+        return Threshold(tau, "given by the operator, not calibrated")
+    ships = calibrated(key, spatial_dims, modality=modality)
+    if ships is None:
+        raise ValueError(f"--phi {phi}: no threshold ships for images of {spatial_dims} dimensions; give --others or --tau")
+    return ships
+
+
+def _found_on(others: Loaded, private: Loaded, phi: FeatureMap, ledger: Ledger, miss: float) -> Threshold:
+    """A threshold found on copies of images of people who are not in the private set."""
+    from medsynth.privacy.calibration import calibrate, one_per_patient
+    from medsynth.privacy.certify import comparable
+    from medsynth.privacy.distances import Threshold
+
+    comparable(others, private, "--others")
+    ledger.declare(private.images)
+    if known := ledger.private_rows_in(others.images):
+        raise ValueError(
+            f"--others: {known} of {len(others.images)} images are in the private set; a threshold found on them would be made "
+            "from private images; give those of other people"
+        )
+    ledger.measure(others.images, stage="gate", output="threshold")
+    # a pair of alterations is the rarer thing: three times as many may pass, as in the thresholds that ship
+    found = calibrate(phi, one_per_patient(others.images), seed=0, miss=miss, pair_miss=min(3 * miss, 0.5))
+    return Threshold(found.tau, found.sentence())
 
 
 @app.command(hidden=True)

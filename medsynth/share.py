@@ -47,8 +47,9 @@ class Cell:
             raise ValueError(f"cell {self.says!r}: {self.kind}, with table {self.table!r}; a number needs one, a definition none")
 
 
-_ATTACKS = {"phi": "identity encoder 2d"}
+_ATTACKS = {"phi": "identity encoder 2d", "rule": "calibrated on copies"}
 _REFUSED = ("refused", "low", "high", "patients")
+_SLICES = "of CT and MR of real patients, on whose like no threshold could be found, at the one found on radiographs"
 
 # a later chapter adds its lines here
 CELLS = (
@@ -94,6 +95,12 @@ CELLS = (
         method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "pair"} | _ATTACKS,
         columns=_REFUSED, pick="lowest", beside="family",
         says="share of copies altered twice that are refused, for the worst pair",
+    ),
+    *(
+        Cell(
+            method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks-slices", where={"kind": kind} | _ATTACKS,
+            columns=_REFUSED, pick="lowest", beside="family", says=f"the same, for the worst {worst}, {_SLICES}",
+        ) for kind, worst in (("attack", "alteration"), ("pair", "pair"))
     ),
     Cell(
         method=GATED, question=QUESTIONS[1], kind="measured", table="gate",

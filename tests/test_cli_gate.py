@@ -12,7 +12,7 @@ from PIL import Image
 from medsynth import cli
 from medsynth.data.folder import load
 from medsynth.imageset import ImageSet
-from medsynth.privacy import distances
+from medsynth.privacy import calibration, distances
 from medsynth.privacy.ledger import Ledger
 
 SIDE = 8
@@ -56,9 +56,9 @@ def call(tmp_path, monkeypatch, capsys, cache):
     return run
 
 
-def pngs(folder: Path, seed: int, n: int = 3) -> Path:
+def pngs(folder: Path, seed: int, n: int = 3, side: int = SIDE) -> Path:
     folder.mkdir()
-    for i, image in enumerate(np.random.default_rng(seed).integers(0, 256, (n, SIDE, SIDE), dtype=np.uint8)):
+    for i, image in enumerate(np.random.default_rng(seed).integers(0, 256, (n, side, side), dtype=np.uint8)):
         Image.fromarray(image).save(folder / f"scan{i}.png")
     return folder
 
@@ -127,7 +127,7 @@ def test_volumes_in_nifti_files(call, tmp_path):
     ct = ("--range", "-1024", "3071", "--unit", "HU")
     code, _, err = call(*base, *ct)
     assert (code, err) == (
-        2, "error: --phi encoder: there is no calibrated threshold for images of 3 dimensions; give --tau\n",
+        2, "error: --phi encoder: no threshold ships for images of 3 dimensions; give --others or --tau\n",
     )  # fmt: skip
     code, out, _ = call(*base, *ct, "--tau", "0.2")
     assert code == 0 and out.startswith("3 of 3 candidates released\n")
@@ -157,7 +157,7 @@ def test_npz_files(call, tmp_path, make_set):
     [
         (("--private", "gone"), "gone: no such file or folder"),
         (("--private", "ward", "--range", "0", "1", "--window", "0", "1"), "--range and --window exclude each other"),
-        (("--private", "ward", "--tau", "0.3", "--modality", "ct"), "--tau and --modality exclude each other"),
+        (("--private", "ward", "--tau", "0.3", "--modality", "ct"), "--modality and --tau exclude each other"),
         (("--private", "ward", "--range", "1", "0"), "range 1 0; expected two finite numbers, the lower one first"),
         (("--private", "ward", "--patients", "gone.csv"), "gone.csv"),
         (("--private", "ward", "--tau", "-1"), "tau is -1.0; expected a positive, finite distance"),
@@ -190,3 +190,49 @@ def test_signed_releases(call, sets):
     Path("k.pem").write_bytes(key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo))
     assert call("gate", "drawn", "--private", "ward", "--out", "out", "--sign", "k.key")[0] == 0
     assert "its signature by the key given" in call("verify", "out/release", "--public-key", "k.pem")[1]
+
+
+def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
+    candidates, private = sets
+    monkeypatch.setattr(calibration, "FAMILIES", (("gain and offset",), ("noise",), ("gain and offset", "noise")))
+    strangers = pngs(Path("others"), 2, n=20)
+    base = ("gate", candidates, "--private", private, "--out", "out", "--others", strangers)
+    assert call(*base)[2] == (
+        "error: 20 patients; expected at least 299 to say with 95% confidence that 1.00% slip through\n"
+    )  # fmt: skip
+    assert not Path("out").exists()
+    assert call(*base, "--miss", "0.2")[0] == 0
+    said = " ".join(Path("out/release/README.txt").read_text().split())
+    assert "one image each of 20 other patients" in said and "at most 20.00% of any one attack and 50.00% of any one pair" in said
+    threshold, verdicts = Ledger(cache / "ledger" / "ward").entries()[-2:]
+    assert (threshold.reads, threshold.output, verdicts.stage) == ("others", "threshold", "gate")
+    for other in (("--tau", 0.2), ("--modality", "ct")):
+        assert "--others, --modality and --tau exclude each other" in call(*base, *other)[2]
+    assert "shape of the --others" in call(*base[:-1], pngs(Path("large"), 3, side=12))[2]
+    (strangers / "mine.png").write_bytes((private / "scan0.png").read_bytes())
+    code, _, err = call(*base[:4], "--out", "again", "--others", strangers, "--miss", "0.2")
+    assert (code, Path("again").exists()) == (2, False)
+    assert err.startswith("error: --others: 1 of 21 images are in the private set; a threshold found on them")
+
+
+@pytest.mark.parametrize(("shape", "modality", "said"), [
+    ((64, 64), "ct", "taken for ct, of which no real images were at hand"),
+    ((64, 64), "phantom-ct", "other phantoms (thorax-ct-private/other)"),
+    ((64, 64), "", "one for each modality; expected xray or ct or mr or pet or phantom-"),
+    ((8, 64, 64), "ct", "none for 'ct'; expected phantom-heart"),
+    ((8, 64, 64), "", "one for each modality; expected phantom-heart"),
+])  # fmt: skip
+def test_thresholds_that_ship(shape, modality, said, make_set, tmp_path, monkeypatch, capsys, cache):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, n in (("drawn", 2), ("ward", 1)):
+        make_set(n, (1, *shape), patient=np.arange(n), images=rng.random((n, 1, *shape)).astype(np.float32)).save(f"{name}.npz")
+    chosen = ["--modality", modality] if modality else []
+    monkeypatch.setattr(sys, "argv", ["medsynth", "gate", "drawn.npz", "--private", "ward.npz", "--out", "out", *chosen])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    told = capsys.readouterr().err
+    done = Path("out/release/README.txt")
+    # noise is nobody: both are released, and their certificate says whose threshold it was
+    assert (end.value.code or 0) == (0 if done.exists() else 2)
+    assert said in (" ".join(done.read_text().split()) if done.exists() else told)

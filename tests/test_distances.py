@@ -124,20 +124,29 @@ def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
     assert calibrated("encoder", 2, folder=tmp_path) is None
     for file in weights.glob("encoder*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    taus = {"xray": {"tau": 0.3, "how": "on radiographs"}, "pet": {"tau": 0.4, "how": "on copies"}}
-    entry = {"phi_hash": feature_map("encoder", folder=weights).hash, "by_modality": taus, "gallery": GALLERY_HASH}
-    entry["by_set"] = {"phantom-xray": {"tau": 0.2, "how": "on phantoms"}}
-    (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry, "encoder_3d 3d": entry}))
-    with pytest.raises(ValueError, match="none was named: expected xray or pet"):
+    sets = {
+        "ward": {"tau": 0.3, "how": "on radiographs", "modality": "xray"},
+        "clinic": {"tau": 0.4, "how": "on other radiographs", "modality": "xray"},
+        "hearts": {"tau": 0.1, "how": "on hearts", "modality": "mr"},
+        "phantom-ct": {"tau": 0.9, "how": "on phantoms", "modality": "ct"},
+    }
+    entry = {"phi_hash": feature_map("encoder", folder=weights).hash, "sets": sets, "gallery": GALLERY_HASH}
+    phantoms = entry | {"sets": {"phantom-ct": sets["phantom-ct"]}}
+    phantoms["phi_hash"] = feature_map("pixels").hash
+    (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry, "encoder_3d 3d": entry, "pixels 2d": phantoms}))
+    with pytest.raises(ValueError, match="one for each modality; expected xray or ct or mr or pet or phantom-ct"):
         calibrated("encoder", 2, folder=tmp_path)
-    assert calibrated("encoder", 2, modality="xray", folder=tmp_path) == distances.Threshold(0.3, "on radiographs")
-    assert calibrated("encoder", 2, modality="phantom-xray", folder=tmp_path) == distances.Threshold(0.2, "on phantoms")
-    with pytest.raises(ValueError, match="a threshold for each modality; 'ct' has none: expected xray or pet"):
-        calibrated("encoder", 2, modality="ct", folder=tmp_path)
-    assert calibrated("pixels", 2, folder=tmp_path) is None and calibrated("encoder", 3, folder=tmp_path) is None
-    one = entry | {"by_modality": {"pet": taus["pet"]}}
-    (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": one, "encoder_3d 3d": entry}))
-    assert calibrated("encoder", 2, folder=tmp_path) == distances.Threshold(0.4, "on copies")
+    with pytest.raises(ValueError, match="none for 'us'; expected"):
+        calibrated("encoder", 2, modality="us", folder=tmp_path)
+    assert calibrated("encoder", 2, modality="xray", folder=tmp_path) == distances.Threshold(0.4, "on other radiographs")
+    assert calibrated("encoder", 2, modality="mr", folder=tmp_path) == distances.Threshold(0.1, "on hearts")
+    assert calibrated("encoder", 2, modality="phantom-ct", folder=tmp_path) == distances.Threshold(0.9, "on phantoms")
+    # phantoms say nothing of people: the largest threshold that was found on people stands in
+    ct = calibrated("encoder", 2, modality="ct", folder=tmp_path)
+    assert ct.tau == 0.4 and ct.how.startswith("on other radiographs; taken for ct, of which no real images were at hand")
+    with pytest.raises(ValueError, match="none for 'ct'; expected phantom-ct"):
+        calibrated("pixels", 2, modality="ct", folder=tmp_path)
+    assert calibrated("untrained_vgg", 2, folder=tmp_path) is None and calibrated("encoder", 3, folder=tmp_path) is None
     with pytest.raises(ValueError, match="tau of 'encoder_3d' belongs to weights"):
         calibrated("encoder_3d", 3, folder=tmp_path)
     (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry | {"gallery": "few"}}))
@@ -149,8 +158,7 @@ def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
 def test_thresholds_that_ship_let_strangers_pass(modality):
     people = cached_thorax(patients=12, scans=1, size=64, modality=modality, population="private", seed=77)
     private, strangers = (people.select(np.arange(6) + k) for k in (0, 6))
-    tau = max(calibrated("encoder", 2, modality=key).tau for key in (f"phantom-{modality}", modality))
-    gate = Gate(private, feature_map("encoder"), tau)
+    gate = Gate(private, feature_map("encoder"), calibrated("encoder", 2, modality=f"phantom-{modality}").tau)
     assert gate.accepts(strangers).mean() > 0.8 and not gate.accepts(private).any()
 
 

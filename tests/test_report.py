@@ -1,6 +1,7 @@
 """The report on shipped weights: rows for every set, and a ledger line for every private one."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -41,7 +42,9 @@ def small(monkeypatch, tmp_path, make_set, tiny, cache):
     twice = {"phantom-xray": (some(7), "encoder")} | {n: (some(i, "eval"), "encoder") for i, n in enumerate(names)}
     monkeypatch.setattr(report, "people_seen_twice", lambda folder, size, patients: twice)
     table = pd.DataFrame({"kind": ["attack"], "refused": [1.0]})
-    monkeypatch.setattr(report, "attack_tables", lambda *a: (table, [some(8), some(9, "eval")]))
+    monkeypatch.setattr(report, "radiographs", lambda *_: {})
+    monkeypatch.setattr(report, "slices", lambda *_: {})
+    monkeypatch.setattr(report, "attack_tables", lambda *_: (table, [some(8), some(9, "eval")]))
     monkeypatch.setattr(report, "feature_map", lambda name: pixels)
     monkeypatch.setattr(report, "pretraining_phantoms", lambda *a, **k: {})
     monkeypatch.setattr(report, "real_sets", lambda folder, split: {})
@@ -90,6 +93,13 @@ def test_every_set_has_its_rows_and_real_ones_a_line_in_the_ledger(reported):
     rocs = read_results(reported[0], "identification-roc").rows
     assert set(rocs["arm"]) == {"encoder", "pixels"} and set(rocs["dataset"]) == set(known["dataset"])
     assert rocs["value"].between(0, 1).all() and (reported[0] / "identification-roc.svg").exists()
+    sidecar = read_results(reported[0], "identification").sidecar
+    # what was compared, and not what other tables are about
+    assert {"encoder", "encoder_3d"} < sidecar["inputs"].keys() and "autoencoder" not in sidecar["inputs"]
+    assert (
+        read_results(reported[0], "gate-attacks-slices").sidecar["notes"]
+        and not read_results(reported[0], "gate-attacks").sidecar["notes"]
+    )
     assert (known["same_pairs"] == 20).all() and {"phantom-xray", "mri_acdc"} <= set(known["dataset"])
 
 
@@ -143,7 +153,7 @@ def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypa
         report, "load_npz", lambda path, role: make_set(12, (1, 8, 8), role=role, split=np.full(12, "test"), name=path.stem)
     )
     ledger = Ledger(tmp_path / "ledger")
-    table, sets = report.attack_tables(tmp_path, 8, 6, seed=0, ledger=ledger)
+    table, sets = report.attack_tables(report.radiographs(tmp_path, 8, 6), seed=0, ledger=ledger)
     assert {e.stage for e in ledger.entries()} == {"try the gate"} and len(ledger.entries()) == 5
     assert table[["dataset", "measured_in"]].drop_duplicates().shape == (8, 2) and len(sets) == 5
     private, unseen, second = met[0]
@@ -151,3 +161,18 @@ def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypa
     assert not set(private.patient) & set(unseen.patient) and private.patient.tolist() == second.patient.tolist()
     assert not set(private.row_hashes) & set(second.row_hashes)
     assert met[4][0].role == "private" and met[4][1].role == "eval" and met[4][2] is None
+
+
+def test_slices_are_those_of_the_chapter_on_restoration(monkeypatch, make_set, tmp_path):
+    asked = []
+
+    def sources(config, data, modality):
+        asked.append((Path(data).name, modality, config.size))
+        return SimpleNamespace(private=make_set(role="private"), test=make_set(role="eval"))
+
+    monkeypatch.setattr(report, "thorax_sources", sources)
+    found = report.slices(tmp_path, 8)
+    assert asked == [("ct_tcia_hu_256.npz", "ct", 8), ("mri_acdc_3d.npz", "mr", 8)]
+    assert {k: (t.modality, t.private.role, t.unseen.role, t.scans) for k, t in found.items()} == {
+        "ct_tcia_hu_256": ("ct", "private", "eval", None), "mri_acdc_3d": ("mr", "private", "eval", None),
+    }  # fmt: skip

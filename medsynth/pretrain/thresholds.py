@@ -8,18 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medsynth.data.cardiac import cardiac
 from medsynth.data.resample import resize
 from medsynth.data.sources import cached_thorax
 from medsynth.data.thorax import MODALITIES
 from medsynth.data.transforms import GALLERY_HASH
-from medsynth.imageset import ImageSet
 from medsynth.models.shipped import weights_folder
 from medsynth.pretrain.public import PublicSet, real_sets
-from medsynth.privacy.calibration import Calibration, calibrate
-from medsynth.privacy.distances import FeatureMap, feature_map
+from medsynth.privacy.calibration import calibrate, one_per_patient
+from medsynth.privacy.distances import PHANTOM, FeatureMap, feature_map
 from medsynth.privacy.ledger import Ledger
 from medsynth.runs import cache_folder, write_json
 
@@ -35,11 +32,6 @@ PATIENTS = {
 LEFT_OUT = {"pet": ("noise", "gain and offset")}
 
 
-def one_per_patient(images: ImageSet) -> ImageSet:
-    """The first image of each patient: a patient with many would decide a quantile alone."""
-    return images.select(np.sort(np.unique(images.patient, return_index=True)[1]))
-
-
 def unseen_images(folder: Path, patients: int) -> dict[str, PublicSet]:
     """One image each of people whom no shipped weight has seen: other phantoms of the private population, X-rays for validation.
 
@@ -47,7 +39,7 @@ def unseen_images(folder: Path, patients: int) -> dict[str, PublicSet]:
     """
     drawn = {m: cached_thorax(patients=patients, size=SIZE, modality=m, population="private", seed=SEED) for m in MODALITIES}
     # patients of the hospital who agreed to be measured, as in the chapters
-    phantoms = {f"phantom-{m}": PublicSet(replace(s, role="eval", name=f"{s.name}/other"), m, False) for m, s in drawn.items()}
+    phantoms = {f"{PHANTOM}{m}": PublicSet(replace(s, role="eval", name=f"{s.name}/other"), m, False) for m, s in drawn.items()}
     validation = real_sets(folder, "val")
     real = {k: replace(s, images=one_per_patient(resize(s.images, SIZE))) for k, s in validation.items() if s.modality == "xray"}
     return phantoms | {k: s for k, s in real.items() if len(s.images) >= FEWEST}
@@ -56,21 +48,14 @@ def unseen_images(folder: Path, patients: int) -> dict[str, PublicSet]:
 def unseen_volumes(patients: int) -> dict[str, PublicSet]:
     """Stacks of hearts that no shipped weight has seen."""
     hearts = cardiac(patients=patients, slices=8, size=SIZE, phases=("ED",), seed=SEED)
-    return {"phantom-heart": PublicSet(hearts, "mr", False)}
+    return {f"{PHANTOM}heart": PublicSet(hearts, "mr", False)}
 
 
 def entry(phi: FeatureMap, sets: dict[str, PublicSet], *, seed: int) -> dict[str, Any]:
-    """What `medsynth.privacy.distances.calibrated` reads: per modality the largest tau of its sets, which holds in each."""
+    """What `medsynth.privacy.distances.calibrated` reads."""
     found = {key: calibrate(phi, s.images, seed=seed, left_out=LEFT_OUT.get(s.modality, ())) for key, s in sets.items()}
-    strictest = {m: max((found[k] for k, s in sets.items() if s.modality == m), key=lambda c: c.tau)
-                 for m in dict.fromkeys(s.modality for s in sets.values())}  # fmt: skip
-    return {
-        "by_modality": _said(strictest), "by_set": _said(found), "phi": phi.name, "phi_hash": phi.hash, "gallery": GALLERY_HASH,
-    }  # fmt: skip
-
-
-def _said(found: dict[str, Calibration]) -> dict[str, dict[str, Any]]:
-    return {key: {"tau": c.tau, "how": c.sentence()} for key, c in found.items()}
+    said = {key: {"tau": c.tau, "how": c.sentence(), "modality": sets[key].modality} for key, c in found.items()}
+    return {"sets": said, "phi": phi.name, "phi_hash": phi.hash, "gallery": GALLERY_HASH}
 
 
 def main() -> None:

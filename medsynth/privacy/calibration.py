@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from medsynth.data.transforms import ATTACKS, attack_pairs, attacked, transformed_copies
-from medsynth.evaluation.statistics import Estimate, percentile_interval, resample
+from medsynth.evaluation.statistics import Estimate, clopper_pearson, percentile_interval, resample
 from medsynth.imageset import ImageSet
 from medsynth.privacy.distances import FeatureMap
 
@@ -26,6 +26,7 @@ class Calibration:
     phi: str
     phi_hash: str
     source: str  # whose images it was calibrated on
+    phantoms: bool  # nobody was scanned for them
     patients: int  # one image each
     miss: float
     pair_miss: float
@@ -37,10 +38,11 @@ class Calibration:
         """How tau was chosen, for a certificate."""
         worst = self.needed.loc[self.needed["tau"].idxmax(), "family"]
         uncovered = f"; not covered: {', '.join(self.left_out)}" if self.left_out else ""
+        people = "phantoms" if self.phantoms else "patients"
         return (
             f"tau {self.tau:.6g} in {self.phi}: an upper tolerance limit ({self.confidence:.0%} confidence) from one image "
-            f"each of {self.patients} other patients ({self.source}); of people like them at most {self.miss:.2%} of each "
-            f"attack and {self.pair_miss:.2%} of each pair of attacks lie farther than tau from the gallery of transformed "
+            f"each of {self.patients} other {people} ({self.source}); of people like them at most {self.miss:.2%} of any one "
+            f"attack and {self.pair_miss:.2%} of any one pair of attacks lie farther than tau from the gallery of transformed "
             f"copies of their own original; decided by: {worst}{uncovered}"
         )
 
@@ -78,6 +80,11 @@ def attack_distances(
     return {family: distance_to_own(phi(attacked(images, family, seed=seed, strength=strength)), gallery) for family in families}
 
 
+def one_per_patient(images: ImageSet) -> ImageSet:
+    """The first image of each patient: a patient with many would decide a quantile alone."""
+    return images.select(np.sort(np.unique(images.patient, return_index=True)[1]))
+
+
 def calibrate(
     phi: FeatureMap, images: ImageSet, *, seed: int, miss: float = 0.01, pair_miss: float = 0.03, confidence: float = 0.95,
     left_out: Sequence[str] = (),
@@ -105,8 +112,8 @@ def calibrate(
         for family, distance in distances.items()
     )  # fmt: skip
     return Calibration(
-        float(needed["tau"].max()), phi.name, phi.hash, images.name, images.patients, miss, pair_miss, confidence, needed,
-        tuple(left_out),
+        float(needed["tau"].max()), phi.name, phi.hash, images.name, images.data_licence == "generated", images.patients,
+        miss, pair_miss, confidence, needed, tuple(left_out),
     )  # fmt: skip
 
 
@@ -213,7 +220,9 @@ def _shares(refused: np.ndarray, patient: np.ndarray, seed: int) -> list[Estimat
     counts = resample(len(people), seed=seed, replicates=1000)
     hits = np.stack([np.bincount(unit, row, minlength=len(people)) for row in refused])
     replicated = (counts @ hits.T) / (counts @ size)[:, None]
-    return [percentile_interval(float(row.mean()), r, len(people)) for row, r in zip(refused, replicated.T, strict=True)]
+    shares = [percentile_interval(float(row.mean()), r, len(people)) for row, r in zip(refused, replicated.T, strict=True)]
+    # where all agree, resamples do too, and would say that nobody could ever be found who does not
+    return [e if 0 < e.value < 1 else clopper_pearson(round(e.value * e.n), e.n) for e in shares]
 
 
 def scan_distances(features: np.ndarray, patient: np.ndarray, gallery: np.ndarray, private_patient: np.ndarray) -> np.ndarray:

@@ -139,11 +139,11 @@ def _without_copies(verdicts: Verdicts, copies: np.ndarray) -> Verdicts:
     return replace(verdicts, accepted=verdicts.accepted & ~copies, reason=reason)
 
 
-def comparable(candidates: Loaded, private: Loaded) -> None:
+def comparable(candidates: Loaded, private: Loaded, files: str = "candidates") -> None:
     """ValueError naming the first thing in which two sets differ that must agree, or the one that is empty."""
-    for images, files in ((private.images, "private set"), (candidates.images, "candidates")):
+    for images, part in ((private.images, "private set"), (candidates.images, files)):
         if not len(images):
-            raise ValueError(f"{files} {images.name}: holds no usable images; expected at least one")
+            raise ValueError(f"{part} {images.name}: holds no usable images; expected at least one")
     mine, its = candidates.images, private.images
     pairs = {
         "shape": (mine.images.shape[1:], its.images.shape[1:], "resample or crop one of them"),
@@ -158,9 +158,7 @@ def comparable(candidates: Loaded, private: Loaded) -> None:
         if what == "spacing" and left and right:
             same = np.allclose(left, right, rtol=1e-4, atol=0)
         if not same:
-            raise ValueError(
-                f"{what} of the candidates ({mine.name}) is {left}, of the private set ({its.name}) {right}; {action}"
-            )
+            raise ValueError(f"{what} of the {files} ({mine.name}) is {left}, of the private set ({its.name}) {right}; {action}")
 
 
 def _loaded(images: ImageSet | Loaded) -> Loaded:

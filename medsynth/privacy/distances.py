@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medsynth.data.thorax import MODALITIES
 from medsynth.data.transforms import GALLERY_HASH
 from medsynth.imageset import ImageSet
 from medsynth.models.encoder import SIDE, SMOOTHING, EncoderNet
@@ -20,6 +21,7 @@ from medsynth.models.extractor import resize
 from medsynth.models.shipped import load_card, shipped_autoencoder, weights_folder
 
 MAPS = ("encoder", "encoder_3d", "pixels", "autoencoder", "untrained_vgg")
+PHANTOM = "phantom-"  # how names of sets begin that nobody was scanned for
 BATCH = 64  # always, with zero images in the gaps: libraries choose their arithmetic by the size of a batch
 
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -90,9 +92,10 @@ def feature_map(name: str, *, folder: Path | None = None, device: str = "cpu") -
 def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path | None = None) -> Threshold | None:
     """The threshold that comes with a map of MAPS for images of 2 or 3 dimensions, or None where there is none.
 
-    modality: "xray", "ct", "mr" or "pet", whose threshold was found on such images, or one set of images that it was found on,
-    such as "phantom-xray"; it may be left out where there is but one. Raises ValueError for a modality without a threshold, or
-    if it was found for other weights, or other transformed copies, than those that are installed.
+    modality: "xray", "ct", "mr" or "pet" for images of people, or "phantom-xray" and so on. Scans of a modality that no real
+    images were to be had of get the largest threshold that was found on real ones, and their sentence says so: that of
+    phantoms let a tenth of shifted copies of real CT pass. Raises ValueError where no threshold was found on anything like
+    them, or where it was found for other weights, or other transformed copies, than those that are installed.
     """
     file = (folder or weights_folder()) / "thresholds.json"
     entry = json.loads(file.read_text()).get(f"{name} {spatial_dims}d") if file.exists() else None
@@ -108,16 +111,20 @@ def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path
             f"{file.name}: tau of {name!r} was found for other transformed copies (gallery {entry['gallery']}, not "
             f"{GALLERY_HASH}); give --tau, or find it again with `python -m medsynth.pretrain.thresholds`"
         )
-    known, sets = ({k: Threshold(float(t["tau"]), t["how"]) for k, t in entry[by].items()} for by in ("by_modality", "by_set"))
+    sets = {key: Threshold(float(t["tau"]), t["how"]) for key, t in entry["sets"].items()}
     if modality in sets:
         return sets[modality]
-    if not modality and len(known) == 1:
-        (modality,) = known
-    if modality not in known:
-        # the largest of all would hold for each, but refuses everybody where modalities differ much
-        found = f"{modality!r} has none" if modality else "none was named"
-        raise ValueError(f"{name!r} in {spatial_dims}D has a threshold for each modality; {found}: expected {' or '.join(known)}")
-    return known[modality]
+    real = {key: t["modality"] for key, t in entry["sets"].items() if not key.startswith(PHANTOM)}
+    if modality not in MODALITIES or not real:
+        named = [m for m in MODALITIES if real] + [key for key in sets if key.startswith(PHANTOM)]
+        found = f"none for {modality!r}" if modality else "one for each modality"
+        raise ValueError(f"{name!r} in {spatial_dims}D: thresholds that ship: {found}; expected {' or '.join(named)}")
+    key = max((k for k in real if real[k] == modality), default=None, key=lambda k: sets[k].tau)
+    if key is not None:
+        return sets[key]
+    key = max(real, key=lambda k: sets[k].tau)
+    taken = f"; taken for {modality}, of which no real images were at hand: what it lets pass there is not known"
+    return Threshold(sets[key].tau, sets[key].how + taken)
 
 
 def identity_map(name: str = "encoder", *, folder: Path | None = None, device: str = "cpu") -> NetworkMap:
