@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -125,13 +126,20 @@ def gate(
 ) -> None:
     """Release the candidates that keep their distance from every private image, with a certificate."""
     from medsynth.data.folder import Values, load
-    from medsynth.privacy.certify import certify
+    from medsynth.privacy.certify import certify, free_place
     from medsynth.privacy.distances import feature_map
     from medsynth.privacy.ledger import Ledger
     from medsynth.runs import cache_folder
 
     if values and window:
         raise ValueError("--range and --window exclude each other: values outside are an error, or they are clipped")
+    given = [path for path in (candidates, private, others) if path is not None]
+    if (values or unit != "1") and not any(path.is_dir() for path in given if path.exists()):
+        raise ValueError("--range and --unit say what plain files hold; an .npz file says it itself")
+    # before anything is read: what can be known to fail takes no time and leaves no line in a ledger
+    free_place(out)
+    for folder in (path for path in given if path.is_dir() and out.resolve().is_relative_to(path.resolve())):
+        raise ValueError(f"{out}: lies in {folder}, whose images it would mix with; choose a place outside")
     meaning = Values(values or window, unit, clip=window is not None)
     ours = load(private, role="private", patients=patients, values=meaning)
     theirs = load(candidates, values=meaning, whole=False)
@@ -169,7 +177,8 @@ def verify(
 
     if patients and not private:
         raise ValueError("--patients belongs to a private folder; give --private too")
-    ledger = Ledger(cache_folder() / "ledger" / private.resolve().stem) if private else None
+    # of a set that is not there no ledger is made
+    ledger = Ledger(cache_folder() / "ledger" / private.resolve().stem) if private and private.exists() else None
     try:
         _say(check_release(folder, private=private, patients=patients, public_key=public_key, ledger=ledger))
     except VerificationError as error:
@@ -185,7 +194,10 @@ def _chosen(phi: str, key: str, spatial_dims: int, modality: str, tau: float | N
         if not 0 < tau < math.inf:
             raise ValueError(f"tau is {tau}; expected a positive, finite distance")
         return Threshold(tau, "given by the operator, not calibrated")
-    ships = calibrated(key, spatial_dims, modality=modality)
+    try:
+        ships = calibrated(key, spatial_dims, modality=modality.lower())
+    except ValueError as error:
+        raise ValueError(f"{error}; name one with --modality, or give --others or --tau") from error
     if ships is None:
         raise ValueError(f"--phi {phi}: no threshold ships for images of {spatial_dims} dimensions; give --others or --tau")
     return ships
@@ -228,6 +240,10 @@ def _minutes(seconds: float) -> str:
 
 def main() -> None:
     """Entry point: an error of ours is one line and exit code 2 (1 for a failed chapter); `--debug` shows its traceback."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # unwinds, so that no half-made release and no private features stay behind; nohup has it ignored, and so it stays
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except (ChapterError, ValueError, OSError) as error:

@@ -97,7 +97,10 @@ def test_what_is_far_is_released(made, mixed, private):
     difference = np.abs(found.images[:, None] - mixed.images.images[None, :5]).max(axis=(2, 3, 4))
     assert sorted(difference.argmin(1).tolist()) == [0, 1, 2, 3, 4] and difference.min(1).max() <= 0.5 / 65535 + 1e-7
     line = check(made.folder, private=Loaded(private))
-    assert line == ("verified: 7 files and the certificate, the feature map 'pixels for tests', the private set and 5 distances")
+    assert line == (
+        "verified: 7 files and the certificate, the feature map 'pixels for tests', no signature, so whoever passed it "
+        "on could have written it, the private set and 5 distances"
+    )
     assert check(made.folder) == check(made.folder / "release")
 
 
@@ -127,7 +130,8 @@ def test_the_certificate_holds_no_private_output(made):
         assert text in statement
     # neither the number of candidates (11), of refused ones (6), nor of private images or patients (6, 3) is told
     told = {int(n) for n in re.findall(r"(?<![\d.\w])\d+(?![\d.\w])", statement)}
-    assert told <= {5, 2}
+    # (images are looked at with 64 x 64 pixels)
+    assert told <= {5, 2, 64}
 
 
 def test_the_audit_is_for_the_owner_alone(made, mixed, private):
@@ -413,18 +417,31 @@ def test_swapped_files_and_links(copy):
         check(copy)
 
 
-def rewrite(folder: Path, **changes: object) -> None:
-    """A forged certificate: consistent in itself."""
+def rewrite(folder: Path, *, plain: bool = False, **changes: object) -> None:
+    """A forged certificate: consistent in itself. plain: and with what is said in plain words."""
     path = folder / "release" / "certificate.json"
-    path.write_bytes(replace(read_certificate(path.read_bytes()), **changes).to_bytes())
+    forged = replace(read_certificate(path.read_bytes()), **changes)
+    if plain:
+        told = folder / "release" / "README.txt"
+        told.write_text(readme(forged))
+        entry = FileEntry(told.name, told.stat().st_size, file_hash(told))
+        forged = replace(forged, files=tuple(entry if f.name == entry.name else f for f in forged.files))
+    path.write_bytes(forged.to_bytes())
 
 
 def test_consistent_forgeries(copy, made, private):
     old = made.certificate
     rewrite(copy, tau=replace(old.tau, value=2.0))
-    check(copy)  # without a signature or the audit nobody can tell
+    with pytest.raises(VerificationError, match=r"^README\.txt: is not what certificate\.json says in plain words"):
+        check(copy)
+    for nothing in ({"tau": replace(old.tau, value=-1.0)}, {"tau": replace(old.tau, value=0.0)}, {"transformations": ()}):
+        with pytest.raises(ValueError, match="that guarantees nothing"):
+            read_certificate(replace(old, **nothing).to_bytes())
+    rewrite(copy, plain=True, tau=replace(old.tau, value=2.0))
+    assert "no signature" in check(copy)  # without one, or the audit, nobody can tell
     with pytest.raises(VerificationError, match=r"^certificate\.json: is not the one that the audit belongs to"):
         check(copy, private=Loaded(private))
+    rewrite(copy, plain=True, tau=old.tau)
     rewrite(copy, released=4)
     with pytest.raises(VerificationError, match=r"^images: 5 are there; the certificate says 4"):
         check(copy)
@@ -541,6 +558,8 @@ def test_an_audit_that_does_not_fit(copy, private, change, message):
 def test_where_there_is_nothing_to_verify(tmp_path, copy, private):
     with pytest.raises(FileNotFoundError, match=r"no release; expected a folder with certificate.json"):
         check(tmp_path / "gone")
+    assert "5 distances" in check(copy / "release", private=Loaded(private))
+    shutil.rmtree(copy / "audit")
     with pytest.raises(FileNotFoundError, match="no audit beside the release; distances can only be checked by whoever holds it"):
         check(copy / "release", private=Loaded(private))
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +89,7 @@ def test_a_folder_of_png_files(call, sets, cache):
     (entry,) = Ledger(cache / "ledger" / "ward").entries()
     assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("gate", "ward", 2, "none")
     line = "verified: 5 files and the certificate, the feature map 'pixels for tests'"
+    line += ", no signature, so whoever passed it on could have written it"
     assert call("verify", "out") == (0, f"{line}\n", "")
     assert call("verify", "out", "--private", private) == (0, f"{line}, the private set and 3 distances\n", "")
     assert [e.stage for e in Ledger(cache / "ledger" / "ward").entries()] == ["gate", "verify"]
@@ -206,6 +210,7 @@ def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
     assert "one image each of 20 other patients" in said and "at most 20.00% of any one attack and 50.00% of any one pair" in said
     threshold, verdicts = Ledger(cache / "ledger" / "ward").entries()[-2:]
     assert (threshold.reads, threshold.output, verdicts.stage) == ("others", "threshold", "gate")
+    base = (*base[:4], "--out", "another", *base[6:])
     for other in (("--tau", 0.2), ("--modality", "ct")):
         assert "--others, --modality and --tau exclude each other" in call(*base, *other)[2]
     assert "shape of the --others" in call(*base[:-1], pngs(Path("large"), 3, side=12))[2]
@@ -236,3 +241,47 @@ def test_thresholds_that_ship(shape, modality, said, make_set, tmp_path, monkeyp
     # noise is nobody: both are released, and their certificate says whose threshold it was
     assert (end.value.code or 0) == (0 if done.exists() else 2)
     assert said in (" ".join(done.read_text().split()) if done.exists() else told)
+
+
+def test_what_can_fail_at_once_leaves_no_line_in_the_ledger(call, sets, cache):
+    candidates, private = sets
+    Path("taken").mkdir()
+    (Path("taken") / "file").write_text("")
+    base = ("gate", candidates, "--private", private, "--tau", 0.2)
+    for out, said in (
+        ("taken", "is there already"),
+        (private / "out", f"lies in {private}"),
+        (candidates / "out", "choose a place"),
+    ):
+        code, _, err = call(*base, "--out", out)
+        assert code == 2 and said in err
+    assert call("verify", "nowhere", "--private", "nobody")[0] == 2
+    assert not (cache / "ledger").exists()
+
+
+def test_options_for_plain_files_are_not_taken_for_others(call, make_set):
+    for name in ("drawn", "ward"):
+        make_set(3, (1, 8, 8), seed=len(name)).save(f"{name}.npz")
+    code, _, err = call("gate", "drawn.npz", "--private", "ward.npz", "--out", "out", "--tau", 0.1, "--range", 5, 9)
+    assert (code, err) == (2, "error: --range and --unit say what plain files hold; an .npz file says it itself\n")
+
+
+def test_a_stopped_gate_leaves_nothing(tmp_path, make_set, cache):
+    for name, n in (("drawn", 4), ("ward", 4)):
+        make_set(n, (1, 64, 64), seed=n).save(f"{tmp_path}/{name}.npz")
+    script = (
+        "import os, signal, sys\n"
+        "from medsynth import cli\n"
+        "from medsynth.privacy import certify\n"
+        "certify.same_files = lambda *a: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.argv = 'medsynth gate drawn.npz --private ward.npz --out out --phi pixels --tau 0.01'.split()\n"
+        "cli.main()\n"
+    )
+    (tmp_path / "temporary").mkdir()
+    place = {"MEDSYNTH_CACHE": str(cache), "TMPDIR": str(tmp_path / "temporary"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, **place}, capture_output=True, text=True
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir() if p != cache) == ["drawn.npz", "temporary", "ward.npz"]
+    assert not list((tmp_path / "temporary").iterdir())

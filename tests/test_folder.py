@@ -41,7 +41,7 @@ def grey(folder: Path, n: int = 3, depth: type = np.uint8, side: int = 6) -> np.
 def test_png_folders(tmp_path, depth, files):
     codes = grey(tmp_path, depth=depth)
     for clutter in (".DS_Store", "._scan8.png"):
-        (tmp_path / clutter).write_bytes(b"x")
+        (tmp_path / clutter).write_bytes(b"\x00\x05\x16\x07 notes of an operating system")
     found = load(tmp_path)
     s = found.images
     np.testing.assert_array_equal(s.images[:, 0], codes)
@@ -546,3 +546,33 @@ def test_pixels_that_do_not_unpack_are_damage(tmp_path):
     (tmp_path / "a.png").write_bytes(content[:at] + chunk + zlib.crc32(chunk).to_bytes(4) + content[at + length + 8 :])
     with pytest.raises(UnreadableError, match=r"a\.png: cannot be read \("):
         read(tmp_path / "a.png")
+
+
+def test_no_image_hides(tmp_path):
+    grey(tmp_path)
+    image = next(p for p in sorted(tmp_path.iterdir()))
+    number = len(load(tmp_path).images)
+    (tmp_path / "._other.png").write_bytes(image.read_bytes())
+    (tmp_path / ".third.png").write_bytes(image.read_bytes())
+    assert len(load(tmp_path).images) == number + 2
+    (tmp_path / ".old").mkdir()
+    with pytest.raises(ValueError, match=r"\.old: a folder; expected nothing but .* because what is not read is not compared"):
+        load(tmp_path)
+
+
+def test_every_row_of_a_private_file_counts(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
+    path = tmp_path / "ward.npz"
+    role = np.array(["public", "private", "private", "eval"])
+    np.savez(path, image=images, patient=np.arange(4), role=role)
+    with pytest.raises(ValueError, match=r"ward\.npz: holds rows of role 'eval', 'public', which would not be compared with"):
+        load(path)
+    np.savez(path, image=images, patient=np.arange(4), role=np.full(4, "private"))
+    assert len(load(path).images) == 4
+    # drawn images are nobody's, whatever their file says of them
+    drawn = images / np.float32(255)
+    drawn[2, 0, 0] = np.nan
+    np.savez(path, image=drawn, role=role)
+    found = load(path, whole=False)
+    assert (len(found.images), found.refused) == (3, {"row 2": "not finite"})
+    np.testing.assert_array_equal(found.images.images[:, 0], drawn[[0, 1, 3]])

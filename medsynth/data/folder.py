@@ -15,11 +15,12 @@ import pandas as pd
 
 from medsynth.config import parse
 from medsynth.data.imagefile import PNG, SUFFIXES, Encoding, NotFiniteError, Picture, UnreadableError, kind_of, read
-from medsynth.data.npz import CT_WINDOW, load_npz
+from medsynth.data.npz import CT_WINDOW, load_all, load_npz, load_unowned
 from medsynth.imageset import ImageSet
 
 MANIFEST, IMAGES = "manifest.json", "images"
 _FORMAT = "medsynth.release/1"
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ def load(
     path: str | Path, *, role: str = "private", patients: str | Path | None = None, values: Values | None = None,
     whole: bool = True,
 ) -> Loaded:  # fmt: skip
-    """The images of an `.npz` file (see `load_npz`), of a plain folder or of a released folder.
+    """The images of an `.npz` file (see `load_npz`), of a plain folder or of a released folder; of a private set, all of them.
 
     A plain folder holds PNG (8 or 16 bit grey) or NIfTI files of one shape, and nothing else; names are sorted naturally. They go
     into the column "file", and `patients`, a CSV with the columns file and patient, into "patient_id"; without it every file is a
-    patient. whole: a file that cannot be read or holds NaN is an error; else it is listed in `refused`.
+    patient. whole: a file that cannot be read or holds NaN is an error; else it is listed in `refused`, and images are nobody's.
     Raises ValueError naming the first file that does not fit, FileNotFoundError where there is nothing.
     """
     path, values = Path(path), values or Values()
@@ -76,7 +77,12 @@ def load(
             return _load_release(path, role=role, whole=whole)
         if (path / "release" / MANIFEST).exists():
             raise ValueError(f"{path}: holds a release and its audit; give {path / 'release'}")
-        return _load_plain(path, role=role, patients=None if patients is None else Path(patients), values=values, whole=whole)
+        people = None if patients is None else Path(patients)
+        try:
+            return _load_plain(path, role=role, patients=people, values=values, whole=whole)
+        except ValueError as error:
+            # both sets tend to have a file of the name that an error is about
+            raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; expected an .npz file, or a folder of PNG or NIfTI files")
     if path.suffix != ".npz":
@@ -84,7 +90,12 @@ def load(
     if patients is not None:
         raise ValueError(f"{path.name}: an .npz file has patient numbers of its own; leave out {Path(patients).name}")
     window = values.range if values.clip and values.range else CT_WINDOW
-    return Loaded(load_npz(path, role=role, window=window), values=values)
+    if not whole:
+        images, lost = load_unowned(path, window=window)
+        return Loaded(images, {f"row {i}": NotFiniteError.reason for i in lost}, values=values)
+    # what is not read is not compared
+    images = load_all(path, window=window) if role == "private" else load_npz(path, role=role, window=window)
+    return Loaded(images, values=values)
 
 
 def write_manifest(folder: Path, encoding: Encoding) -> None:
@@ -275,9 +286,10 @@ def _files(path: Path, besides: Path | None = None) -> list[str]:
         if kind_of(path / name) is None or not (path / name).is_file():
             dicom = name.lower().endswith((".dcm", ".dicom", ".ima"))
             found = "a folder" if (path / name).is_dir() else "DICOM, which is not read yet" if dicom else "no image file"
+            advice = "; if it says who the patients are, give it as --patients" if name.lower().endswith(".csv") else ""
             raise ValueError(
                 f"{path / name}: {found}; expected nothing but {', '.join(SUFFIXES)} files, "
-                "because what is not read is not compared"
+                f"because what is not read is not compared{advice}"
             )
     if not names:
         raise ValueError(f"{path}: holds no images; expected {', '.join(SUFFIXES)} files")
@@ -285,8 +297,12 @@ def _files(path: Path, besides: Path | None = None) -> list[str]:
 
 
 def _is_clutter(path: Path) -> bool:
-    """Hidden files of an operating system; a hidden image is an image."""
-    return path.name.startswith("._") or (path.name.startswith(".") and kind_of(path) is None)
+    """Hidden files of an operating system; a hidden image is an image, and a hidden folder may hold some."""
+    if not path.name.startswith(".") or not path.is_file():
+        return False
+    # macOS puts notes beside files on foreign disks, under names that look like images
+    with open(path, "rb") as f:
+        return kind_of(path) is None or (path.name.startswith("._") and f.read(4) == _APPLE_DOUBLE)
 
 
 def _stack(rows: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

@@ -111,8 +111,9 @@ def _checksum(content: bytes, at: int) -> int:
 
 
 def _read_nifti(path: Path) -> Picture:
+    # a file that may not be opened is no damaged one
+    content = path.read_bytes()
     try:
-        content = path.read_bytes()
         if path.name.lower().endswith(".gz"):
             # at once, and not as far as there are pixels: the checksum comes last
             content = gzip.decompress(content)

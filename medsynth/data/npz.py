@@ -44,24 +44,76 @@ def load_npz(path: str | Path, *, role: str = "private", window: tuple[float, fl
     become columns. A file nobody has described is private. Raises ValueError where the file or the asked role does not fit.
     """
     path = Path(path)
+    if role not in ROLES:
+        raise ValueError(f"{path.name}: role {role!r}; expected one of {ROLES}")
+    found = _read(path)
+    if isinstance(found, ImageSet):
+        return _with_role(found, role)
+    if "patient" not in found:
+        raise ValueError(f"{path.name}: arrays {sorted(found)}; expected 'image' or 'volume', and 'patient'")
+    return _image_set(path, found, role, window)
+
+
+def load_all(path: str | Path, *, window: tuple[float, float] = CT_WINDOW) -> ImageSet:
+    """As `load_npz` for a private set of which no row may be missed. Raises ValueError where rows play other roles, too."""
+    path = Path(path)
+    found = _read(path)
+    if isinstance(found, dict) and "role" in found and (others := set(np.ravel(found["role"]).tolist()) - {"private"}):
+        raise ValueError(
+            f"{path.name}: holds rows of role {', '.join(map(repr, sorted(others)))}, which would not be compared with; "
+            "save the private rows to a file of their own"
+        )
+    return load_npz(path, role="private", window=window)
+
+
+def load_unowned(path: str | Path, *, window: tuple[float, float] = CT_WINDOW) -> tuple[ImageSet, list[int]]:
+    """(finite images, rows of the others) of a file as for `load_npz` whose images are of no patient: drawn ones, say.
+
+    `patient` is not needed, and `role` picks no rows.
+    """
+    path = Path(path)
+    found = _read(path)
+    if isinstance(found, ImageSet):
+        finite = np.isfinite(found.images).reshape(len(found), -1).all(1)
+        return found.select(np.flatnonzero(finite)).with_role("private"), np.flatnonzero(~finite).tolist()
+    arrays = {k: v for k, v in found.items() if k != "role"}
+    key = _key(path, arrays)
+    n = len(arrays[key])
+    finite = np.isfinite(arrays[key]).reshape(n, -1).all(1) if n else np.zeros(0, dtype=bool)
+    if finite.any():
+        arrays = {k: v[finite] if v.ndim and len(v) == n else v for k, v in arrays.items()}
+    arrays.setdefault("patient", np.arange(len(arrays[key])))
+    return _image_set(path, arrays, "private", window), np.flatnonzero(~finite).tolist()
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | ImageSet:
+    """The arrays of a file, or the set that ImageSet.save wrote into it."""
     if not path.exists():
         close = get_close_matches(path.name, [p.name for p in path.parent.glob("*.npz")] if path.parent.is_dir() else [], n=1)
         raise FileNotFoundError(f"{path}: no such file" + (f"; did you mean {close[0]!r}?" if close else ""))
-    if role not in ROLES:
-        raise ValueError(f"{path.name}: role {role!r}; expected one of {ROLES}")
     broken = f"{path.name}: no intact .npz file of plain arrays; copy it again, or write it with numpy.savez"
     if not zipfile.is_zipfile(path):
         raise ValueError(broken)
     try:
         with np.load(path, allow_pickle=False) as f:
             arrays = {} if "meta" in f.files else {key: f[key] for key in f.files}
-        if not arrays:
-            return _with_role(ImageSet.load(path), role)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        found = arrays or ImageSet.load(path)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{broken} ({error})") from error
+    if isinstance(found, dict) and not all(isinstance(v, np.ndarray) for v in found.values()):
+        raise ValueError(broken)
+    return found
+
+
+def _key(path: Path, arrays: dict[str, np.ndarray]) -> str:
     key = next((k for k in ("image", "volume") if k in arrays), None)
-    if key is None or "patient" not in arrays:
+    if key is None:
         raise ValueError(f"{path.name}: arrays {sorted(arrays)}; expected 'image' or 'volume', and 'patient'")
+    return key
+
+
+def _image_set(path: Path, arrays: dict[str, np.ndarray], role: str, window: tuple[float, float]) -> ImageSet:
+    key = _key(path, arrays)
     axes = ("n", "h", "w") if key == "image" else ("n", "d", "h", "w")
     if arrays[key].ndim != len(axes):
         raise ValueError(f"{path.name}: {key} has shape {arrays[key].shape}; expected ({', '.join(axes)}), one channel")

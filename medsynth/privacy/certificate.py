@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 import textwrap
 from dataclasses import asdict, dataclass, fields
 
@@ -103,6 +104,10 @@ def read_certificate(content: bytes) -> Certificate:
     certificate = parse(Certificate, body, "certificate")
     if certificate.to_bytes() != content:
         raise ValueError("its digest does not fit its content: it was changed or damaged")
+    if not 0 < certificate.tau.value < math.inf or not certificate.transformations:
+        raise ValueError(
+            f"tau is {certificate.tau.value}, with {len(certificate.transformations)} versions; that guarantees nothing"
+        )
     for field in fields(Certificate):
         if field.name in _FIXED and getattr(certificate, field.name) != field.default:
             raise ValueError(f"its {field.name} is not that of {FORMAT!r}: {getattr(certificate, field.name)!r}")
@@ -139,7 +144,9 @@ What is guaranteed
 
 What is not guaranteed
 {statement}
-  Distance is what this one feature map sees: an image can be far in it and still show what somebody recognises.
+  Distance is what this one feature map sees: an image can be far in it and still show what somebody recognises. The maps that
+  come with medsynth look at 64 x 64 pixels, whatever the size of the image.
+  Another scan of the same patient is not a copy, and may pass.
   A threshold lets a share of altered copies pass; how tau was chosen says what share was aimed at.
   Nothing is said about what the images reveal on average, such as how frequent a disease is in the private set.
   Nobody looked for names or numbers that are part of the picture.

@@ -45,6 +45,7 @@ from medsynth.runs import file_hash, package_versions
 if TYPE_CHECKING:
     from medsynth.privacy.distances import FeatureMap
 
+SMALLEST = 4  # pixels a side; of less, no copy can be shifted or turned
 _EPOCH = 315532800  # 1980-01-01, the earliest time that archives can hold: times of files tell nothing
 
 
@@ -81,7 +82,10 @@ def certify(
     comparable(candidates, private)
     encoding = Encoding.for_images(candidates.images, candidates.files, candidates.orientation)
     signer = None if sign is None else load_private_key(Path(sign))
-    temporary = _beside(out)
+    free_place(out)
+    # absolute, because "." has no name
+    temporary = out.absolute().with_name(f".{out.absolute().name}.{secrets.token_hex(8)}")
+    temporary.mkdir()
     try:
         release, audit, staged = (temporary / name for name in ("release", "audit", "staged"))
         (release / IMAGES).mkdir(parents=True)
@@ -145,6 +149,8 @@ def comparable(candidates: Loaded, private: Loaded, files: str = "candidates") -
         if not len(images):
             raise ValueError(f"{part} {images.name}: holds no usable images; expected at least one")
     mine, its = candidates.images, private.images
+    if min(its.spatial[-2:]) < SMALLEST:
+        raise ValueError(f"private set {its.name}: images of {its.spatial} pixels; expected at least {SMALLEST} a side")
     pairs = {
         "shape": (mine.images.shape[1:], its.images.shape[1:], "resample or crop one of them"),
         "unit": (mine.unit, its.unit, "convert one of them, or say what plain files hold with --unit"),
@@ -165,15 +171,12 @@ def _loaded(images: ImageSet | Loaded) -> Loaded:
     return images if isinstance(images, Loaded) else Loaded(images)
 
 
-def _beside(out: Path) -> Path:
-    """A new folder on the same disk as `out`; ValueError if something is there already."""
+def free_place(out: Path) -> None:
+    """FileNotFoundError where a folder for `out` is missing, FileExistsError if something is there already."""
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out}: its folder {out.parent} does not exist; make it first")
     if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(f"{out}: is there already and not an empty folder; choose another name or remove it")
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}")
-    temporary.mkdir()
-    return temporary
 
 
 def _written(images: ImageSet, encoding: Encoding, order: list[int], staged: Path) -> ImageSet:

@@ -20,10 +20,12 @@ from medsynth.privacy.certificate import (
     CANDIDATES,
     CERTIFICATE,
     KEY,
+    README,
     SIGNATURE,
     Certificate,
     commitment,
     read_certificate,
+    readme,
 )
 from medsynth.privacy.certify import comparable, same_files
 from medsynth.privacy.gate import Gate
@@ -64,6 +66,9 @@ def verify(
     signer = _signature(release, certificate, content, expected_key)
     _files(release, certificate)
     images = _images(release, certificate)
+    # people read this file and not the other
+    if (release / README).read_bytes() != readme(certificate).encode():
+        raise VerificationError(f"{README}: is not what {CERTIFICATE} says in plain words")
     if maps is None:
         from medsynth.privacy.distances import feature_map as maps
     phi = _feature_map(certificate, maps)
@@ -86,9 +91,14 @@ def verify(
 
 def _locate(folder: Path) -> tuple[Path, Path | None]:
     if (folder / "release").is_dir():
-        return folder / "release", folder / "audit" if (folder / "audit").is_dir() else None
-    if (folder / CERTIFICATE).exists() or (folder / IMAGES).is_dir():
-        return folder, None
+        release = folder / "release"
+    elif (folder / CERTIFICATE).exists() or (folder / IMAGES).is_dir():
+        release = folder
+    else:
+        release = None
+    if release is not None:
+        audit = release.resolve().parent / "audit"
+        return release, audit if audit.is_dir() else None
     raise FileNotFoundError(f"{folder}: no release; expected a folder with {CERTIFICATE}, or one with the folder release")
 
 
@@ -106,7 +116,7 @@ def _signature(release: Path, certificate: Certificate, content: bytes, expected
     if public is None:
         if expected is not None:
             raise VerificationError(f"{CERTIFICATE}: is not signed; a signature was asked for")
-        return []
+        return ["no signature, so whoever passed it on could have written it"]
     _regular(release, SIGNATURE)
     if not is_signature((release / SIGNATURE).read_bytes(), content, public):
         raise VerificationError(f"{SIGNATURE}: is no signature of {CERTIFICATE} by the key it names, {public[:16]}…")
@@ -181,6 +191,8 @@ def _audit(audit: Path, content: bytes) -> tuple[bytes, dict[str, float]]:
         key = bytes.fromhex((audit / KEY).read_text(encoding="ascii"))
         with open(audit / CANDIDATES, newline="", encoding="utf-8") as f:
             recorded = {row["released"]: float(row["distance"]) for row in csv.DictReader(f) if row["released"]}
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise VerificationError(f"audit: {KEY} or {CANDIDATES} is missing or damaged ({error})") from error
     return key, recorded
@@ -197,6 +209,8 @@ def _values(audit: Path) -> Values:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         body = json.loads(path.read_bytes())
+    except PermissionError:
+        raise
     except (OSError, ValueError) as error:
         raise VerificationError(f"audit: {path.name} is missing or damaged ({error})") from error
     if not isinstance(body, dict):
