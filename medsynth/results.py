@@ -194,7 +194,10 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": package_versions(),
         "commit": commit,
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+        # results that were just written are no change to what wrote them
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)results"))
+        if commit
+        else None,
         "device": _device(),
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }

@@ -1,5 +1,6 @@
 import json
 import math
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -172,3 +173,21 @@ def test_side_by_side_keeps_lines_that_lack_an_entry():
     )  # fmt: skip
     table = side_by_side(shown)
     assert len(table) == 2 and {"published", "this run"} <= set(table.columns)
+
+
+def test_new_results_are_no_local_change(tmp_path, monkeypatch):
+    def git(*arguments: str) -> None:
+        named = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", "-C", str(tmp_path), *named, *arguments], check=True, capture_output=True)
+
+    for name in ("medsynth/results.py", "results/published/a.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "medsynth" / "results.py"))
+    (tmp_path / "results/published/a.csv").write_text("new")
+    assert results.provenance()["dirty"] is False
+    (tmp_path / "medsynth/results.py").write_text("new")
+    assert results.provenance()["dirty"] is True
