@@ -720,3 +720,9 @@ def test_planted_bugs_are_found(bug, tmp_path, make_set, private, mixed, monkeyp
         have["made"] = make(tmp_path / "made", mixed, private)
     with pytest.raises(AssertionError):
         test(**{k: v for k, v in have.items() if k in needs})
+
+
+def test_an_audit_that_others_may_open_is_noticed(copy, private):
+    assert "others may open" not in check(copy, private=Loaded(private))
+    (copy / "audit").chmod(0o755)
+    assert f"but others may open {copy / 'audit'}: chmod 700 it" in check(copy, private=Loaded(private))

@@ -77,6 +77,8 @@ def verify(
         if audit is None:
             raise FileNotFoundError(f"{folder}: no audit beside the release; distances can only be checked by whoever holds it")
         key, recorded = _audit(audit, content)
+        if audit.stat().st_mode & 0o077:
+            done.append(f"but others may open {audit}: chmod 700 it")
         if not isinstance(private, Loaded):
             private = load(private, role="private", patients=patients, values=_values(audit))
         if ledger is not None:
