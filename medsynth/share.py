@@ -178,7 +178,10 @@ def _line(row: Mapping[str, object], cell: Cell) -> str:
     value, low, high, n = (row.get(c) for c in cell.columns)
     interval = (float("nan") if v is None or pd.isna(v) else float(v) for v in (low, high))
     parts = [show_value(float(value), *interval, n if n is None or pd.isna(n) else int(n))]
-    parts += [_plain(row[c]) for c in ("dataset", cell.beside) if isinstance(row.get(c), str) and row[c]]
+    # of several networks, the one of this number
+    trained = "/".join(row[c] for c in ("task", "net") if isinstance(row.get(c), str))
+    named = (row.get("dataset"), trained, row.get(cell.beside))
+    parts += [_plain(text) for text in named if isinstance(text, str) and text]
     # a number says nothing without its name
     beside = row.get(cell.beside)
     if isinstance(beside, float) and not math.isnan(beside):

@@ -63,6 +63,15 @@ def test_a_number_beside_another_has_its_name(places):
     ]
 
 
+def test_of_several_networks_each_has_its_name(places):
+    published, own, write = places
+    write(
+        "results/03_gate", "gate", [auc(extra={"task": "mr-x2", "net": n, "verdict": "equivalent"}) for n in ("edsr", "redcnn")]
+    )
+    lines = re.findall(r"^ *- (\S+ \[.*)$", share_section(published, own, [cell(beside="verdict")]), re.MULTILINE)
+    assert lines == [f"0.625 [0.5, 0.75] (n = 80), phantom-xray, mr-x2/{n}, equivalent (this run)" for n in ("edsr", "redcnn")]
+
+
 def test_the_worst_of_several_rows_is_named_and_counted(places):
     published, own, write = places
     table = pd.DataFrame({
