@@ -238,6 +238,13 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
+def _plain(error: Exception) -> str:
+    """What an error says; the system's own begin with the file that they are about and end without a number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}; check the name and who may read or write it"
+    return str(error)
+
+
 def main() -> None:
     """Entry point: an error of ours is one line and exit code 2 (1 for a failed chapter); `--debug` shows its traceback."""
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -249,5 +256,5 @@ def main() -> None:
     except (ChapterError, ValueError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {_plain(error)}", file=sys.stderr, flush=True)
         sys.exit(1 if isinstance(error, ChapterError) else 2)

@@ -285,3 +285,10 @@ def test_a_stopped_gate_leaves_nothing(tmp_path, make_set, cache):
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir() if p != cache) == ["drawn.npz", "temporary", "ward.npz"]
     assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_errors_of_the_system_begin_with_the_file(call, sets):
+    base = ("gate", sets[0], "--private", sets[1], "--out", "out", "--tau", 0.2)
+    for option in ("--patients", "--sign"):
+        code, _, err = call(*base, option, "nowhere")
+        assert (code, err) == (2, "error: nowhere: no such file or directory; check the name and who may read or write it\n")
