@@ -115,8 +115,9 @@ def gate(
         Path | None, typer.Option(help="Images of people who are not in --private, a file each: finds the threshold.")
     ] = None,
     miss: Annotated[
-        float, typer.Option(help="Share of copies, altered in any one way, that --others may let pass; 0.01 takes 299 people.")
-    ] = 0.01,
+        float | None,
+        typer.Option(help="Share of copies, altered in any one way, that --others may let pass; default 0.01, for 299 people."),
+    ] = None,
     sign: Annotated[Path | None, typer.Option(help="Ed25519 private key in PEM.")] = None,
     values: Annotated[
         tuple[float, float] | None, typer.Option("--range", help="LOW HIGH of plain files; PNG codes are spread over it.")
@@ -148,8 +149,10 @@ def gate(
     features = feature_map(key)
     if (tau is not None) + bool(modality) + (others is not None) > 1:
         raise ValueError("--others, --modality and --tau exclude each other: a threshold is found, or one that ships, or given")
+    if miss is not None and others is None:
+        raise ValueError("--miss belongs to --others; a threshold that ships, or is given, has its own")
     if others is not None:
-        threshold = _found_on(load(others, role="eval", values=meaning), ours, features, ledger, miss)
+        threshold = _found_on(load(others, role="eval", values=meaning), ours, features, ledger, 0.01 if miss is None else miss)
     else:
         threshold = _chosen(phi, key, len(ours.images.spatial), modality, tau)
     # before, so that no release is without its line

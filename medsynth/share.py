@@ -85,7 +85,7 @@ CELLS = (
         method=GATED, question=QUESTIONS[0], kind="proved", table="gate-attacks", where=_ATTACKS, columns=("tau", "", "", ""),
         pick="lowest", beside="phi",
         says="no released image lies within the gate's distance, in the features of one network at 64 x 64 pixels, of a private "
-        "image or of one of its 90 listed copies",
+        "image or of a copy of it that the certificate lists",
     ),
     Cell(
         method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "attack"} | _ATTACKS,

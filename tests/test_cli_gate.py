@@ -213,6 +213,7 @@ def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
     base = (*base[:4], "--out", "another", *base[6:])
     for other in (("--tau", 0.2), ("--modality", "ct")):
         assert "--others, --modality and --tau exclude each other" in call(*base, *other)[2]
+    assert "--miss belongs to --others" in call(*base[:6], "--miss", 0.1)[2]
     assert "shape of the --others" in call(*base[:-1], pngs(Path("large"), 3, side=12))[2]
     (strangers / "mine.png").write_bytes((private / "scan0.png").read_bytes())
     code, _, err = call(*base[:4], "--out", "again", "--others", strangers, "--miss", "0.2")

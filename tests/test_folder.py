@@ -576,3 +576,4 @@ def test_every_row_of_a_private_file_counts(tmp_path):
     found = load(path, whole=False)
     assert (len(found.images), found.refused) == (3, {"row 2": "not finite"})
     np.testing.assert_array_equal(found.images.images[:, 0], drawn[[0, 1, 3]])
+    assert found.images.attributes["file"].tolist() == ["row 0", "row 1", "row 3"]

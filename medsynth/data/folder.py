@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +92,10 @@ def load(
     window = values.range if values.clip and values.range else CT_WINDOW
     if not whole:
         images, lost = load_unowned(path, window=window)
+        if lost:
+            # the others keep their numbers
+            kept = [f"row {i}" for i in range(len(images) + len(lost)) if i not in set(lost)]
+            images = replace(images, attributes=images.attributes.assign(file=pd.array(kept, dtype="string")))
         return Loaded(images, {f"row {i}": NotFiniteError.reason for i in lost}, values=values)
     # what is not read is not compared
     images = load_all(path, window=window) if role == "private" else load_npz(path, role=role, window=window)
