@@ -276,6 +276,16 @@ def test_patients_by_csv(tmp_path):
     assert s.patients == 2
 
 
+def test_patient_tables_spell_umlauts_as_they_like(tmp_path):
+    one, two = "M\u00fcller.png", "Mu\u0308ller.png"
+    table = tmp_path / "p.csv"
+    table.write_text(f"file,patient\n{one},7\n", encoding="utf-8")
+    assert read_patients(table, [two]) == {two: "7"}
+    # where a folder holds both, each is itself
+    table.write_text(f"file,patient\n{one},7\n{two},8\n", encoding="utf-8")
+    assert read_patients(table, [one, two]) == {one: "7", two: "8"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

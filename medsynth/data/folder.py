@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -194,6 +195,8 @@ def _load_plain(path: Path, *, role: str, patients: Path | None, values: Values,
 def read_patients(path: Path, names: Iterable[str]) -> dict[str, str]:
     """File name -> patient id from a CSV with the columns file and patient; ValueError unless it names every file once."""
     known, people = set(names), {}
+    # a file system may spell an umlaut in two characters where a spreadsheet takes one
+    composed = {unicodedata.normalize("NFC", name): name for name in known}
     try:
         # utf-8-sig: spreadsheets put a mark in front of the first column's name
         reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
@@ -204,6 +207,8 @@ def read_patients(path: Path, names: Iterable[str]) -> dict[str, str]:
         for row in reader:
             file, patient = (str(row[c] or "").strip() for c in ("file", "patient"))
             where = f"{path.name}, line {reader.line_num}"
+            if file not in known:
+                file = composed.get(unicodedata.normalize("NFC", file), file)
             if file not in known:
                 raise ValueError(f"{where}: no file {file!r} in the folder; remove the line or add the file")
             if file in people:
