@@ -15,6 +15,7 @@ from medsynth.runner import ChapterError
 
 if TYPE_CHECKING:
     from medsynth.data.folder import Loaded
+    from medsynth.imageset import ImageSet
     from medsynth.privacy.distances import FeatureMap, Threshold
     from medsynth.privacy.ledger import Ledger
 
@@ -127,9 +128,11 @@ def gate(
 ) -> None:
     """Release the candidates that keep their distance from every private image, with a certificate."""
     from medsynth.data.folder import Values, load
+    from medsynth.privacy.calibration import one_per_patient
     from medsynth.privacy.certify import certify, free_place
     from medsynth.privacy.distances import feature_map
     from medsynth.privacy.ledger import Ledger
+    from medsynth.results import show_value
     from medsynth.runs import cache_folder
 
     if values and window:
@@ -151,17 +154,23 @@ def gate(
         raise ValueError("--others, --modality and --tau exclude each other: a threshold is found, or one that ships, or given")
     if miss is not None and others is None:
         raise ValueError("--miss belongs to --others; a threshold that ships, or is given, has its own")
+    strangers = None
     if others is not None:
-        threshold = _found_on(load(others, role="eval", values=meaning), ours, features, ledger, 0.01 if miss is None else miss)
+        strangers = one_per_patient(_of_other_people(load(others, role="eval", values=meaning), ours, ledger))
+        threshold = _found_on(strangers, features, 0.01 if miss is None else miss)
     else:
         threshold = _chosen(phi, key, len(ours.images.spatial), modality, tau)
     # before, so that no release is without its line
     ledger.use_private(ours.images, stage="gate", output=f"verdicts of the gate, for {out.name}")
-    done = certify(theirs, ours, features, tau=threshold.tau, how=threshold.how, out=out, key=key, sign=sign)
+    chosen = {"tau": threshold.tau, "how": threshold.how, "strangers": strangers}
+    done = certify(theirs, ours, features, **chosen, out=out, key=key, sign=sign)
     total = done.released + sum(done.refused.values())
     reasons = "".join(f", {n} {reason}" for reason, n in sorted(done.refused.items()))
     _say(f"{done.released} of {total} candidates released{reasons}")
     _say(f"compared with {len(ours.images)} images of {ours.images.patients} private patients")
+    if done.strangers:
+        share = show_value(100 * done.strangers.value, 100 * done.strangers.low, 100 * done.strangers.high, done.strangers.n)
+        _say(f"of images of other people it would refuse, in percent: {share}; this too is for the audit only")
     _say(f"{out / 'release'} may be passed on as its README.txt says; {out / 'audit'} is as private as the private set")
 
 
@@ -206,11 +215,9 @@ def _chosen(phi: str, key: str, spatial_dims: int, modality: str, tau: float | N
     return ships
 
 
-def _found_on(others: Loaded, private: Loaded, phi: FeatureMap, ledger: Ledger, miss: float) -> Threshold:
-    """A threshold found on copies of images of people who are not in the private set."""
-    from medsynth.privacy.calibration import calibrate, one_per_patient
+def _of_other_people(others: Loaded, private: Loaded, ledger: Ledger) -> ImageSet:
+    """Images of people who are not in the private set, for a threshold; a line in the ledger."""
     from medsynth.privacy.certify import comparable
-    from medsynth.privacy.distances import Threshold
 
     comparable(others, private, "--others")
     ledger.declare(private.images)
@@ -219,9 +226,16 @@ def _found_on(others: Loaded, private: Loaded, phi: FeatureMap, ledger: Ledger, 
             f"--others: {known} of {len(others.images)} images are in the private set; a threshold found on them would be made "
             "from private images; give those of other people"
         )
-    ledger.measure(others.images, stage="gate", output="threshold")
+    return ledger.measure(others.images, stage="gate", output="threshold")
+
+
+def _found_on(others: ImageSet, phi: FeatureMap, miss: float) -> Threshold:
+    """A threshold found on copies of one image each of other people."""
+    from medsynth.privacy.calibration import calibrate
+    from medsynth.privacy.distances import Threshold
+
     # a pair of alterations is the rarer thing: three times as many may pass, as in the thresholds that ship
-    found = calibrate(phi, one_per_patient(others.images), seed=0, miss=miss, pair_miss=min(3 * miss, 0.5))
+    found = calibrate(phi, others, seed=0, miss=miss, pair_miss=min(3 * miss, 0.5))
     return Threshold(found.tau, found.sentence())
 
 

@@ -156,6 +156,17 @@ def test_the_audit_is_for_the_owner_alone(made, mixed, private):
     assert body["candidates"]["number"] == 11 and body["private"]["patients"] == 3
 
 
+def test_what_a_gate_costs_other_people_stands_in_the_audit_alone(tmp_path, make_set, mixed, private):
+    near = np.clip(private.images[:3] + 0.01, 0, 1)
+    images = np.concatenate([near, make_set(9, (1, SIDE, SIDE), seed=2).images])
+    strangers = make_set(12, images=images, role="eval", name="others", patient=np.arange(12), split=None)
+    made = make(tmp_path / "out", mixed, private, strangers=strangers)
+    assert (made.strangers.value, made.strangers.n) == (0.25, 12) and made.strangers.low < 0.25 < made.strangers.high
+    assert json.loads((made.folder / "audit" / "audit.json").read_text())["strangers"]["refused"] == 0.25
+    assert not any(b"strangers" in p.read_bytes() for p in (made.folder / "release").glob("*.*"))
+    assert make(tmp_path / "again", mixed, private).strangers is None
+
+
 def test_file_names_are_in_no_order_of_the_candidates(tmp_path, make_set, private):
     candidates = make_set(12, (1, SIDE, SIDE), seed=1)
     orders = []

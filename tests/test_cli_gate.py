@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -205,7 +206,9 @@ def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
         "error: 20 patients; expected at least 299 to say with 95% confidence that 1.00% slip through\n"
     )  # fmt: skip
     assert not Path("out").exists()
-    assert call(*base, "--miss", "0.2")[0] == 0
+    code, out, _ = call(*base, "--miss", "0.2")
+    assert (code, json.loads(Path("out/audit/audit.json").read_text())["strangers"]["n"]) == (0, 20)
+    assert "of images of other people it would refuse, in percent: " in out and "(n = 20); this too is for the audit only" in out
     said = " ".join(Path("out/release/README.txt").read_text().split())
     assert "one image each of 20 other patients" in said and "at most 20.00% of any one attack and 50.00% of any one pair" in said
     threshold, verdicts = Ledger(cache / "ledger" / "ward").entries()[-2:]

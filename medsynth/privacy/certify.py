@@ -21,6 +21,7 @@ import numpy as np
 
 from medsynth.data.folder import IMAGES, MANIFEST, Loaded, write_manifest
 from medsynth.data.imagefile import Encoding
+from medsynth.evaluation.statistics import Estimate, clopper_pearson
 from medsynth.imageset import ImageSet
 from medsynth.privacy.certificate import (
     AUDIT,
@@ -50,12 +51,16 @@ _EPOCH = 315532800  # 1980-01-01, the earliest time that archives can hold: time
 
 
 class Release(NamedTuple):
-    """What `certify` made: its folder, images released, and how many candidates were refused for what reason."""
+    """What `certify` made: its folder, images released, and how many candidates were refused for what reason.
+
+    strangers: the share of other people's images that the same gate would refuse, as private as the audit it stands in.
+    """
 
     folder: Path
     released: int
     refused: dict[str, int]
     certificate: Certificate
+    strangers: Estimate | None
 
 
 def certify(
@@ -68,11 +73,13 @@ def certify(
     out: str | Path,
     key: str = "",
     sign: str | Path | None = None,
+    strangers: ImageSet | None = None,
     gate: Callable[..., Gate] = Gate,
 ) -> Release:
     """Write candidates to files, judge the files against a private set, and release those that keep their distance in `out`.
 
     phi: a FeatureMap, `key` its name in the registry; tau, how: the threshold and how it was chosen; sign: an Ed25519 key in PEM;
+    strangers: one image each of people who are not in the private set, to say what share of them the gate would refuse;
     gate: makes the gate from (private, phi, tau). `out` must not exist or be empty, and is not touched unless all succeeds.
     Raises ValueError for sets that cannot be compared, a threshold that is not positive, or when nothing is accepted.
     """
@@ -97,6 +104,7 @@ def certify(
         judged = _written(candidates.images, encoding, order, staged)
         sentry = gate(private.images, phi, tau * (1 + MARGIN))
         verdicts = _without_copies(sentry.judge(judged), same_files(judged, private.images, encoding))
+        price = None if strangers is None else _price(sentry, strangers)
         refused = Counter(verdicts.reason[~verdicts.accepted].tolist()) + Counter(candidates.refused.values())
         names = _release(staged, release / IMAGES, encoding, verdicts.accepted)
         if not names:
@@ -121,7 +129,7 @@ def certify(
             (release / SIGNATURE).write_bytes(signed(content, signer))
         shutil.rmtree(staged)
         rows = _rows(candidates, private, order, names, verdicts)
-        _write_audit(audit, content, key_bytes, candidates, private, refused, rows)
+        _write_audit(audit, content, key_bytes, candidates, private, refused, price, rows)
         for path in (*release.rglob("*"), release):
             os.utime(path, (_EPOCH, _EPOCH))
         os.sync()
@@ -129,13 +137,18 @@ def certify(
         os.rename(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Release(out, len(names), dict(refused), read_certificate(content))
+    return Release(out, len(names), dict(refused), read_certificate(content), price)
 
 
 def same_files(images: ImageSet, private: ImageSet, encoding: Encoding) -> np.ndarray:
     """Which images, bool (n,), have in files the pixels of a private image in such a file; no feature map has a say in this."""
     known = {hashlib.sha256(encoding.codes(image)).digest() for image in private.images[:, 0]}
     return np.array([hashlib.sha256(encoding.codes(image)).digest() in known for image in images.images[:, 0]], dtype=bool)
+
+
+def _price(sentry: Gate, strangers: ImageSet) -> Estimate:
+    """Share of people outside the private set whose image the gate refuses: what its distance costs."""
+    return clopper_pearson(int((~sentry.judge(strangers).accepted).sum()), len(strangers))
 
 
 def _without_copies(verdicts: Verdicts, copies: np.ndarray) -> Verdicts:
@@ -232,6 +245,7 @@ def _write_audit(
     candidates: Loaded,
     private: Loaded,
     refused: Counter[str],
+    price: Estimate | None,
     rows: list[list[object]],
 ) -> None:
     body = {
@@ -243,6 +257,7 @@ def _write_audit(
             "name": private.images.name, "images": len(private.images), "patients": private.images.patients,
             "content_hash": private.images.content_hash, "values": asdict(private.values),
         },
+        "strangers": None if price is None else {"refused": price.value, "low": price.low, "high": price.high, "n": price.n},
     }  # fmt: skip
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
