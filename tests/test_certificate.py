@@ -422,8 +422,8 @@ def test_swapped_files_and_links(copy):
     (images / "000002.png").unlink()
     (copy / "000002.png").rename(images / "000002.png")
     check(copy)
-    images.rename(copy / "images")
-    images.symlink_to(copy / "images")
+    images.rename(copy / "elsewhere")
+    images.symlink_to(copy / "elsewhere")
     with pytest.raises(VerificationError, match=r"^images: is in the release but not in its certificate"):
         check(copy)
 
@@ -731,6 +731,17 @@ def test_planted_bugs_are_found(bug, tmp_path, make_set, private, mixed, monkeyp
         have["made"] = make(tmp_path / "made", mixed, private)
     with pytest.raises(AssertionError):
         test(**{k: v for k, v in have.items() if k in needs})
+
+
+def test_a_release_is_not_taken_for_another_that_lies_in_it(copy):
+    good = copy.parent / "good"
+    shutil.copytree(copy / "release", good)
+    shutil.copytree(copy / "release", good / "release")
+    with pytest.raises(VerificationError, match="release: is in the release but not in its certificate"):
+        check(good)
+    (good / "certificate.json").unlink()
+    with pytest.raises(VerificationError, match=r"certificate\.json: missing"):
+        check(good)
 
 
 def test_an_audit_that_others_may_open_is_noticed(copy, private):

@@ -50,7 +50,7 @@ def test_one_level_interval_is_that_of_student_on_normal_data(n):
         assert found.value == pytest.approx(d.mean()) and found.n == n
         assert (found.low + found.high) / 2 == pytest.approx(d.mean(), abs=0.15 * (expected[1] - expected[0]))
         shortfall.append((found.high - found.low) / (expected[1] - expected[0]))
-    assert np.mean(shortfall) == pytest.approx(1, abs=0.08)
+    assert np.mean(shortfall) == pytest.approx(1, abs=0.04)
 
 
 def test_a_plain_percentile_interval_would_be_too_short():
@@ -72,6 +72,24 @@ def test_intervals_over_patients_and_seeds_cover_as_often_as_they_say():
         hits.append(found.low <= 0 <= found.high)
     # 90 % plus or minus 3.3 standard errors of a share of 120
     assert 0.81 <= np.mean(hits) <= 0.99
+
+
+def test_intervals_hold_where_one_arm_has_seeds_that_differ_and_there_are_three():
+    """A percentile interval is bounded by the seeds that were seen: 83 % instead of 90 %."""
+    hits = []
+    for study in range(400):
+        rng = np.random.default_rng([8, study])
+        patient = rng.normal(0, 1, 30)
+        moody, steady = (patient + rng.normal(0, spread, (3, 1)) + rng.normal(0, 0.05, (3, 30)) for spread in (0.3, 0.01))
+        found = two_level([(1, moody), (-1, steady)], seed=study, replicates=200, level=0.9)
+        hits.append(found.low <= 0 <= found.high)
+    # 90 % plus or minus 3 standard errors of a share of 400
+    assert 0.855 <= np.mean(hits) <= 0.945
+    # known answer: three seeds, one of which lost itself
+    lost = np.array([-0.1, -0.1, -0.655])[:, None] + np.zeros(30)
+    low, high = t_interval(lost[:, 0], 0.9)
+    found = two_level([(1, lost), (-1, np.zeros((3, 30)))], seed=0, replicates=20_000, level=0.9)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=0.03)
 
 
 def test_seeds_widen_an_interval_and_paired_patients_do_not():

@@ -99,12 +99,12 @@ def compare(reference: ImageSet, restored: Mapping[str, Sequence[ImageSet]]) -> 
 def two_level(terms: Sequence[tuple[float, np.ndarray]], *, seed: int, replicates: int = 2000, level: float = 0.95) -> Estimate:
     """The sum of factor * mean(scores) over terms, scores (seeds, patients), with a bootstrap interval over both levels.
 
-    Patients are resampled once for all terms (they are paired), seeds for each term. With few units a plain percentile
-    interval is too short, so (1) deviations of the resampled weights from equal ones are widened by sqrt(u / (u - 1)) for u
-    units, which makes the variance of the replicates unbiased, and (2) its quantiles are taken where a normal variable
-    exceeds the quantile of Student's t, whose degrees of freedom follow from the variance each level adds (Welch and
-    Satterthwaite). A term with one seed has no seed variance: the interval is then for that network alone. n = patients.
-    Source: Hesterberg, The American Statistician 69:371 (2015), the expanded percentile interval.
+    Patients are resampled once for all terms (they are paired), seeds for each term. The interval is the value plus and minus
+    the standard error of the replicates times the quantile of Student's t, because a bootstrap over three seeds cannot reach
+    beyond them, and so has no tail of its own. Deviations of the resampled weights from equal ones are widened by
+    sqrt(u / (u - 1)) for u units, which makes the variance unbiased; the degrees of freedom follow from the variance that each
+    level adds (Welch and Satterthwaite). A term with one seed has no seed variance: the interval is then for that network
+    alone. n = patients. Source: Efron and Tibshirani (1993), section 12.2; Hesterberg, The American Statistician 69:371 (2015).
     """
     if not 0 < level < 1:
         raise ValueError(f"level {level}; expected a number between 0 and 1, such as 0.95")
@@ -132,9 +132,8 @@ def two_level(terms: Sequence[tuple[float, np.ndarray]], *, seed: int, replicate
     if variance == 0:
         return Estimate(value, value, value, n)
     freedom = variance**2 / sum(v**2 / f for v, f in levels)
-    tail = stats.norm.sf(stats.t.isf((1 - level) / 2, freedom))
-    low, high = np.quantile(total, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high), n)
+    reach = float(stats.t.isf((1 - level) / 2, freedom) * total.std())
+    return Estimate(value, value - reach, value + reach, n)
 
 
 def tost(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsynth.config import parse
-from medsynth.data.folder import IMAGES, Loaded, Values, load, read_manifest
+from medsynth.data.folder import IMAGES, MANIFEST, Loaded, Values, load, read_manifest
 from medsynth.data.imagefile import Encoding
 from medsynth.privacy.certificate import (
     AUDIT,
@@ -92,16 +92,15 @@ def verify(
 
 
 def _locate(folder: Path) -> tuple[Path, Path | None]:
-    if (folder / "release").is_dir():
-        release = folder / "release"
-    elif (folder / CERTIFICATE).exists() or (folder / IMAGES).is_dir():
+    """The release and, where there is one beside it, its audit. What looks like a release is one, whatever lies in it."""
+    if any((folder / name).exists() for name in (CERTIFICATE, MANIFEST, IMAGES)):
         release = folder
+    elif (folder / "release").is_dir():
+        release = folder / "release"
     else:
-        release = None
-    if release is not None:
-        audit = release.resolve().parent / "audit"
-        return release, audit if audit.is_dir() else None
-    raise FileNotFoundError(f"{folder}: no release; expected a folder with {CERTIFICATE}, or one with the folder release")
+        raise FileNotFoundError(f"{folder}: no release; expected a folder with {CERTIFICATE}, or one with the folder release")
+    audit = release.resolve().parent / "audit"
+    return release, audit if audit.is_dir() else None
 
 
 def _certificate(release: Path) -> tuple[Certificate, bytes]:
