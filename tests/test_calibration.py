@@ -170,6 +170,13 @@ def test_the_threshold_at_a_share_is_the_largest():
         threshold_at(nearest, 1)
 
 
+def least(phi, images, measured):
+    """In the best of the four ways to lay a square image, up to a mirror."""
+    upright, turned = images.images, images.images.swapaxes(2, 3)
+    laid = (upright, upright[..., ::-1, :], turned, turned[..., ::-1, :])
+    return np.min([measured(phi(images.with_images(np.ascontiguousarray(x)))) for x in laid], axis=0)
+
+
 def test_the_table_says_what_is_refused(people, monkeypatch):
     monkeypatch.setattr(calibration, "FAMILIES", FEW)
     phi = Means()
@@ -187,8 +194,9 @@ def test_the_table_says_what_is_refused(people, monkeypatch):
     assert tuple(row.loc["zoom + noise", ["refused", "low", "high", "patients"]]) == pytest.approx(tuple(expected))
     shift = distance_to_own(phi(attacked(people, "shift", seed=1)), gallery) <= tau
     assert row.loc["shift", "refused"] == shift.mean() and row.loc["shift", "images"] == 24
-    assert table.iloc[6]["refused"] == (nearest_distance(phi(unseen), gallery) <= tau).mean()
-    assert table.iloc[7]["refused"] == (scan_distances(phi(scans), people.patient, gallery, people.patient) <= tau).mean()
+    near = least(phi, scans, lambda x: scan_distances(x, people.patient, gallery, people.patient))
+    assert table.iloc[6]["refused"] == (least(phi, unseen, lambda x: nearest_distance(x, gallery)) <= tau).mean()
+    assert table.iloc[7]["refused"] == (near <= tau).mean()
     assert (table["low"] <= table["refused"]).all() and (table["private_patients"] == 12).all()
     hardest = attack_trial(phi, people, unseen, seed=1, other_scans=scans, strength="bound").table(tau, seed=1)
     assert hardest.set_index("family").loc["shift", "refused"] <= row.loc["shift", "refused"]
@@ -201,7 +209,7 @@ def test_without_other_scans_the_set_has_its_own(people, monkeypatch):
     trial = attack_trial(phi, people, unseen, seed=1)
     # two images each: the second is measured against the copies of the first
     first, second = people.select(np.arange(0, 24, 2)), people.select(np.arange(1, 24, 2))
-    expected = distance_to_own(phi(second), gallery_features(phi, first))
+    expected = least(phi, second, lambda x: distance_to_own(x, gallery_features(phi, first)))
     np.testing.assert_allclose(trial.scans, expected, atol=1e-7)
     assert trial.scan_patient.tolist() == second.patient.tolist()
     both = trial.at_its_own_and_at_equal_price(0.1, seed=1, price=0.2)

@@ -117,8 +117,8 @@ def test_nothing_in_a_release_says_where_it_came_from(made, private, tmp_path):
 def test_the_certificate_holds_no_private_output(made):
     body = json.loads((made.folder / "release" / "certificate.json").read_text())
     assert set(body) == {
-        "encoder", "tau", "transformations", "released", "files", "commitment", "versions", "signed_by", "margin", "exactness",
-        "commitment_is", "statement", "mode", "format", "digest",
+        "encoder", "tau", "transformations", "orientations", "released", "files", "commitment", "versions", "signed_by",
+        "margin", "exactness", "commitment_is", "statement", "mode", "format", "digest",
     }  # fmt: skip
     assert body["encoder"] == {"key": "pixels", "name": "pixels for tests", "hash": "0" * 32}
     assert body["tau"] == {"value": TAU, "how": "chosen for tests"}
@@ -130,8 +130,8 @@ def test_the_certificate_holds_no_private_output(made):
         assert text in statement
     # neither the number of candidates (11), of refused ones (6), nor of private images or patients (6, 3) is told
     told = {int(n) for n in re.findall(r"(?<![\d.\w])\d+(?![\d.\w])", statement)}
-    # (images are looked at with 64 x 64 pixels)
-    assert told <= {5, 2, 64}
+    # (there are four orientations, and images are looked at with 64 x 64 pixels)
+    assert told <= {5, 2, 4, 64}
 
 
 def test_the_audit_is_for_the_owner_alone(made, mixed, private):
@@ -445,7 +445,12 @@ def test_consistent_forgeries(copy, made, private):
     rewrite(copy, tau=replace(old.tau, value=2.0))
     with pytest.raises(VerificationError, match=r"^README\.txt: is not what certificate\.json says in plain words"):
         check(copy)
-    for nothing in ({"tau": replace(old.tau, value=-1.0)}, {"tau": replace(old.tau, value=0.0)}, {"transformations": ()}):
+    for nothing in (
+        {"tau": replace(old.tau, value=-1.0)},
+        {"tau": replace(old.tau, value=0.0)},
+        {"transformations": ()},
+        {"orientations": ()},
+    ):
         with pytest.raises(ValueError, match="that guarantees nothing"):
             read_certificate(replace(old, **nothing).to_bytes())
     rewrite(copy, plain=True, tau=replace(old.tau, value=2.0))
@@ -457,7 +462,7 @@ def test_consistent_forgeries(copy, made, private):
     with pytest.raises(VerificationError, match=r"^images: 5 are there; the certificate says 4"):
         check(copy)
     for change in ({"mode": "dp"}, {"statement": "This is differential privacy."}, {"exactness": "none"}, {"margin": 0.0}):
-        with pytest.raises(ValueError, match=f"its {next(iter(change))} is not that of 'medsynth.certificate/1'"):
+        with pytest.raises(ValueError, match=f"its {next(iter(change))} is not that of 'medsynth.certificate/2'"):
             read_certificate(replace(old, **change).to_bytes())
     outside = [replace(f, name="../audit/audit.json") if f.name == "README.txt" else f for f in old.files]
     rewrite(copy, files=tuple(outside))
@@ -511,6 +516,25 @@ def test_a_private_set_that_has_changed(copy, private, make_set):
     # order, names and patient numbers are not pixels
     same = replace(private.select([3, 1, 5, 0, 2, 4]), name="x", patient=np.arange(6), split=None)
     assert "5 distances" in check(copy, private=Loaded(same))
+
+
+def test_a_copy_that_lies_on_its_side_is_refused(tmp_path, make_set, private):
+    """NIfTI arrays are transposed against PNG, and some files are upside down."""
+    far = make_set(4, (1, SIDE, SIDE), seed=1).images
+    own = private.images[:4]
+    laid = [own.swapaxes(2, 3), own[..., ::-1, :], np.rot90(own, axes=(2, 3)), np.rot90(own, 2, axes=(2, 3))]
+    made = make(tmp_path / "out", make_set(20, images=np.concatenate([far, *laid])), private)
+    assert (made.released, made.refused) == (4, {"copy": 16})
+
+
+def test_other_orientations(copy, private):
+    class OneWay(Gate):
+        def __init__(self, *rest: object, **options: object) -> None:
+            super().__init__(*rest, **options)
+            self.orientations = self.orientations[:1]
+
+    with pytest.raises(VerificationError, match=r"^orientations: the installed ones are not the certificate's"):
+        verify(copy, private=Loaded(private), maps=lambda _: Pixels(), gate=lambda *a: OneWay(*a, copies=few))
 
 
 def test_other_transformations(copy, private):

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.data.transforms import GALLERY, attacked
+from medsynth.data.transforms import GALLERY, attacked, orientations
 from medsynth.imageset import ImageSet
 from medsynth.privacy import gate as gate_module
 from medsynth.privacy import search
@@ -44,17 +44,19 @@ def expected(private: ImageSet, candidates: ImageSet, phi: Pixels, tau: float) -
     """One pair after the other."""
     n = len(candidates)
     reason, distance, patient = np.full(n, "", dtype="<U10"), np.full(n, np.nan), np.full(n, -1)
-    found, owners = phi(candidates), np.tile(private.patient, 2)
+    laid, owners = [phi(some) for _, some in orientations(candidates)], np.tile(private.patient, 2)
+    assert len(laid) == 4
     rows = np.concatenate([phi(copied) for _, copied in two_copies(private)])
     for i, image in enumerate(candidates.images):
         if image.max() == image.min():
             reason[i] = "constant"
             continue
         distance[i] = np.inf
-        for row, owner in zip(rows, owners, strict=True):
-            d = search.distances(row[None], found[i][None])[0]
-            if d < distance[i]:
-                distance[i], patient[i] = d, owner
+        for found in laid:
+            for row, owner in zip(rows, owners, strict=True):
+                d = search.distances(row[None], found[i][None])[0]
+                if d < distance[i]:
+                    distance[i], patient[i] = d, owner
         reason[i] = "copy" if distance[i] == 0 else "too close" if distance[i] <= tau else ""
     return Verdicts(reason == "", reason, distance, patient)
 
@@ -65,11 +67,21 @@ def sets(make_set: Callable[..., ImageSet]) -> tuple[ImageSet, ImageSet]:
 
 
 def scene(make_set: Callable[..., ImageSet], seed: int) -> tuple[ImageSet, ImageSet]:
-    """Private images, and candidates: new ones, each private one (last patient first), flipped, noisy, and two constant ones."""
+    """Private images, and candidates: new ones, each private one (last patient first), flipped, turned, noisy, two constant."""
     private = make_set(11, (1, 5, 5), seed=seed, role="private", name="scans")
     rng, own = np.random.default_rng([seed, 1]), private.images[::-1]
     noisy = np.clip(own + rng.normal(0, 10.0 ** rng.uniform(-7, 0, (11, 1, 1, 1)), own.shape), 0, 1)
-    images = np.concatenate([rng.random((6, 1, 5, 5)), own, own[..., ::-1], noisy, np.zeros((1, 1, 5, 5)), np.ones((1, 1, 5, 5))])
+    images = np.concatenate(
+        [
+            rng.random((6, 1, 5, 5)),
+            own,
+            own[..., ::-1],
+            np.rot90(own, axes=(2, 3)),
+            noisy,
+            np.zeros((1, 1, 5, 5)),
+            np.ones((1, 1, 5, 5)),
+        ]
+    )
     return private, make_set(len(images), (1, 5, 5), images=images, name="drawn")
 
 
@@ -302,6 +314,11 @@ def _without_copies(self: Gate, *rest: object, init: Callable = Gate.__init__, *
     init(self, *rest, **(options | {"copies": lambda images: [("copy", images)]}))
 
 
+def _one_way_up(images: ImageSet, every: Callable = orientations) -> Iterator[tuple[str, ImageSet]]:
+    # the number of orientations is right, what is measured is not
+    return ((name, images) for name, _ in every(images))
+
+
 def _below_tau(self: Gate, private: ImageSet, phi: Pixels, tau: float, init: Callable = Gate.__init__, **options: object) -> None:
     init(self, private, phi, np.nextafter(tau, 0), **options)
 
@@ -312,6 +329,7 @@ BUGS: dict[str, tuple[object, str, object]] = {
     "transformed copies forgotten": (Gate, "__init__", _without_copies),
     "one patient skipped": (Gate, "__init__", _without_last_patient),
     "zero distance is no match": (search.Gallery, "nearest", _zero_is_no_match),
+    "orientations forgotten": (gate_module, "orientations", _one_way_up),
     "a distance of tau passes": (Gate, "__init__", _below_tau),
     "constant images pass": (gate_module, "_constant", lambda images: np.zeros(len(images), bool)),
 }

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from medsynth.data import transforms
-from medsynth.data.transforms import ATTACKS, GALLERY, Variant, attack_pairs, attacked, transformed_copies, varied
+from medsynth.data.transforms import (
+    ATTACKS,
+    GALLERY,
+    Variant,
+    attack_pairs,
+    attacked,
+    orientations,
+    transformed_copies,
+    varied,
+)
 from medsynth.imageset import ImageSet
 
 
@@ -144,6 +153,22 @@ def test_what_was_not_seen_is_filled_both_ways(make_set):
     # a shift of 8 % of 32 pixels leaves 2.56 rows and columns unseen; half a pixel beyond the last centre is still inside: 3
     share = (made[black] == 0).mean((1, 2, 3))
     np.testing.assert_allclose(share, 1 - (29 / 32) ** 2, atol=0.01)
+
+
+def test_orientations_and_their_mirror_images_are_all_ways_to_lay_an_image(make_set):
+    for shape, ways in (((1, 4, 4), 8), ((1, 4, 5), 4), ((2, 3, 4, 4), 16), ((1, 3, 3, 3), 48), ((1, 3, 4, 3), 16)):
+        images = make_set(2, shape)
+        laid = dict(orientations(images))
+        assert next(iter(laid)) == "as it is" and laid["as it is"] is images
+        both = [x for s in laid.values() for x in (s.images[1], s.images[1][..., ::-1])]
+        assert len({x.tobytes() for x in both}) == len(both) == ways
+        assert {x.shape for x in both} == {shape} and all(
+            np.sort(x.ravel()).tolist() == np.sort(both[0].ravel()).tolist() for x in both
+        )
+    turned = dict(orientations(make_set(1, images=np.arange(9.0).reshape(1, 1, 3, 3) / 9)))
+    assert list(turned) == ["as it is", "axes 0 1, reversed 0", "axes 1 0", "axes 1 0, reversed 0"]
+    # a quarter turn, up to a mirror
+    assert (turned["axes 1 0, reversed 0"].images[0, 0] * 9).round().tolist() == [[2, 5, 8], [1, 4, 7], [0, 3, 6]]
 
 
 def test_several_attacks_follow_each_other_in_the_order_of_the_suite(smooth):

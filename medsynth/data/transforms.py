@@ -81,6 +81,26 @@ def transformed_copies(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
         yield str(v), images if v == Variant() else images.with_images(varied(images, v), name=f"{images.name}/{v}")
 
 
+def orientations(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
+    """Every way to order and reverse the axes of the images that keeps their shape, as (name, set); the first changes nothing.
+
+    Of two that are mirror images of each other along the last axis one is left out: the gallery holds both. Files rarely say
+    which way is up, and NIfTI arrays come transposed out of some readers.
+    """
+    axes = tuple(range(2, images.images.ndim))
+    for order in itertools.permutations(axes):
+        if any(images.images.shape[a] != images.images.shape[b] for a, b in zip(axes, order, strict=True)):
+            continue
+        for count, turned in ((k, some) for k in range(len(axes)) for some in itertools.combinations(axes[:-1], k)):
+            if order == axes and not count:
+                yield "as it is", images
+                continue
+            ordered, reverse = (" ".join(str(a - 2) for a in some) for some in (order, turned))
+            name = f"axes {ordered}" + f", reversed {reverse}" * (count > 0)
+            laid = np.ascontiguousarray(np.flip(images.images.transpose(0, 1, *order), turned))
+            yield name, images.with_images(laid, name=f"{images.name}/{name}")
+
+
 def varied(images: ImageSet, variant: Variant) -> np.ndarray:
     """One variant of the images, bilinear, clipped to `range`; where nothing was seen the nearest border pixel is repeated."""
     low, high = images.range

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from medsynth.data.transforms import ATTACKS, attack_pairs, attacked, transformed_copies
+from medsynth.data.transforms import ATTACKS, attack_pairs, attacked, orientations, transformed_copies
 from medsynth.evaluation.statistics import Estimate, clopper_pearson, percentile_interval, resample
 from medsynth.imageset import ImageSet
 from medsynth.privacy.distances import FeatureMap
@@ -149,7 +149,7 @@ class Trial:
 
     attacks: per family, the distance from each attacked private image to the copies of *its own original*, (n,): a gate
     measures at most that. unseen: from each image of unseen patients to the whole private set, (m,). scans: from other scans of
-    private patients to the copies of an image of their own patient, (k,).
+    private patients to the copies of an image of their own patient, (k,). The last two in the orientation that lies nearest.
     """
 
     phi: str
@@ -200,17 +200,23 @@ def attack_trial(
     """
     gallery = gallery_features(phi, private)
     attacks = attack_distances(phi, private, gallery, seed=seed, strength=strength)
+    shown = np.ones(len(private), dtype=bool)
     if other_scans is None:
-        first = np.zeros(len(private), dtype=bool)
-        first[np.unique(private.patient, return_index=True)[1]] = True
-        # the images themselves are the first of their copies
-        scans, scan_patient, shown = gallery[0][~first], private.patient[~first], first
-    else:
-        scans, scan_patient, shown = phi(other_scans), other_scans.patient, np.ones(len(private), dtype=bool)
+        shown[:] = False
+        shown[np.unique(private.patient, return_index=True)[1]] = True
+        other_scans = private.select(np.flatnonzero(~shown))
+    own, owner, scanned = gallery[:, shown], private.patient[shown], other_scans.patient
     return Trial(
-        phi.name, private.patient, attacks, nearest_distance(phi(unseen), gallery), unseen.patient,
-        scan_distances(scans, scan_patient, gallery[:, shown], private.patient[shown]), scan_patient,
+        phi.name, private.patient, attacks, _least(phi, unseen, lambda x: nearest_distance(x, gallery)), unseen.patient,
+        _least(phi, other_scans, lambda x: scan_distances(x, scanned, own, owner)), scanned,
     )  # fmt: skip
+
+
+def _least(phi: FeatureMap, images: ImageSet, measured: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """What is measured of each image, in the orientation in which it is least, float64 (n,)."""
+    if not len(images):
+        return np.empty(0)
+    return np.min([measured(phi(laid)) for _, laid in orientations(images)], axis=0)
 
 
 def _shares(refused: np.ndarray, patient: np.ndarray, seed: int) -> list[Estimate]:

@@ -20,7 +20,7 @@ from medsynth.config import parse
 from medsynth.data.folder import IMAGES, MANIFEST
 from medsynth.imageset import ImageSet
 
-FORMAT = "medsynth.certificate/1"
+FORMAT = "medsynth.certificate/2"
 CERTIFICATE, SIGNATURE, README = "certificate.json", "certificate.sig", "README.txt"
 AUDIT, CANDIDATES, KEY = "audit.json", "candidates.csv", "commitment.key"
 # float32 features of the same image differ by about 1e-6 of their length between machines; images are accepted only this far
@@ -28,7 +28,8 @@ AUDIT, CANDIDATES, KEY = "audit.json", "candidates.csv", "commitment.key"
 MARGIN = 1e-4
 _COMMITMENT = "HMAC-SHA256, key kept in the audit, over unit, range, shape and the sorted blake2b-128 of each private image"
 _EXACTNESS = (
-    "every released image was compared with every private image and every transformed copy of it, without approximate search; "
+    "every released image was compared, in every orientation, with every private image and every transformed copy of it, without "
+    "approximate search; "
     "features are float32, distances are decided in float64; an image was accepted only beyond tau * (1 + margin); "
     "no released file holds the pixels that a private image has when it is written in the same way"
 )
@@ -72,7 +73,8 @@ class Certificate:
 
     encoder: EncoderEntry
     tau: TauEntry
-    transformations: tuple[str, ...]
+    transformations: tuple[str, ...]  # of every private image
+    orientations: tuple[str, ...]  # in which every released image was compared
     released: int
     files: tuple[FileEntry, ...]
     commitment: str
@@ -104,9 +106,10 @@ def read_certificate(content: bytes) -> Certificate:
     certificate = parse(Certificate, body, "certificate")
     if certificate.to_bytes() != content:
         raise ValueError("its digest does not fit its content: it was changed or damaged")
-    if not 0 < certificate.tau.value < math.inf or not certificate.transformations:
+    versions, ways = len(certificate.transformations), len(certificate.orientations)
+    if not 0 < certificate.tau.value < math.inf or not versions or not ways:
         raise ValueError(
-            f"tau is {certificate.tau.value}, with {len(certificate.transformations)} versions; that guarantees nothing"
+            f"tau is {certificate.tau.value}, with {versions} versions in {ways} orientations; that guarantees nothing"
         )
     for field in fields(Certificate):
         if field.name in _FIXED and getattr(certificate, field.name) != field.default:
@@ -126,7 +129,7 @@ def commitment(images: ImageSet, key: bytes) -> str:
 def readme(certificate: Certificate) -> str:
     """The plain statement that goes with a release."""
     signature = f"\n{SIGNATURE} is the signature of {CERTIFICATE} (Ed25519)." if certificate.signed_by else ""
-    versions = len(certificate.transformations)
+    versions, ways = len(certificate.transformations), len(certificate.orientations)
     how, statement = (
         textwrap.fill(text, width=120, initial_indent="  ", subsequent_indent="  ")
         for text in (f"How tau was chosen: {certificate.tau.how}", STATEMENT)
@@ -136,7 +139,8 @@ def readme(certificate: Certificate) -> str:
 
 What is guaranteed
   There are {certificate.released} images in {IMAGES}/. Each, as the file you have, was compared with every image of a private set
-  in {versions} versions: as it is, and mirrored, turned, shifted, scaled, brighter or darker.
+  in {versions} versions: as it is, and mirrored, turned, shifted, scaled, brighter or darker; and each in {ways}
+  orientations, since files rarely say which way is up.
   Measured by the feature map "{certificate.encoder.name}", none lies within tau = {certificate.tau.value:.6g} of any of them.
   No file holds the pixels of a private image.
 {how}

@@ -115,6 +115,7 @@ def certify(
             encoder=EncoderEntry(key, phi.name, phi.hash),
             tau=TauEntry(float(tau), how),
             transformations=sentry.copies,
+            orientations=sentry.orientations,
             released=len(names),
             files=(),
             commitment=commitment(private.images, key_bytes),

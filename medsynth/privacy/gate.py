@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medsynth.data.transforms import transformed_copies
+from medsynth.data.transforms import orientations, transformed_copies
 from medsynth.imageset import ImageSet
 from medsynth.privacy.feature_table import write_features
 from medsynth.privacy.search import CHUNK_ROWS, Gallery, Screen, measurable
@@ -48,6 +48,7 @@ class Verdicts:
 class Gate:
     """Judges candidates against all private images and their transformed copies; refused is whose distance is <= tau in phi.
 
+    A candidate is measured in every orientation (`orientations`), and its distance is the least of them.
     private: at least one image. copies: yields (name, set) pairs with the rows of the set it is given, in their order.
     Features of the copies are kept in a file, readable by the owner alone, in a folder of their own inside `folder` (default:
     the system's temporary folder) that goes with the gate, and are read `chunk_rows` at a time.
@@ -75,6 +76,7 @@ class Gate:
             raise ValueError(f"tau is {tau}; expected a finite distance above 0, as calibration on transformed copies gives it")
         self.private, self.phi, self.tau = private, phi, float(tau)
         self.copies: tuple[str, ...] = ()
+        self.orientations = tuple(name for name, _ in orientations(private.select([0])))
         self._owner: list[np.ndarray] = []
         self._batch = BATCH if _ignores_company(phi, private) else 1
         if self._batch == 1:
@@ -96,18 +98,22 @@ class Gate:
         """
         reason, rows, features = self._measured(candidates)
         distance, patient = np.full(len(candidates), np.nan), np.full(len(candidates), -1)
-        nearest = self.gallery.nearest(features)
-        distance[rows], patient[rows] = nearest.distance, self.patient[nearest.row]
-        reason[rows] = np.where(nearest.distance == 0, "copy", np.where(nearest.distance <= self.tau, "too close", ""))
-        for row in self._pixel_copies(candidates, reason):
-            reason[row], distance[row], patient[row] = "copy", 0, self._patient_of[candidates.row_hashes[row]]
+        found = self.gallery.nearest(features.reshape(-1, self.gallery.dim))
+        every = found.distance.reshape(len(self.orientations), len(rows))
+        nearest = every.argmin(0), np.arange(len(rows))
+        distance[rows] = every[nearest]
+        patient[rows] = self.patient[found.row.reshape(every.shape)[nearest]]
+        reason[rows] = np.where(distance[rows] == 0, "copy", np.where(distance[rows] <= self.tau, "too close", ""))
+        for row, owner in self._pixel_copies(candidates, reason).items():
+            reason[row], distance[row], patient[row] = "copy", 0, owner
         return Verdicts(reason == "", reason, distance, patient)
 
     def accepts(self, candidates: ImageSet) -> np.ndarray:
         """`judge(candidates).accepted` and no more, bool (n,), several times faster: for drawing until there are enough."""
         reason, rows, features = self._measured(candidates)
-        reason[rows] = np.where(self._screen.within(features), "too close", "")
-        reason[self._pixel_copies(candidates, reason)] = "copy"
+        close = self._screen.within(features.reshape(-1, self.gallery.dim)).reshape(len(self.orientations), len(rows))
+        reason[rows] = np.where(close.any(0), "too close", "")
+        reason[list(self._pixel_copies(candidates, reason))] = "copy"
         return reason == ""
 
     @cached_property
@@ -115,22 +121,29 @@ class Gate:
         return Screen(self.gallery, self.tau, file=self._home / "sketch.npy")
 
     def _measured(self, candidates: ImageSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Reasons (n,), settled where no distance is needed or defined; the other rows, and their features."""
+        """Reasons (n,), settled where no distance is needed or defined; the other rows, features (orientations, *, d)."""
         _check_alike(candidates, self.private)
         reason = np.full(len(candidates), "", dtype="<U10")
         reason[_constant(candidates.images)] = "constant"
         rows = np.flatnonzero(reason == "")
         # the first entry is for the case that there is no other
         none = np.empty((0, self.gallery.dim), dtype=np.float32)
-        features = np.concatenate([none, *_features(self.phi, candidates.select(rows), self._batch)])
-        finite = measurable(features)
+        features = np.stack(
+            [np.concatenate([none, *_features(self.phi, laid, self._batch)]) for _, laid in orientations(candidates.select(rows))]
+        )
+        finite = np.all([measurable(one) for one in features], axis=0)
         reason[rows[~finite]] = "not finite"
-        return reason, rows[finite], features[finite]
+        return reason, rows[finite], features[:, finite]
 
-    def _pixel_copies(self, candidates: ImageSet, reason: np.ndarray) -> np.ndarray:
+    def _pixel_copies(self, candidates: ImageSet, reason: np.ndarray) -> dict[int, int]:
+        """Row -> patient of the candidates that are a private image, pixel by pixel, whatever phi says."""
         # a feature map that gives an image other features the second time must not let its copy pass
-        known = np.array([h in self._patient_of for h in candidates.row_hashes.tolist()], dtype=bool)
-        return np.flatnonzero(known & (reason != "constant"))
+        found: dict[int, int] = {}
+        for _, laid in orientations(candidates):
+            for row, digest in enumerate(laid.row_hashes.tolist()):
+                if digest in self._patient_of and reason[row] != "constant":
+                    found.setdefault(row, self._patient_of[digest])
+        return found
 
     def _gallery_features(self, copies: Copies) -> Iterator[np.ndarray]:
         """Features of all copies of one batch of images, then of the next, entered with their patients."""

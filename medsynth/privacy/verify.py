@@ -227,10 +227,9 @@ def _no_copies(images: Loaded, private: Loaded, encoding: Encoding) -> None:
 
 
 def _distances(certificate: Certificate, images: Loaded, sentry: Gate, recorded: dict[str, float]) -> None:
-    if sentry.copies != certificate.transformations:
-        raise VerificationError(
-            "transformations: the installed ones are not the certificate's; install the version that it names"
-        )
+    for what, installed in (("transformations", sentry.copies), ("orientations", sentry.orientations)):
+        if installed != getattr(certificate, what):
+            raise VerificationError(f"{what}: the installed ones are not the certificate's; install the version that it names")
     verdicts = sentry.judge(images.images)
     files = images.images.attributes["file"].tolist()
     for i, file in enumerate(files):
