@@ -87,12 +87,13 @@ def _rows(images: ImageSet, n: int, seed: int, share: np.ndarray) -> ImageSet:
     return images.select(np.sort(rows[share]), name=f"{images.name}/{len(share)}")
 
 
-def schedule(net: str, steps: int, seed: int) -> RestorationTraining:
-    """The budget of one training: nothing in it depends on the training set."""
-    steps = max(1, round(BUDGET.get(net, 1.0) * steps))
+def schedule(net: str, steps: int, seed: int, times: int = 1) -> RestorationTraining:
+    """The budget of one training, or so many times that budget at the same rate: nothing in it depends on the training set."""
+    steps = max(1, round(BUDGET.get(net, 1.0) * steps * times))
     warmup = max(RestorationTraining.warmup, round(WARMUP.get(net, 0.0) * steps))
+    rate = LEARNING_RATES[net] * (2 if warmup >= SLOW * times else 1)
     return RestorationTraining(
-        steps=steps, batch=BATCH, seed=seed, warmup=warmup, learning_rate=LEARNING_RATES[net] * (2 if warmup >= SLOW else 1),
+        steps=steps, batch=BATCH, seed=seed, warmup=warmup, learning_rate=rate,
         clip=CLIP.get(net, RestorationTraining.clip),
         # data consistency belongs to whole images
         patch=None if net == "unrolled" else RestorationTraining.patch,
@@ -100,11 +101,19 @@ def schedule(net: str, steps: int, seed: int) -> RestorationTraining:
 
 
 def restored(
-    name: str, training: Mapping[str, Pairs], tests: Mapping[str, Pairs], *, steps: int, seeds: Sequence[int], ledger: Ledger
+    name: str,
+    training: Mapping[str, Pairs],
+    tests: Mapping[str, Pairs],
+    *,
+    steps: int,
+    seeds: Sequence[int],
+    ledger: Ledger,
+    times: int = 1,
 ) -> dict[str, dict[str, list[ImageSet]]]:
     """restored[test][training set]: the degraded test images as networks trained on that set restore them, one set per seed.
 
-    Networks that were trained before are found again. Raises ValueError for an unknown experiment or sets that are not pairs.
+    times: how many times `steps` they are trained for. Networks that were trained before are found again.
+    Raises ValueError for an unknown experiment or sets that are not pairs.
     """
     job, net = experiment(name)
     made: dict[str, dict[str, list[ImageSet]]] = {test: {arm: [] for arm in training} for test in tests}
@@ -112,7 +121,7 @@ def restored(
         consistency = job.consistency(clean) if net.net == "unrolled" else None
         for seed in seeds:
             model, _ = train_restoration(
-                degraded, clean, net=net, training=schedule(net.net, steps, seed), ledger=ledger, consistency=consistency
+                degraded, clean, net=net, training=schedule(net.net, steps, seed, times), ledger=ledger, consistency=consistency
             )
             for test in tests:
                 made[test][arm].append(restore(model, tests[test].degraded))

@@ -210,7 +210,8 @@ def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
     assert (code, json.loads(Path("out/audit/audit.json").read_text())["strangers"]["n"]) == (0, 20)
     assert "of images of other people it would refuse, in percent: " in out and "(n = 20); this too is for the audit only" in out
     said = " ".join(Path("out/release/README.txt").read_text().split())
-    assert "one image each of 20 other patients" in said and "at most 20.00% of any one attack and 50.00% of any one pair" in said
+    assert "one image each of 20 other patients (a set of the sender's); " in said and "(others)" not in said
+    assert "at most 20.00% of any one attack and 50.00% of any one pair" in said
     threshold, verdicts = Ledger(cache / "ledger" / "ward").entries()[-2:]
     assert (threshold.reads, threshold.output, verdicts.stage) == ("others", "threshold", "gate")
     base = (*base[:4], "--out", "another", *base[6:])

@@ -130,3 +130,9 @@ def test_the_schedule_is_that_of_the_network_alone():
     assert (schedule("redcnn", 10, 0).clip, schedule("edsr", 10, 0).clip) == (0.05, 1.0)
     assert (schedule("edsr", 10000, 0).warmup, schedule("edsr", 10000, 0).learning_rate) == (50, 5e-3)
     assert [schedule("unrolled", steps, 0).steps for steps in (5000, 1)] == [2500, 1]
+    # twice the steps are nothing but that: the rate stays where a warm-up twice as long would have doubled it
+    for net in ("redcnn", "edsr", "unrolled"):
+        for steps in (400, 3000, 5000):
+            once, twice = schedule(net, steps, 0), schedule(net, steps, 0, times=2)
+            assert (twice.steps, twice.learning_rate) == (2 * once.steps, once.learning_rate)
+        assert schedule(net, 5000, 0, times=2) == schedule(net, 10000, 0)

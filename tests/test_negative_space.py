@@ -20,8 +20,14 @@ def attack(member, outsider, expected=1.0):
 
 
 def test_counts_are_those_of_a_loop():
-    targets, images = features(7, 0), features(40, 1)
-    naive = [sum(float(np.sqrt(((t - i).astype(np.float64) ** 2).sum())) <= 0.7 for i in images) for t in targets]
+    targets, images = np.stack([features(7, 0), features(7, 3), features(7, 4)]), features(40, 1)
+    near = [
+        [min(np.linalg.norm((c - i).astype(np.float64)) for c in copies) <= 0.7 for i in images]
+        for copies in targets.swapaxes(0, 1)
+    ]
+    naive = [sum(row) for row in near]
+    # the copies' balls overlap, and what lies in several counts once
+    assert sum(naive) < sum(within(copies[None], images, 0.7).sum() for copies in targets)
     assert within(targets, images, 0.7).tolist() == naive
     assert expected_hits(targets, images, 0.7).tolist() == [k / 40 for k in naive]
     score = hole_score(targets, images, features(80, 2), 0.7)
@@ -31,13 +37,26 @@ def test_counts_are_those_of_a_loop():
         hole_score(targets, images[:0], images, 1.0)
 
 
+def test_a_hole_is_as_large_as_the_copies_make_it():
+    """A gate empties the surroundings of every copy; who looks around the original alone sees a part of that."""
+    people, turned = features(360, 3), features(360, 7)
+    gallery = np.stack([people, turned])
+    reference, ungated = features(20000, 5), features(4000, 6)
+    released = ungated[within(ungated[None], np.concatenate(list(gallery[:, :60])), 0.1) == 0]
+    aucs = [
+        attack(*(hole_score(seen[:, some], released, reference, 0.1) for some in (slice(60), slice(60, None)))).auc.value
+        for seen in (gallery[:1], gallery)
+    ]
+    assert 0.6 < aucs[0] < aucs[1] - 0.02
+
+
 def test_a_gate_can_be_seen_from_outside_and_its_absence_cannot():
     # 2D, so that the generator draws many images around everybody: the attack's best case
     members, outsiders, radius = features(60, 3), features(300, 4), 0.1
     reference, ungated = features(20000, 5), features(4000, 6)
-    holes = within(ungated, members, radius) == 0
+    holes = within(ungated[None], members, radius) == 0
     scores = {
-        name: [hole_score(t, released, reference, radius) for t in (members, outsiders)]
+        name: [hole_score(t[None], released, reference, radius) for t in (members, outsiders)]
         for name, released in {"gated": ungated[holes], "ungated": ungated}.items()
     }
     gated, open_ = attack(*scores["gated"]), attack(*scores["ungated"])

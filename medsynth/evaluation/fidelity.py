@@ -171,7 +171,10 @@ def fidelity(real: np.ndarray, patient: np.ndarray, synthetic: np.ndarray, *, se
     For each random patient split (A, B): floor = d(A, B); score = (d(A, S) + d(B, S')) / 2 with S and S' drawn from the
     synthetic set; all four sets have the same number of rows, min(half of the real set, synthetic set), so that the bias of
     FID is the same on both sides of the ratio. Where real patients have several similar images, independent perfect samples
-    score slightly below 1. Intervals are the central 95 % over splits. Arrays: real (n, d), patient (n,), synthetic (m, d).
+    score slightly below 1. Intervals of scores, and of their ratios to a floor that is taken as given, are 95 % bootstrap
+    intervals over patients and synthetic images (those of `fid` and `kid`, moved to the value): how much random halves differ
+    says less than that. The floor's own low and high are the central 95 % over splits, a yardstick and no interval.
+    Arrays: real (n, d), patient (n,), synthetic (m, d).
     """
     most = len(patient_halves(patient, seed=seed, splits=splits)[0][0])
     rows = min(most, len(synthetic))
@@ -182,11 +185,15 @@ def fidelity(real: np.ndarray, patient: np.ndarray, synthetic: np.ndarray, *, se
         kids.append(np.mean([kid_value(real[half], d, patient[half]) for half, d in zip(halves, drawn, strict=True)]))
         if floor.fid is not None:
             fids.append(np.mean([frechet_distance(real[half], d) for half, d in zip(halves, drawn, strict=True)]))
-    kid_score = _over_splits(kids, people)
+    kid_score = _moved(kid(real, synthetic, patient=patient, seed=seed), float(np.mean(kids)))
     kid_ratio = _scaled(kid_score, floor.kid.high) if floor.kid.high > 0 else None
     if floor.fid is None:
         return Fidelity(None, None, None, kid_score, floor.kid, kid_ratio, rows)
-    fid_score = _over_splits(fids, people)
+    # at equal n, the smaller of the two sets: rather too wide than too narrow
+    n = min(len(real), len(synthetic))
+    some = subsample(np.arange(len(real)), n, seed=_branch(seed, 0))
+    few = subsample(synthetic, n, seed=_branch(seed, 1))
+    fid_score = _moved(fid(real[some], few, patient=patient[some], seed=seed)._replace(n=people), float(np.mean(fids)))
     return Fidelity(fid_score, floor.fid, _scaled(fid_score, floor.fid.value), kid_score, floor.kid, kid_ratio, rows)
 
 
@@ -260,6 +267,12 @@ def _refuse_small(real: int, synthetic: int, d: int) -> None:
 
 def _over_splits(values: list[float], patients: int) -> Estimate:
     return percentile_interval(float(np.mean(values)), np.array(values), patients)
+
+
+def _moved(e: Estimate, value: float) -> Estimate:
+    """An interval as wide, around another value; below zero only where it was."""
+    by = value - e.value
+    return Estimate(value, e.low + by if e.low < 0 else max(0.0, e.low + by), e.high + by, e.n)
 
 
 def _scaled(e: Estimate, unit: float) -> Estimate:

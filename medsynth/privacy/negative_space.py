@@ -1,7 +1,7 @@
 """The negative-space attack: a gate leaves a hole around each private image, and a hole is a membership test.
 
-With patient x in the private set no released image lies within tau of x; without x, some do if the generator draws there.
-An adversary who can draw from a like generator counts what it expects around x and what was released.
+With patient x in the private set no released image lies within tau of x or of a transformed copy of x; without x, some do if the
+generator draws there. An adversary who can draw from a like generator counts what it expects there and what was released.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import numpy as np
 from scipy.stats import rankdata
 
 from medsynth.evaluation.statistics import Estimate, bootstrap_weighted
-from medsynth.privacy.search import distances
 
 
 class Attack(NamedTuple):
@@ -27,9 +26,10 @@ def hole_score(targets: np.ndarray, released: np.ndarray, reference: np.ndarray,
     """Evidence of a hole around each target, (n,): the hits expected where none is observed, else minus the hits observed.
 
     The log-likelihood ratio of "member" (no hit, ever) to "not a member" (hits are Poisson with the expected mean); it is
-    stronger than expected minus observed, which mistakes a crowded place for a hole. Features, float (*, d) of one map:
-    targets (n, d); what was released; what the adversary drew from a like generator without a gate, whose share of hits, times
-    the number released, is what it expects. A hit lies within `radius`.
+    stronger than expected minus observed, which mistakes a crowded place for a hole. Features of one map, float: targets
+    (copies, n, d), each image as the gate knows it, with its transformed copies, whose list is public; released (m, d); reference
+    (k, d), what the adversary drew from a like generator without a gate, whose share of hits, times the number released, is what
+    it expects. A hit lies within `radius` of a copy.
     """
     if not len(released) or not len(reference):
         raise ValueError(f"{len(released)} released and {len(reference)} reference images; expected at least one of each")
@@ -43,8 +43,16 @@ def expected_hits(targets: np.ndarray, reference: np.ndarray, radius: float) -> 
 
 
 def within(targets: np.ndarray, images: np.ndarray, radius: float) -> np.ndarray:
-    """How many images (m, d) lie within `radius` of each target (n, d), decided in float64; (n,)."""
-    return np.array([(distances(np.broadcast_to(t, images.shape), images) <= radius).sum() for t in targets], dtype=np.int64)
+    """How many images (m, d) lie within `radius` of some copy of each target (copies, n, d), in float64; (n,)."""
+    # around the centre, where what a matrix product rounds off is smallest
+    centre = images.mean(0, dtype=np.float64)
+    x, found = images - centre, np.empty(targets.shape[1], dtype=np.int64)
+    length = (x**2).sum(1)
+    for i in range(len(found)):
+        t = targets[:, i] - centre
+        square = (t**2).sum(1)[:, None] + length - 2 * t @ x.T
+        found[i] = (square.min(0) <= radius**2).sum()
+    return found
 
 
 def negative_space_attack(
