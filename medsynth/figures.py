@@ -170,16 +170,25 @@ def _pixels(
 
 
 def estimates_plot(
-    ax: Axes, table: Iterable[Row] | pd.DataFrame, *, label: str, floor: Mapping[str, Any] | Row | None = None, log: bool = False
+    ax: Axes,
+    table: Iterable[Row] | pd.DataFrame,
+    *,
+    label: str,
+    floor: Mapping[str, Any] | Row | None = None,
+    log: bool = False,
+    by: str = "arm",
 ) -> Axes:
     """Points with intervals, one line per arm (top to bottom), and the floor as a dashed line with its interval as a band.
 
-    table: columns arm, value, low, high; label: the x axis, with unit; floor: anything with value, low, high.
+    table: columns arm, value, low, high; label: the x axis, with unit; floor: anything with value, low, high; by: the column
+    whose values have a colour and a marker each.
     """
     rows = _rows(table)
+    kinds = list(dict.fromkeys(row[by] for row in rows))
     for k, row in enumerate(rows):
-        colour = COLOURS[k % len(COLOURS)]
-        ax.plot(row["value"], k, MARKERS[k % len(MARKERS)], color=colour)
+        kind = kinds.index(row[by])
+        colour = COLOURS[kind % len(COLOURS)]
+        ax.plot(row["value"], k, MARKERS[kind % len(MARKERS)], color=colour)
         if np.isfinite([row["low"], row["high"]]).all():
             ax.plot([row["low"], row["high"]], [k, k], color=colour)
     if floor is not None:

@@ -91,6 +91,14 @@ def test_estimates_are_drawn_top_down_with_interval_and_floor():
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
 
 
+def test_lines_of_one_kind_look_alike():
+    _, ax = figures.new_figure()
+    table = pd.DataFrame({"arm": ["a, x", "a, y", "b, x"], "set": ["x", "y", "x"], "value": 1.0, "low": np.nan, "high": np.nan})
+    figures.estimates_plot(ax, table, label="PSNR (dB)", by="set")
+    looks = [(line.get_color(), line.get_marker()) for line in ax.lines]
+    assert looks[0] == looks[2] != looks[1] and [line.get_ydata().tolist() for line in ax.lines] == [[0], [1], [2]]
+
+
 def test_curves_are_sorted_and_banded():
     _, ax = figures.new_figure()
     table = pd.DataFrame(
