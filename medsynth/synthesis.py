@@ -24,7 +24,7 @@ from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_de
 from medsynth.privacy.distances import Threshold, calibrated, feature_map
 from medsynth.privacy.gate import Gate
 from medsynth.privacy.ledger import Ledger
-from medsynth.privacy.refill import Filled, sample_until
+from medsynth.privacy.refill import ATTEMPTS, Filled, sample_until
 
 # The guide's; a generator that is trained for no more is not guided: between two that have hardly left the public weights lies
 # the way to the private set, and further on lies no better one
@@ -65,7 +65,7 @@ class Generator:
         """The private images after autoencoder and refiner: the best that any generator of these latents can look."""
         return refine(self.refiner, reconstruct(self.autoencoder, self.private), seed=self.sampling.seed)
 
-    def draw_accepted(self, wishes: Wishes, gate: Gate, *, attempts: int = 10) -> Filled:
+    def draw_accepted(self, wishes: Wishes, gate: Gate, *, attempts: int = ATTEMPTS) -> Filled:
         """One image for each wish that the gate accepts, refused ones drawn again; the first attempt is `draw(wishes)`."""
         return sample_until(len(wishes.attributes), lambda rows, k: self.draw(wishes, rows, k), gate, attempts=attempts)
 

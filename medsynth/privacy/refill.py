@@ -13,6 +13,7 @@ from medsynth.imageset import ImageSet
 
 # (rows of the table of wishes, attempt 0, 1, ...) to one image for each row, other noise at each attempt
 Draw = Callable[[np.ndarray, int], ImageSet]
+ATTEMPTS = 100  # a generator that one sample in ten leaves its few patients for still fills a set of thousands
 
 
 class Accepts(Protocol):
@@ -35,7 +36,7 @@ class Filled(NamedTuple):
         return len(self.tries) / float(self.tries.sum())
 
 
-def sample_until(wishes: int, draw: Draw, gate: Accepts, *, attempts: int = 10) -> Filled:
+def sample_until(wishes: int, draw: Draw, gate: Accepts, *, attempts: int = ATTEMPTS) -> Filled:
     """One accepted image for each of `wishes` rows; a refused one is drawn again for its row, `attempts` times in all.
 
     A refused wish is repeated rather than replaced, so the set keeps the classes and attributes that were asked for.
