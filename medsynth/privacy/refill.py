@@ -13,7 +13,7 @@ from medsynth.imageset import ImageSet
 
 # (rows of the table of wishes, attempt 0, 1, ...) to one image for each row, other noise at each attempt
 Draw = Callable[[np.ndarray, int], ImageSet]
-ATTEMPTS = 100  # a generator that one sample in ten leaves its few patients for still fills a set of thousands
+ATTEMPTS = 100  # a generator that repeats its patients in nine samples of ten still fills a set of thousands
 
 
 class Accepts(Protocol):
