@@ -162,7 +162,8 @@ def gate(
     else:
         threshold = _chosen(phi, key, len(ours.images.spatial), modality, tau)
     # before, so that no release is without its line
-    ledger.use_private(ours.images, stage="gate", output=f"verdicts of the gate, for {out.name}")
+    price = "" if strangers is None else " and the share of other people it refuses"
+    ledger.use_private(ours.images, stage="gate", output=f"verdicts of the gate{price}, for {out.name}")
     chosen = {"tau": threshold.tau, "how": threshold.how, "strangers": strangers}
     done = certify(theirs, ours, features, **chosen, out=out, key=key, sign=sign)
     total = done.released + sum(done.refused.values())

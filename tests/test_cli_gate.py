@@ -214,6 +214,7 @@ def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
     assert "at most 20.00% of any one attack and 50.00% of any one pair" in said
     threshold, verdicts = Ledger(cache / "ledger" / "ward").entries()[-2:]
     assert (threshold.reads, threshold.output, verdicts.stage) == ("others", "threshold", "gate")
+    assert verdicts.output == "verdicts of the gate and the share of other people it refuses, for out"
     base = (*base[:4], "--out", "another", *base[6:])
     for other in (("--tau", 0.2), ("--modality", "ct")):
         assert "--others, --modality and --tau exclude each other" in call(*base, *other)[2]
