@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import signal
 import sys
@@ -111,14 +112,21 @@ def gate(
         str, typer.Option(help="Where distance is measured: encoder, pixels, autoencoder, untrained_vgg.")
     ] = "encoder",
     modality: Annotated[
-        str, typer.Option(help="xray, ct, mr or pet: the threshold that ships for such images, or phantom-ct and so on.")
+        str,
+        typer.Option(
+            help="xray, ct, mr or pet: the threshold that ships for such images, or phantom-ct and so on; for volumes "
+            "there is phantom-heart only."
+        ),
     ] = "",
     others: Annotated[
         Path | None, typer.Option(help="Images of people who are not in --private, a file each: finds the threshold.")
     ] = None,
     miss: Annotated[
         float | None,
-        typer.Option(help="Share of copies, altered in any one way, that --others may let pass; default 0.01, for 299 people."),
+        typer.Option(
+            help="Share of copies, altered in any one way, that --others may let pass, and three times it of those altered "
+            "in two; default 0.01, for 299 people."
+        ),
     ] = None,
     sign: Annotated[Path | None, typer.Option(help="Ed25519 private key in PEM.")] = None,
     values: Annotated[
@@ -134,13 +142,20 @@ def gate(
     from medsynth.privacy.distances import feature_map
     from medsynth.privacy.ledger import Ledger
     from medsynth.results import show_value
-    from medsynth.runs import cache_folder
 
     if values and window:
         raise ValueError("--range and --window exclude each other: values outside are an error, or they are clipped")
     given = [path for path in (candidates, private, others) if path is not None]
     if (values or unit != "1") and not any(path.is_dir() for path in given if path.exists()):
         raise ValueError("--range and --unit say what plain files hold; an .npz file says it itself")
+    if (tau is not None) + bool(modality) + (others is not None) > 1:
+        raise ValueError("--others, --modality and --tau exclude each other: a threshold is found, or one that ships, or given")
+    if miss is not None and others is None:
+        raise ValueError("--miss belongs to --others; a threshold that ships, or is given, has its own")
+    if miss is not None and not 0 < miss < 0.5:
+        raise ValueError(f"--miss {miss:g}; expected a share between 0 and 0.5, such as 0.01")
+    if tau is not None and not 0 < tau < math.inf:
+        raise ValueError(f"tau is {tau}; expected a positive, finite distance")
     # before anything is read: what can be known to fail takes no time and leaves no line in a ledger
     free_place(out)
     for folder in (path for path in given if path.is_dir() and out.resolve().is_relative_to(path.resolve())):
@@ -148,17 +163,14 @@ def gate(
     meaning = Values(values or window, unit, clip=window is not None)
     ours = load(private, role="private", patients=patients, values=meaning)
     theirs = load(candidates, values=meaning, whole=False)
-    ledger = Ledger(cache_folder() / "ledger" / private.resolve().stem)
+    ledger = Ledger(_ledger_of(private))
     key = "encoder_3d" if (phi, len(ours.images.spatial)) == ("encoder", 3) else phi
     features = feature_map(key)
-    if (tau is not None) + bool(modality) + (others is not None) > 1:
-        raise ValueError("--others, --modality and --tau exclude each other: a threshold is found, or one that ships, or given")
-    if miss is not None and others is None:
-        raise ValueError("--miss belongs to --others; a threshold that ships, or is given, has its own")
     strangers = None
     if others is not None:
-        strangers = one_per_patient(_of_other_people(load(others, role="eval", values=meaning), ours, ledger))
-        threshold = _found_on(strangers, features, 0.01 if miss is None else miss)
+        miss = 0.01 if miss is None else miss
+        strangers = one_per_patient(_of_other_people(load(others, role="eval", values=meaning), ours, ledger, miss))
+        threshold = _found_on(strangers, features, miss)
     else:
         threshold = _chosen(phi, key, len(ours.images.spatial), modality, tau)
     # before, so that no release is without its line
@@ -187,12 +199,11 @@ def verify(
     from medsynth.privacy.ledger import Ledger
     from medsynth.privacy.verify import VerificationError
     from medsynth.privacy.verify import verify as check_release
-    from medsynth.runs import cache_folder
 
     if patients and not private:
         raise ValueError("--patients belongs to a private folder; give --private too")
     # of a set that is not there no ledger is made
-    ledger = Ledger(cache_folder() / "ledger" / private.resolve().stem) if private and private.exists() else None
+    ledger = Ledger(_ledger_of(private)) if private and private.exists() else None
     try:
         _say(check_release(folder, private=private, patients=patients, public_key=public_key, ledger=ledger))
     except VerificationError as error:
@@ -205,8 +216,6 @@ def _chosen(phi: str, key: str, spatial_dims: int, modality: str, tau: float | N
     from medsynth.privacy.distances import Threshold, calibrated
 
     if tau is not None:
-        if not 0 < tau < math.inf:
-            raise ValueError(f"tau is {tau}; expected a positive, finite distance")
         return Threshold(tau, "given by the operator, not calibrated")
     try:
         ships = calibrated(key, spatial_dims, modality=modality.lower())
@@ -217,16 +226,30 @@ def _chosen(phi: str, key: str, spatial_dims: int, modality: str, tau: float | N
     return ships
 
 
-def _of_other_people(others: Loaded, private: Loaded, ledger: Ledger) -> ImageSet:
-    """Images of people who are not in the private set, for a threshold; a line in the ledger."""
+def _ledger_of(private: Path) -> Path:
+    """Where the ledger of a private set lies: a file's by its name, as in the chapters; folders often share theirs."""
+    from medsynth.runs import cache_folder
+
+    place = private.resolve()
+    whose = "" if private.is_file() else f"-{hashlib.blake2b(str(place).encode(), digest_size=4).hexdigest()}"
+    return cache_folder() / "ledger" / f"{place.stem if private.is_file() else place.name}{whose}"
+
+
+def _of_other_people(others: Loaded, private: Loaded, ledger: Ledger, miss: float) -> ImageSet:
+    """Images of people who are not in the private set, enough for a threshold; a line in the ledger."""
+    from medsynth.privacy.calibration import may_miss
     from medsynth.privacy.certify import comparable
 
     comparable(others, private, "--others")
+    try:
+        may_miss(others.images.patients, miss)
+    except ValueError as error:
+        raise ValueError(f"--others: {error}; give images of more people, or let more copies pass with --miss") from error
     ledger.declare(private.images)
     if known := ledger.private_rows_in(others.images):
         raise ValueError(
-            f"--others: {known} of {len(others.images)} images are in the private set; a threshold found on them would be made "
-            "from private images; give those of other people"
+            f"--others: {known} of {len(others.images)} images are in the private set, or in another that its ledger "
+            f"({ledger.folder}) knows; a threshold found on them would be made from private images; give those of other people"
         )
     # how a threshold was found is published, the name of a hospital's folder is not
     return replace(ledger.measure(others.images, stage="gate", output="threshold"), name="a set of the sender's")

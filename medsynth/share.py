@@ -65,6 +65,11 @@ CELLS = (
         says="share of samples within the gate's distance of a private patient's image",
     ),
     Cell(
+        method=DRAWN, question=QUESTIONS[0], kind="measured", table="gate-samples", beside="private_patients",
+        where={"metric": "share too close", "arm": "no gate"},
+        says="the same of generators of CT and MR of real patients, of whom there are few",
+    ),
+    Cell(
         method=DRAWN, question=QUESTIONS[1], kind="measured", table="gate",
         where={"metric": "negative-space AUC", "arm": "no gate"},
         beside="expected",
@@ -72,9 +77,14 @@ CELLS = (
         "attacker expected around a member: far below 1 there is nothing to see",
     ),
     Cell(
+        method=DRAWN, question=QUESTIONS[3], kind="measured", table="gate",
+        where={"metric": "KID ratio to floor", "arm": "no gate"},
+        says="KID to unseen patients, as a multiple of what real images have",
+    ),
+    Cell(
         method=DRAWN, question=QUESTIONS[3], kind="measured", table="generator", pick="highest",
         where={"metric": "FID ratio to floor", "arm": "trained", "guidance": 1.0},
-        says="FID to unseen patients, as a multiple of what real images have",
+        says="the same of FID, before detail is drawn and without guidance, the highest of several seeds",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[3], kind="measured", table="restoration", beside="verdict",
@@ -90,7 +100,8 @@ CELLS = (
     Cell(
         method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "attack"} | _ATTACKS,
         columns=_REFUSED, pick="lowest", beside="family",
-        says="share of altered copies that are refused, for the worst alteration",
+        says="share of altered copies that are refused, for the worst alteration (of PET noise, gain and offset are not covered, "
+        "as its certificates say)",
     ),
     Cell(
         method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "pair"} | _ATTACKS,
@@ -158,20 +169,27 @@ def _answer(cell: Cell, tables: Mapping[str, pd.DataFrame]) -> str:
 
 
 def matching(table: pd.DataFrame, cell: Cell) -> list[dict[str, object]]:
-    """The rows of a table that a cell shows, in the table's order; `of` says among how many different values one was picked."""
+    """The rows of a table that a cell shows, in the table's order; `picked` says among how many, "" where all are shown."""
     value = cell.columns[0]
     if not {value, "source", *cell.where} <= set(table):
         return []
     chosen = table[table[value].notna()]
     for column, wanted in cell.where.items():
         chosen = chosen[chosen[column] == wanted]
-    chosen = chosen.assign(of=1)
-    if cell.pick and len(chosen):
-        by = [c for c in ("source", "dataset") if c in chosen]
-        groups = chosen.groupby(by, dropna=False, sort=False)[value]
-        best = groups.idxmin() if cell.pick == "lowest" else groups.idxmax()
-        chosen = chosen.assign(of=groups.transform("nunique")).loc[best]
-    return chosen.to_dict("records")
+    if not cell.pick:
+        return chosen.assign(picked="").to_dict("records")
+    by = [c for c in ("source", "dataset") if c in chosen]
+    return [_picked(rows, cell) for _, rows in chosen.groupby(by, dropna=False, sort=False)]
+
+
+def _picked(rows: pd.DataFrame, cell: Cell) -> dict[str, object]:
+    """The lowest or highest of some rows; of rows that are all equal none is, and so none is named."""
+    value = rows[cell.columns[0]]
+    row = rows.loc[value.idxmin() if cell.pick == "lowest" else value.idxmax()].to_dict()
+    if value.nunique() > 1:
+        return row | {"picked": f"{cell.pick} of {len(rows)}"}
+    several = cell.beside in rows and rows[cell.beside].nunique() > 1
+    return row | ({"picked": f"all {len(rows)}", cell.beside: None} if several else {"picked": ""})
 
 
 def _line(row: Mapping[str, object], cell: Cell) -> str:
@@ -186,7 +204,7 @@ def _line(row: Mapping[str, object], cell: Cell) -> str:
     beside = row.get(cell.beside)
     if isinstance(beside, float) and not math.isnan(beside):
         parts.append(f"{_plain(cell.beside)} {beside:.3g}")
-    parts += [f"{cell.pick} of {row['of']}"] if row["of"] > 1 else []
+    parts += [str(row["picked"])] if row["picked"] else []
     return f"{', '.join(parts)} ({_plain(row['source'])})"
 
 

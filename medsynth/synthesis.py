@@ -121,9 +121,9 @@ def private_gate(private: ImageSet, modality: str, *, ledger: Ledger, phi: str =
 
 
 def shipped_threshold(private: ImageSet, modality: str, phi: str = "encoder") -> Threshold:
-    """The threshold found on other people's images of a modality: on phantoms for phantoms, else the largest of all such sets.
+    """The threshold that ships for a private set: found on other phantoms for phantoms, on radiographs for images of people.
 
-    Of real images only radiographs were among them; for CT, MR and PET it comes from phantoms.
+    Of people only radiographs were free to find one on, so theirs stands in for CT, MR and PET (`distances.calibrated`).
     """
     key = f"phantom-{modality}" if private.data_licence == "generated" else modality
     threshold = calibrated(phi, len(private.spatial), modality=key)

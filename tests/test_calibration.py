@@ -110,7 +110,9 @@ def test_how_many_may_be_missed_against_a_loop(n, share, confidence):
 def test_known_tolerance_limits():
     # Wilks 1941: 299 observations, so that the largest bounds 99 % with 95 % confidence; 59 for 95 %
     assert may_miss(299, 0.01, 0.95) == may_miss(59, 0.05, 0.95) == 0 and may_miss(1000, 0.01, 0.95) == 4
-    with pytest.raises(ValueError, match=r"298 patients; expected at least 299 to say with 95% confidence that 1\.00% slip"):
+    with pytest.raises(
+        ValueError, match=r"298 patients; expected at least 299 to say with 95% confidence that at most 1\.00% slip"
+    ):
         may_miss(298, 0.01, 0.95)
 
 

@@ -567,6 +567,10 @@ def test_distances_that_are_not_beyond_tau(copy, private, monkeypatch):
     ("change", "message"),
     [
         (lambda a: (a / "commitment.key").write_text("00" * 32), "private set: .* its commitment differs"),
+        (
+            lambda a: (a / "commitment.key").write_text(""),
+            r"audit: .* is missing or damaged \(0 bytes in commitment\.key; expected 32",
+        ),
         (lambda a: (a / "commitment.key").write_text("xyz"), r"audit: commitment\.key or candidates\.csv is missing or damaged"),
         (lambda a: (a / "candidates.csv").unlink(), "audit: .* missing or damaged"),
         (lambda a: (a / "candidates.csv").write_text("a,b\n1,2\n"), "audit: .* missing or damaged"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,12 @@ def pngs(folder: Path, seed: int, n: int = 3, side: int = SIDE) -> Path:
     return folder
 
 
+def ledger_of(folder: str, cache: Path) -> Ledger:
+    """That of the private folder of this name."""
+    (place,) = (cache / "ledger").glob(f"{folder}-*")
+    return Ledger(place)
+
+
 @pytest.fixture
 def sets(tmp_path) -> tuple[Path, Path]:
     return pngs(tmp_path / "drawn", 1), pngs(tmp_path / "ward", 0)
@@ -87,13 +94,13 @@ def test_a_folder_of_png_files(call, sets, cache):
     assert len(load("out/release").images) == 3
     assert "scan3.png,,copy,0.0,B\n" in Path("out/audit/candidates.csv").read_text()
     assert "as tests are" in Path("out/release/README.txt").read_text()
-    (entry,) = Ledger(cache / "ledger" / "ward").entries()
+    (entry,) = ledger_of("ward", cache).entries()
     assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("gate", "ward", 2, "none")
     line = "verified: 5 files and the certificate, the feature map 'pixels for tests'"
     line += ", no signature, so whoever passed it on could have written it"
     assert call("verify", "out") == (0, f"{line}\n", "")
     assert call("verify", "out", "--private", private) == (0, f"{line}, the private set and 3 distances\n", "")
-    assert [e.stage for e in Ledger(cache / "ledger" / "ward").entries()] == ["gate", "verify"]
+    assert [e.stage for e in ledger_of("ward", cache).entries()] == ["gate", "verify"]
     assert set(call.asked) == {"encoder"}
     # a list of patients may lie among their images
     people = private / "people.csv"
@@ -203,18 +210,24 @@ def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
     strangers = pngs(Path("others"), 2, n=20)
     base = ("gate", candidates, "--private", private, "--out", "out", "--others", strangers)
     assert call(*base)[2] == (
-        "error: 20 patients; expected at least 299 to say with 95% confidence that 1.00% slip through\n"
-    )  # fmt: skip
-    assert not Path("out").exists()
+        "error: --others: 20 patients; expected at least 299 to say with 95% confidence that at most 1.00% slip through; give "
+        "images of more people, or let more copies pass with --miss\n"
+    )
+    assert not Path("out").exists() and not ledger_of("ward", cache).entries()
+    for share in ("0", "2", "nan"):
+        assert f"--miss {share}; expected a share between 0 and 0.5" in call(*base, "--miss", share)[2]
     code, out, _ = call(*base, "--miss", "0.2")
     assert (code, json.loads(Path("out/audit/audit.json").read_text())["strangers"]["n"]) == (0, 20)
     assert "of images of other people it would refuse, in percent: " in out and "(n = 20); this too is for the audit only" in out
     said = " ".join(Path("out/release/README.txt").read_text().split())
     assert "one image each of 20 other patients (a set of the sender's); " in said and "(others)" not in said
     assert "at most 20.00% of any one attack and 50.00% of any one pair" in said
-    threshold, verdicts = Ledger(cache / "ledger" / "ward").entries()[-2:]
+    threshold, verdicts = ledger_of("ward", cache).entries()[-2:]
     assert (threshold.reads, threshold.output, verdicts.stage) == ("others", "threshold", "gate")
     assert verdicts.output == "verdicts of the gate and the share of other people it refuses, for out"
+    assert call(*base[:4], "--out", "tenth", *base[6:], "--miss", "0.14")[0] == 0
+    said = " ".join(Path("tenth/release/README.txt").read_text().split())
+    assert "at most 14.00% of any one attack and 42.00% of any one pair" in said
     base = (*base[:4], "--out", "another", *base[6:])
     for other in (("--tau", 0.2), ("--modality", "ct")):
         assert "--others, --modality and --tau exclude each other" in call(*base, *other)[2]
@@ -223,15 +236,23 @@ def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
     (strangers / "mine.png").write_bytes((private / "scan0.png").read_bytes())
     code, _, err = call(*base[:4], "--out", "again", "--others", strangers, "--miss", "0.2")
     assert (code, Path("again").exists()) == (2, False)
-    assert err.startswith("error: --others: 1 of 21 images are in the private set; a threshold found on them")
+    assert err.startswith("error: --others: 1 of 21 images are in the private set, or in another that its ledger (")
+
+
+def test_folders_of_one_name_have_ledgers_of_their_own(call, sets, cache):
+    candidates, private = sets
+    for place in ("north", "south"):
+        shutil.copytree(private, Path(place) / "ward")
+        assert call("gate", candidates, "--private", Path(place) / "ward", "--tau", 0.2, "--out", place + "-out")[0] == 0
+    assert len(list((cache / "ledger").iterdir())) == 2
 
 
 @pytest.mark.parametrize(("shape", "modality", "said"), [
-    ((64, 64), "ct", "taken for ct, of which no real images were at hand"),
+    ((64, 64), "ct", "taken for ct, of which no real images were free"),
     ((64, 64), "phantom-ct", "other phantoms (thorax-ct-private/other)"),
-    ((64, 64), "", "one for each modality; expected xray or ct or mr or pet or phantom-"),
+    ((64, 64), "", "each belongs to one kind of images; expected xray or ct or mr or pet or phantom-"),
     ((8, 64, 64), "ct", "none for 'ct'; expected phantom-heart"),
-    ((8, 64, 64), "", "one for each modality; expected phantom-heart"),
+    ((8, 64, 64), "", "each belongs to one kind of images; expected phantom-heart"),
 ])  # fmt: skip
 def test_thresholds_that_ship(shape, modality, said, make_set, tmp_path, monkeypatch, capsys, cache):
     monkeypatch.chdir(tmp_path)
@@ -256,6 +277,7 @@ def test_what_can_fail_at_once_leaves_no_line_in_the_ledger(call, sets, cache):
     base = ("gate", candidates, "--private", private, "--tau", 0.2)
     for out, said in (
         ("taken", "is there already"),
+        (".", ".: is the current folder; name a new one in it"),
         (private / "out", f"lies in {private}"),
         (candidates / "out", "choose a place"),
     ):

@@ -134,7 +134,7 @@ def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
     phantoms = entry | {"sets": {"phantom-ct": sets["phantom-ct"]}}
     phantoms["phi_hash"] = feature_map("pixels").hash
     (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry, "encoder_3d 3d": entry, "pixels 2d": phantoms}))
-    with pytest.raises(ValueError, match="one for each modality; expected xray or ct or mr or pet or phantom-ct"):
+    with pytest.raises(ValueError, match="each belongs to one kind of images; expected xray or ct or mr or pet or phantom-ct"):
         calibrated("encoder", 2, folder=tmp_path)
     with pytest.raises(ValueError, match="none for 'us'; expected"):
         calibrated("encoder", 2, modality="us", folder=tmp_path)
@@ -143,7 +143,9 @@ def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
     assert calibrated("encoder", 2, modality="phantom-ct", folder=tmp_path) == distances.Threshold(0.9, "on phantoms")
     # phantoms say nothing of people: the largest threshold that was found on people stands in
     ct = calibrated("encoder", 2, modality="ct", folder=tmp_path)
-    assert ct.tau == 0.4 and ct.how.startswith("on other radiographs; taken for ct, of which no real images were at hand")
+    assert ct.tau == 0.4 and ct.how.startswith(
+        "on other radiographs; taken for ct, of which no real images were free to find one on"
+    )
     with pytest.raises(ValueError, match="none for 'ct'; expected phantom-ct"):
         calibrated("pixels", 2, modality="ct", folder=tmp_path)
     assert calibrated("untrained_vgg", 2, folder=tmp_path) is None and calibrated("encoder", 3, folder=tmp_path) is None

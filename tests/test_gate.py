@@ -232,6 +232,9 @@ def test_a_copy_is_known_by_its_pixels_when_its_features_changed(sets: tuple[Ima
     assert found.reason[6:17].tolist() == ["copy"] * 11 and not found.distance[6:17].any()
     assert found.patient[6:17].tolist() == private.patient[::-1].tolist()
     assert not guard.accepts(candidates)[6:17].any()
+    # one that lies on its side is known too
+    laid = candidates.with_images(np.ascontiguousarray(candidates.images.transpose(0, 1, 3, 2)), name="laid")
+    assert guard.judge(laid).reason[6:17].tolist() == ["copy"] * 11 and not guard.accepts(laid)[6:17].any()
 
 
 def test_features_lie_in_a_closed_folder_that_goes_with_the_gate(tmp_path: Path, sets: tuple[ImageSet, ImageSet]) -> None:

@@ -1,11 +1,8 @@
 """The report on shipped weights: rows for every set, and a ledger line for every private one."""
 
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from medsynth.evaluation.features import PCAExtractor
@@ -41,10 +38,6 @@ def small(monkeypatch, tmp_path, make_set, tiny, cache):
     )
     twice = {"phantom-xray": (some(7), "encoder")} | {n: (some(i, "eval"), "encoder") for i, n in enumerate(names)}
     monkeypatch.setattr(report, "people_seen_twice", lambda folder, size, patients: twice)
-    table = pd.DataFrame({"kind": ["attack"], "refused": [1.0]})
-    monkeypatch.setattr(report, "radiographs", lambda *_: {})
-    monkeypatch.setattr(report, "slices", lambda *_: {})
-    monkeypatch.setattr(report, "attack_tables", lambda *_: (table, [some(8), some(9, "eval")]))
     monkeypatch.setattr(report, "feature_map", lambda name: pixels)
     monkeypatch.setattr(report, "pretraining_phantoms", lambda *a, **k: {})
     monkeypatch.setattr(report, "real_sets", lambda folder, split: {})
@@ -84,10 +77,10 @@ def test_every_set_has_its_rows_and_real_ones_a_line_in_the_ledger(reported):
     assert set(levels.query("metric == 'fid never falls (1 = yes)'").value) <= {0.0, 1.0}
     assert (reported[0] / "ruler-levels.svg").exists()
 
-    # the real sets, held out or private, are read and the ledger says so
+    # private or held out, what is read has a line; populations of phantoms that were measured before have theirs
     entries = Ledger(reported[1] / "ledger" / "report").entries()
-    assert [e.stage for e in entries] == ["measure shipped weights"] * 5 + ["measure the identity encoder"] * 3
-    assert read_results(reported[0], "gate-attacks").rows["refused"].tolist() == [1.0]
+    weights, encoder = "measure shipped weights", "measure the identity encoder"
+    assert [e.stage for e in entries] == [weights] * 9 + [encoder] * 6 + [weights] * 2
     known = read_results(reported[0], "identification").rows
     assert set(known["arm"]) == {"encoder", "pixels"} and set(known["metric"]) == {"TPR at 1 % FPR", "AUC"}
     rocs = read_results(reported[0], "identification-roc").rows
@@ -96,10 +89,6 @@ def test_every_set_has_its_rows_and_real_ones_a_line_in_the_ledger(reported):
     sidecar = read_results(reported[0], "identification").sidecar
     # what was compared, and not what other tables are about
     assert {"encoder", "encoder_3d"} < sidecar["inputs"].keys() and "autoencoder" not in sidecar["inputs"]
-    assert (
-        read_results(reported[0], "gate-attacks-slices").sidecar["notes"]
-        and not read_results(reported[0], "gate-attacks").sidecar["notes"]
-    )
     assert (known["same_pairs"] == 20).all() and {"phantom-xray", "mri_acdc"} <= set(known["dataset"])
 
 
@@ -134,45 +123,3 @@ def test_people_seen_twice_are_those_whose_number_is_one_person(monkeypatch, mak
         "cxr_kermany": 20, "cxr_nih": 40, "mri_acdc": 40,
     }  # fmt: skip
     assert [k for k, v in found.items() if v[1] == "encoder_3d"] == ["mri_acdc"]
-
-
-def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypatch, make_set, tmp_path):
-    met = []
-
-    def trial(phi, private, unseen, *, seed, other_scans):
-        met.append((private, unseen, other_scans))
-        return SimpleNamespace(at_its_own_and_at_equal_price=lambda tau, seed: pd.DataFrame({"tau": [tau]}))
-
-    def drawn(**k):
-        return make_set(2 * k["patients"], (1, 8, 8), role=k["population"], split=None)
-
-    monkeypatch.setattr(report, "attack_trial", trial)
-    monkeypatch.setattr(report, "shipped_threshold", lambda private, modality, name: SimpleNamespace(tau=0.5))
-    monkeypatch.setattr(report, "cached_thorax", drawn)
-    monkeypatch.setattr(
-        report, "load_npz", lambda path, role: make_set(12, (1, 8, 8), role=role, split=np.full(12, "test"), name=path.stem)
-    )
-    ledger = Ledger(tmp_path / "ledger")
-    table, sets = report.attack_tables(report.radiographs(tmp_path, 8, 6), seed=0, ledger=ledger)
-    assert {e.stage for e in ledger.entries()} == {"try the gate"} and len(ledger.entries()) == 5
-    assert table[["dataset", "measured_in"]].drop_duplicates().shape == (8, 2) and len(sets) == 5
-    private, unseen, second = met[0]
-    assert (private.patients, unseen.patients, len(private), len(second)) == (6, 4, 6, 6)
-    assert not set(private.patient) & set(unseen.patient) and private.patient.tolist() == second.patient.tolist()
-    assert not set(private.row_hashes) & set(second.row_hashes)
-    assert met[4][0].role == "private" and met[4][1].role == "eval" and met[4][2] is None
-
-
-def test_slices_are_those_of_the_chapter_on_restoration(monkeypatch, make_set, tmp_path):
-    asked = []
-
-    def sources(config, data, modality):
-        asked.append((Path(data).name, modality, config.size))
-        return SimpleNamespace(private=make_set(role="private"), test=make_set(role="eval"))
-
-    monkeypatch.setattr(report, "thorax_sources", sources)
-    found = report.slices(tmp_path, 8)
-    assert asked == [("ct_tcia_hu_256.npz", "ct", 8), ("mri_acdc_3d.npz", "mr", 8)]
-    assert {k: (t.modality, t.private.role, t.unseen.role, t.scans) for k, t in found.items()} == {
-        "ct_tcia_hu_256": ("ct", "private", "eval", None), "mri_acdc_3d": ("mr", "private", "eval", None),
-    }  # fmt: skip

@@ -92,10 +92,19 @@ def test_the_worst_of_several_rows_is_named_and_counted(places):
     assert "*Proved*: AUC.\n    - 0.25, encoder (this run)" in share_section(published, own, [proved])
 
 
+def test_equal_rows_count_and_where_all_are_equal_none_is_the_worst():
+    where = {"where": {}, "pick": "lowest", "beside": "family"}
+    table = pd.DataFrame({"source": "a", "family": ["shift", "zoom", "noise"], "value": [1.0, 0.9, 1.0]})
+    (worst,) = matching(table, cell(**where))
+    assert (worst["family"], worst["picked"]) == ("zoom", "lowest of 3")
+    (worst,) = matching(table.assign(value=1.0), cell(**where))
+    assert (worst["family"], worst["picked"], worst["value"]) == (None, "all 3", 1.0)
+
+
 def test_each_data_set_and_run_has_its_own_worst():
     table = pd.DataFrame({"source": ["a", "a", "a", "b"], "dataset": ["x", "x", "y", "x"], "value": [3.0, 2.0, 1.0, 4.0]})
     assert [r["value"] for r in matching(table, cell(where={}, pick="lowest"))] == [2, 1, 4]
-    assert [r["of"] for r in matching(table, cell(where={}, pick="lowest"))] == [2, 1, 1]
+    assert [r["picked"] for r in matching(table, cell(where={}, pick="lowest"))] == ["lowest of 2", "", ""]
     assert [r["value"] for r in matching(table, cell(where={}))] == [3, 2, 1, 4]
 
 

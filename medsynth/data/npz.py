@@ -173,7 +173,10 @@ def _values(name: str, raw: np.ndarray, window: tuple[float, float]) -> tuple[np
     if raw.dtype == np.int16:
         return np.clip(raw.astype(np.float32), *window), "HU", window
     if np.issubdtype(raw.dtype, np.floating):
-        if not np.isfinite(raw).all() or raw.min() < 0 or raw.max() > 1:
+        if odd := int((~np.isfinite(raw)).sum()):
+            row = np.argwhere(~np.isfinite(raw))[0][0]
+            raise ValueError(f"{name}: {odd} values of images are not finite, the first in row {row}; expected 0..1, or int16 HU")
+        if raw.size and (raw.min() < 0 or raw.max() > 1):
             raise ValueError(f"{name}: float images span [{raw.min():g}, {raw.max():g}]; expected 0..1, or int16 HU")
         return raw.astype(np.float32), "1", (0.0, 1.0)
     raise ValueError(f"{name}: images have dtype {raw.dtype}; expected uint8 (0..255), int16 (HU) or float (0..1)")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medsynth.config import ThoraxConfig
 from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.data.resample import resize, slices_of
-from medsynth.data.sources import cached_thorax, thorax_sources
+from medsynth.data.sources import cached_thorax
 from medsynth.data.thorax import MODALITIES
 from medsynth.evaluation import ruler
 from medsynth.evaluation.features import Extractor, PCAExtractor, random_twin, shipped_extractor
@@ -23,22 +22,20 @@ from medsynth.evaluation.statistics import Estimate, bootstrap_mean
 from medsynth.figures import curve, new_figure, save_figure
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_hash, weights_folder
+from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_hash
+from medsynth.pretrain.gates import ACDC
 from medsynth.pretrain.public import phantoms as pretraining_phantoms
 from medsynth.pretrain.public import real_sets
-from medsynth.privacy.calibration import attack_trial, one_per_patient
+from medsynth.privacy.calibration import one_per_patient
 from medsynth.privacy.distances import feature_map
 from medsynth.privacy.identification import identify
 from medsynth.privacy.ledger import Ledger
 from medsynth.results import Row, table_of, write_results
-from medsynth.runs import cache_folder, file_hash
-from medsynth.synthesis import shipped_threshold
+from medsynth.runs import cache_folder
 
-TABLES = ("reconstruction", "identification", "gate-attacks", "gate-attacks-slices", "ruler-levels", "ruler-power")
+TABLES = ("reconstruction", "identification", "ruler-levels", "ruler-power")
 _STUDIED = ("xray", "ct")  # phantoms that the ruler is studied on
-_MAPS = ("encoder", "pixels", "autoencoder", "untrained_vgg")  # of images
 _LABEL = {"cxr_kermany": "finding", "ct_tcia": "collection"}  # and real sets, with the column that names classes
-_ACDC = "mri_acdc is CC BY-NC-SA 4.0: its rows are for non-commercial use, under the same licence"
 _POPULATION = 90  # seed of the first population of phantoms; nobody had looked at it or at those that follow
 
 
@@ -112,61 +109,6 @@ def people_seen_twice(folder: Path, size: int, patients: int) -> dict[str, tuple
         "cxr_kermany": (resize(kermany, size), "encoder"), "cxr_nih": (resize(nih, size), "encoder"),
         "mri_acdc": (load_npz(folder / "mri_acdc_3d.npz"), "encoder_3d"),
     }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """Images that a gate protects, those of unseen patients, and other scans of the protected ones where there are any."""
-
-    modality: str
-    private: ImageSet
-    unseen: ImageSet
-    scans: ImageSet | None = None
-
-
-def radiographs(folder: Path, size: int, patients: int) -> dict[str, Attacked]:
-    """Phantoms, `patients` private ones and two thirds as many unseen; the private half and the test patients of cxr_kermany."""
-    drawn = cached_thorax(
-        patients=patients + 2 * patients // 3, scans=2, size=size, modality="xray", population="private", seed=0
-    )
-    people = np.unique(drawn.patient)
-    first = drawn.select(np.arange(0, len(drawn), 2))
-    second = drawn.select(np.arange(1, len(drawn), 2), name=f"{drawn.name}/second scans")
-    kermany = folder / "cxr_kermany_128.npz"
-    known, strangers = people[:patients], people[patients:]
-    private, test = load_npz(kermany, role="private"), load_npz(kermany, role="eval").in_split("test")
-    return {
-        "phantom-xray": Attacked("xray", first.of_patients(known), first.of_patients(strangers), second.of_patients(known)),
-        "cxr_kermany_128": Attacked("xray", resize(private, size), resize(test, size)),
-    }
-
-
-def slices(folder: Path, size: int) -> dict[str, Attacked]:
-    """Real CT and MR as the chapter on restoration reads them: no threshold was found on such images."""
-    found = {}
-    for modality, name in (("ct", "ct_tcia_hu_256"), ("mr", "mri_acdc_3d")):
-        source = thorax_sources(
-            ThoraxConfig(size=size, private_patients=0, test_patients=0), str(folder / f"{name}.npz"), modality
-        )
-        found[name] = Attacked(modality, source.private, source.test)
-    return found
-
-
-def attack_tables(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tuple[pd.DataFrame, list[ImageSet]]:
-    """What gates in each feature map, at the thresholds that ship, refuse of attacked private images and of unseen patients.
-
-    Also the sets they met, which leave lines in the ledger.
-    """
-    met = [images for sets in tried.values() for images in (sets.private, sets.unseen, sets.scans) if images is not None]
-    for images in met:
-        ledger.measure(images, stage="try the gate", output="result rows")
-    tables = []
-    for name, sets in tried.items():
-        for measured_in in _MAPS:
-            trial = attack_trial(feature_map(measured_in), sets.private, sets.unseen, seed=seed, other_scans=sets.scans)
-            tau = shipped_threshold(sets.private, sets.modality, measured_in).tau
-            tables.append(trial.at_its_own_and_at_equal_price(tau, seed=seed).assign(measured_in=measured_in, dataset=name))
-    return pd.concat(tables, ignore_index=True), met
 
 
 def level_rows(name: str, images: ImageSet, label: np.ndarray, extractor: Extractor, seed: int, splits: int) -> list[Row]:
@@ -254,42 +196,32 @@ def main() -> None:
     phantoms = {f"phantom-{m}": drawn(m) for m in MODALITIES}
     sets = unseen(args.real, args.size)
     ledger = Ledger(cache_folder() / "ledger" / "report")
-    for images in sets.values():
+    for images in (phantoms | sets).values():
         # measured, never trained on; what leaves is the published rows
         ledger.measure(images, stage="measure shipped weights", output="result rows")
     shared = {"parameters": {"size": args.size, "extractor": extractor.name}, "seeds": [args.seed]}
     described = {
         "inputs": {k: s.content_hash for k, s in (phantoms | sets).items()} | {"autoencoder": shipped_hash("autoencoder")},
         "data_licence": "; ".join(sorted({s.data_licence for s in sets.values()} | {"generated"})),
-        "notes": _ACDC,
+        "notes": ACDC,
     }
     if "reconstruction" in args.tables:
         rows = [r for k, s in (phantoms | sets).items() for r in reconstruction_rows(k, s, autoencoder, extractor, args.seed)]
         write_results(args.out, "reconstruction", rows, **shared, **described)
     if "identification" in args.tables:
         twice = people_seen_twice(args.real, args.size, args.phantoms // 2)
-        for k in ("cxr_kermany", "cxr_nih", "mri_acdc"):
-            ledger.measure(twice[k][0], stage="measure the identity encoder", output="result rows")
         met = [images for images, _ in twice.values()]
+        for images in met:
+            ledger.measure(images, stage="measure the identity encoder", output="result rows")
         seen = {
             "inputs": _hashes(met) | {name: shipped_hash(name) for name in ("encoder", "encoder_3d")},
-            "data_licence": _licences(met), "notes": _ACDC,
+            "data_licence": _licences(met), "notes": ACDC,
         }  # fmt: skip
         maps = [(k, images, name) for k, (images, own) in twice.items() for name in (own, "pixels")]
         found = [identification(k, images, name, args.seed) for k, images, name in maps]
         write_results(args.out, "identification", [r for rows, _ in found for r in rows], **shared, **seen)
         curves = pd.concat([c for _, c in found], ignore_index=True)
         save_figure(draw_rocs(curves), args.out, "identification-roc", curves, **shared, **seen)
-    tried = {
-        "gate-attacks": lambda: radiographs(args.real, args.size, 3 * args.phantoms // 2),
-        "gate-attacks-slices": lambda: slices(args.real, args.size),
-    }
-    for name in (name for name in tried if name in args.tables):
-        table, met = attack_tables(tried[name](), args.seed, ledger)
-        inputs = _hashes(met) | {k: shipped_hash(k) for k in ("encoder", "autoencoder")}
-        inputs["thresholds"] = file_hash(weights_folder() / "thresholds.json")
-        notes = _ACDC if name == "gate-attacks-slices" else ""
-        write_results(args.out, name, table, **shared, inputs=inputs, data_licence=_licences(met), notes=notes)
     if "ruler-levels" in args.tables:
         # five patients hold most slices of real CT, and slices of one patient are no independent samples of a class
         alone = sets | {"ct_tcia": one_per_patient(sets["ct_tcia"])}
@@ -303,6 +235,8 @@ def main() -> None:
         rivals = [extractor, *(random_twin(public, seed=args.seed + i) for i in range(3)), PCAExtractor.fit(public)]
         # one population does not tell extractors apart: the interval of its power is about two wide
         noticed = {f"phantom-{m}": [drawn(m, i) for i in range(args.populations)] for m in _STUDIED}
+        for images in (images for v in noticed.values() for images in v):
+            ledger.measure(images, stage="measure shipped weights", output="result rows")
         noticed |= {k: [sets[k]] for k in _LABEL}
         labelled = {k: [(s, _labels(k, s)) for s in v] for k, v in noticed.items()}
         powers = [r for k, v in labelled.items() for r in power_rows(k, v, rivals, args.seed)]

@@ -14,6 +14,7 @@ from medsynth.evaluation.statistics import Estimate, clopper_pearson, percentile
 from medsynth.imageset import ImageSet
 from medsynth.privacy.distances import FeatureMap
 
+CONFIDENCE = 0.95  # that what a threshold may miss holds for everyone, not for the people it was found on alone
 _ROWS = 512  # of a distance matrix formed at once
 FAMILIES: tuple[tuple[str, ...], ...] = (*((a,) for a in ATTACKS), *attack_pairs())
 
@@ -86,7 +87,7 @@ def one_per_patient(images: ImageSet) -> ImageSet:
 
 
 def calibrate(
-    phi: FeatureMap, images: ImageSet, *, seed: int, miss: float = 0.01, pair_miss: float = 0.03, confidence: float = 0.95,
+    phi: FeatureMap, images: ImageSet, *, seed: int, miss: float = 0.01, pair_miss: float = 0.03, confidence: float = CONFIDENCE,
     left_out: Sequence[str] = (),
 ) -> Calibration:  # fmt: skip
     """The least threshold at which, with confidence, at most `miss` of each attack and `pair_miss` of each pair slip through.
@@ -117,7 +118,7 @@ def calibrate(
     )  # fmt: skip
 
 
-def may_miss(n: int, share: float, confidence: float) -> int:
+def may_miss(n: int, share: float, confidence: float = CONFIDENCE) -> int:
     """How many of n people may lie beyond a threshold if at most a share of everyone is to, with this confidence.
 
     With more of them beyond it than that, a true share as large as `share` would be too likely. Raises ValueError if n is so
@@ -129,7 +130,8 @@ def may_miss(n: int, share: float, confidence: float) -> int:
     if k < 0:
         fewest = int(np.ceil(np.log(1 - confidence) / np.log(1 - share)))
         raise ValueError(
-            f"{n} patients; expected at least {fewest} to say with {confidence:.0%} confidence that {share:.2%} slip through"
+            f"{n} patients; expected at least {fewest} to say with {confidence:.0%} confidence that at most {share:.2%} slip "
+            "through"
         )
     return k
 

@@ -28,6 +28,7 @@ from medsynth.privacy.certificate import (
     CANDIDATES,
     CERTIFICATE,
     KEY,
+    KEY_BYTES,
     MARGIN,
     README,
     SIGNATURE,
@@ -90,7 +91,6 @@ def certify(
     encoding = Encoding.for_images(candidates.images, candidates.files, candidates.orientation)
     signer = None if sign is None else load_private_key(Path(sign))
     free_place(out)
-    # absolute, because "." has no name
     temporary = out.absolute().with_name(f".{out.absolute().name}.{secrets.token_hex(8)}")
     temporary.mkdir()
     try:
@@ -110,7 +110,7 @@ def certify(
         if not names:
             found = ", ".join(f"{n} {reason}" for reason, n in sorted(refused.items()))
             raise ValueError(f"none of {refused.total()} candidates was accepted ({found}); nothing was written to {out}")
-        key_bytes = secrets.token_bytes(32)
+        key_bytes = secrets.token_bytes(KEY_BYTES)
         unsigned = Certificate(
             encoder=EncoderEntry(key, phi.name, phi.hash),
             tau=TauEntry(float(tau), how),
@@ -186,7 +186,10 @@ def _loaded(images: ImageSet | Loaded) -> Loaded:
 
 
 def free_place(out: Path) -> None:
-    """FileNotFoundError where a folder for `out` is missing, FileExistsError if something is there already."""
+    """FileNotFoundError where a folder for `out` is missing, FileExistsError if something is there, ValueError for "."."""
+    if out.resolve() == Path.cwd():
+        # the finished folder takes the place of an empty one, and that of the folder one stands in cannot be taken
+        raise ValueError(f"{out}: is the current folder; name a new one in it, or beside it")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out}: its folder {out.parent} does not exist; make it first")
     if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):

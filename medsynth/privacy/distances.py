@@ -94,7 +94,7 @@ def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path
 
     modality: "xray", "ct", "mr" or "pet" for images of people, or "phantom-xray" and so on. Scans of a modality that no real
     images were to be had of get the largest threshold that was found on real ones, and their sentence says so: that of
-    phantoms let a tenth of shifted copies of real CT pass. Raises ValueError where no threshold was found on anything like
+    phantoms lets one in twelve shifted copies of real CT pass. Raises ValueError where no threshold was found on anything like
     them, or where it was found for other weights, or other transformed copies, than those that are installed.
     """
     file = (folder or weights_folder()) / "thresholds.json"
@@ -117,13 +117,14 @@ def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path
     real = {key: t["modality"] for key, t in entry["sets"].items() if not key.startswith(PHANTOM)}
     if modality not in MODALITIES or not real:
         named = [m for m in MODALITIES if real] + [key for key in sets if key.startswith(PHANTOM)]
-        found = f"none for {modality!r}" if modality else "one for each modality"
+        found = f"none for {modality!r}" if modality else "each belongs to one kind of images"
         raise ValueError(f"{name!r} in {spatial_dims}D: thresholds that ship: {found}; expected {' or '.join(named)}")
     key = max((k for k in real if real[k] == modality), default=None, key=lambda k: sets[k].tau)
     if key is not None:
         return sets[key]
     key = max(real, key=lambda k: sets[k].tau)
-    taken = f"; taken for {modality}, of which no real images were at hand: what it lets pass there is not known"
+    measured = "nobody has measured" if modality == "pet" else "the package's published tables show on public scans"
+    taken = f"; taken for {modality}, of which no real images were free to find one on: what it lets pass there {measured}"
     return Threshold(sets[key].tau, sets[key].how + taken)
 
 

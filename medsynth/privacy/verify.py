@@ -20,6 +20,7 @@ from medsynth.privacy.certificate import (
     CANDIDATES,
     CERTIFICATE,
     KEY,
+    KEY_BYTES,
     README,
     SIGNATURE,
     Certificate,
@@ -190,6 +191,8 @@ def _audit(audit: Path, content: bytes) -> tuple[bytes, dict[str, float]]:
         raise VerificationError(f"{CERTIFICATE}: is not the one that the audit belongs to")
     try:
         key = bytes.fromhex((audit / KEY).read_text(encoding="ascii"))
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"{len(key)} bytes in {KEY}; expected {KEY_BYTES}")
         with open(audit / CANDIDATES, newline="", encoding="utf-8") as f:
             recorded = {row["released"]: float(row["distance"]) for row in csv.DictReader(f) if row["released"]}
     except PermissionError:
