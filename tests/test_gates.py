@@ -32,12 +32,12 @@ def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypa
     ledger = Ledger(tmp_path / "ledger")
     table, sets = gates.attack_tables(gates.of_known_kind(tmp_path, 8, 6), seed=0, ledger=ledger)
     assert {e.stage for e in ledger.entries()} == {"try the gate"} and len(ledger.entries()) == 5
-    assert table[["dataset", "measured_in"]].drop_duplicates().shape == (11, 2) and len(sets) == 14
-    private, unseen, second = met[0]
+    assert table[["dataset", "measured_in"]].drop_duplicates().shape == (7, 2) and len(sets) == 11
+    private, unseen, second = met[4]
     assert (private.patients, unseen.patients, len(private), len(second)) == (6, 4, 6, 6)
     assert not set(private.patient) & set(unseen.patient) and private.patient.tolist() == second.patient.tolist()
     assert not set(private.row_hashes) & set(second.row_hashes)
-    assert met[4][0].role == "private" and met[4][1].role == "eval" and met[4][2] is None
+    assert met[0][0].role == "private" and met[0][1].role == "eval" and met[0][2] is None
 
 
 def test_slices_are_those_of_the_chapter_on_restoration(monkeypatch, make_set, tmp_path):
