@@ -12,10 +12,10 @@ def features(n: int, seed: int, d: int = 2) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
 
 
-def attack(member, outsider, expected=1.0):
+def attack(member, outsider):
     return negative_space_attack(
         member, outsider, member_patient=np.arange(len(member)), outsider_patient=np.arange(len(outsider)),
-        expected=expected, seed=0, replicates=200,
+        seed=0, replicates=200,
     )  # fmt: skip
 
 

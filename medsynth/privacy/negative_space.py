@@ -19,7 +19,6 @@ class Attack(NamedTuple):
 
     auc: Estimate  # n = patients of both kinds
     curve: np.ndarray  # (k, 2) false and true positive rates, ascending
-    expected: float  # mean number of released images that the adversary expects around a patient: below 1 there is no hole to see
 
 
 def hole_score(targets: np.ndarray, released: np.ndarray, reference: np.ndarray, radius: float) -> np.ndarray:
@@ -56,13 +55,10 @@ def within(targets: np.ndarray, images: np.ndarray, radius: float) -> np.ndarray
 
 
 def negative_space_attack(
-    member: np.ndarray, outsider: np.ndarray, *, member_patient: np.ndarray, outsider_patient: np.ndarray, expected: float,
-    seed: int, replicates: int = 1000,
+    member: np.ndarray, outsider: np.ndarray, *, member_patient: np.ndarray, outsider_patient: np.ndarray, seed: int,
+    replicates: int = 1000,
 ) -> Attack:  # fmt: skip
-    """AUC and ROC of scores of images of members (n,) and of unseen patients (m,), with a bootstrap over patients.
-
-    expected: what `hole_score` expected around a member on average, for the reader's judgement.
-    """
+    """AUC and ROC of scores of images of members (n,) and of unseen patients (m,), with a bootstrap over patients."""
     score = np.concatenate([member, outsider])
     inside = np.concatenate([np.ones(len(member)), np.zeros(len(outsider))])
     patient = np.unique(
@@ -71,7 +67,7 @@ def negative_space_attack(
     auc = bootstrap_weighted(
         lambda w: weighted_auc(score, inside, w), patient, seed=seed, replicates=replicates
     )  # fmt: skip
-    return Attack(auc, roc(score, inside), expected)
+    return Attack(auc, roc(score, inside))
 
 
 def weighted_auc(score: np.ndarray, inside: np.ndarray, weight: np.ndarray) -> float:

@@ -30,11 +30,6 @@ class Filled(NamedTuple):
     images: ImageSet  # one image for each wish, in the order of the wishes
     tries: np.ndarray  # (n,) candidates that were drawn for each wish, the accepted one included
 
-    @property
-    def acceptance(self) -> float:
-        """Share of the candidates that passed."""
-        return len(self.tries) / float(self.tries.sum())
-
 
 def sample_until(wishes: int, draw: Draw, gate: Accepts, *, attempts: int = ATTEMPTS) -> Filled:
     """One accepted image for each of `wishes` rows; a refused one is drawn again for its row, `attempts` times in all.
