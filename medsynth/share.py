@@ -106,7 +106,7 @@ CELLS = (
     Cell(
         method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "pair"} | _ATTACKS,
         columns=_REFUSED, pick="lowest", beside="family",
-        says="share of copies altered twice that are refused, for the worst pair",
+        says="share of copies altered twice that are refused, for the worst pair (of PET one with what is not covered)",
     ),
     *(
         Cell(
