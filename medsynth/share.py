@@ -202,8 +202,8 @@ def _line(row: Mapping[str, object], cell: Cell) -> str:
     parts += [_plain(text) for text in named if isinstance(text, str) and text]
     # a number says nothing without its name
     beside = row.get(cell.beside)
-    if isinstance(beside, float) and not math.isnan(beside):
-        parts.append(f"{_plain(cell.beside)} {beside:.3g}")
+    if isinstance(beside, int | float) and not math.isnan(beside):
+        parts.append(f"{_plain(cell.beside.replace('_', ' '))} {beside:.3g}")
     parts += [str(row["picked"])] if row["picked"] else []
     return f"{', '.join(parts)} ({_plain(row['source'])})"
 

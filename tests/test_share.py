@@ -61,6 +61,9 @@ def test_a_number_beside_another_has_its_name(places):
         "0.625 [0.5, 0.75] (n = 80), phantom-xray, expected 0.176 (this run)",
         "0.75 [0.5, 0.75] (n = 80), cxr\\_a (this run)",
     ]
+    # a whole number too
+    write("results/03_gate", "gate", [auc(extra={"private_patients": 33})])
+    assert "phantom-xray, private patients 33 (this run)" in share_section(published, own, [cell(beside="private_patients")])
 
 
 def test_of_several_networks_each_has_its_name(places):

@@ -24,6 +24,7 @@ from medsynth.runs import cache_folder, file_hash
 from medsynth.synthesis import private_gate, shipped_threshold, train_generator
 
 TABLES = ("gate-attacks", "gate-attacks-slices", "gate-samples")
+PROFILE = "full"  # whose generators draw
 MAPS = ("encoder", "pixels", "autoencoder", "untrained_vgg")  # of images
 SCANS = {"ct": "ct_tcia_hu_256", "mr": "mri_acdc_3d"}  # of people, on whose like no threshold was found
 ACDC = "mri_acdc is CC BY-NC-SA 4.0: its rows are for non-commercial use, under the same licence"
@@ -95,7 +96,7 @@ def sample_rows(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tuple[
 
     An acceptance rate is a private output: these are public scans that stand for private ones. Also the sets that were met.
     """
-    settings, rows = load_profile("full"), []
+    settings, rows = load_profile(PROFILE), []
     config = {name: getattr(settings, name) for name in ("denoiser", "diffusion", "sampling")}
     for name, sets in tried.items():
         ledger.measure(sets.private, stage="judge samples", output="result rows")
@@ -142,7 +143,7 @@ def main() -> None:
         inputs |= {k: shipped_hash(k) for k in weights.get(name, ("encoder", "autoencoder"))}
         licences = sorted({terms for s in met for terms in s.data_licence.split("; ")})
         write_results(
-            args.out, name, table, parameters={"size": args.size}, seeds=[args.seed],
+            args.out, name, table, parameters={"size": args.size, "profile": PROFILE}, seeds=[args.seed],
             inputs=inputs | {"thresholds": file_hash(weights_folder() / "thresholds.json")},
             data_licence="; ".join(licences), notes="" if name == "gate-attacks" else ACDC,
         )  # fmt: skip
