@@ -11,7 +11,7 @@ def project(tmp_path):
     """notebook -> a -> (late) sub.b -> weights/net.bin; `lonely` is imported by nobody."""
     files = {
         "medsynth/__init__.py": "", "medsynth/a.py": "def f():\n    from medsynth.sub import b\n    return b\n",
-        "medsynth/sub/__init__.py": "", "medsynth/sub/b.py": "from ..c import x\nFOLDER = 'weights'\n",
+        "medsynth/sub/__init__.py": "", "medsynth/sub/b.py": "from ..c import x\nFOLDER, SCALE = 'weights', x\n",
         "medsynth/c.py": "x = 1\n",
         "medsynth/lonely.py": "x = 1\n", "medsynth/weights/net.bin": "w", "medsynth/other/net.bin": "w",
         "profiles/smoke.yaml": "thorax: {size: 32}\ncardiac: {size: 8}\n", "mine.npz": "1", "other.npz": "1",
@@ -19,7 +19,7 @@ def project(tmp_path):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    cells = ("%matplotlib inline\nfrom medsynth.a import f", "p = load_profile(profile)\nprint(p.thorax.size)")
+    cells = ("%matplotlib inline\nfrom medsynth.a import f\nf()", "p = load_profile(profile)\nprint(p.thorax.size)")
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", *cells)
     return tmp_path
 
@@ -67,7 +67,7 @@ def test_a_changed_cell_counts_and_its_outputs_do_not(project):
         path.read_text().replace('"outputs": []', '"outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}]')
     )
     assert changes(before, depends(project)) == []
-    write_notebook(path, "from medsynth.a import f", "p = load_profile(profile)\nprint(p.thorax.size + 1)")
+    write_notebook(path, "from medsynth.a import f\nf()", "p = load_profile(profile)\nprint(p.thorax.size + 1)")
     assert changes(before, depends(project)) == ["notebook"]
 
 
