@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from medsynth.data.degrade import truncate_kspace
-from medsynth.data.thorax import thorax
 from medsynth.evaluation.baselines import best_strength, bicubic, non_local_means, total_variation
 from medsynth.imageset import ImageSet
+from medsynth.phantoms.thorax.thorax import thorax
 
 STRENGTHS = (0.02, 0.05, 0.1, 0.3)
 

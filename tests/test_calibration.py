@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsynth.data.thorax import MODALITIES
 from medsynth.data.transforms import GALLERY, attacked, transformed_copies
 from medsynth.evaluation.statistics import bootstrap_mean
 from medsynth.imageset import ImageSet
+from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain import thresholds
 from medsynth.pretrain.public import PublicSet
 from medsynth.privacy import calibration

@@ -17,8 +17,8 @@ from medsynth.data.degrade import (
     truncate_kspace,
 )
 from medsynth.data.fanbeam import FanBeam, attenuation, projector
-from medsynth.data.thorax import thorax
 from medsynth.imageset import ImageSet
+from medsynth.phantoms.thorax.thorax import thorax
 
 QUICK = LowDose(reconstruction="fbp")
 

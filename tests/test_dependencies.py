@@ -125,7 +125,7 @@ def test_a_word_more_in_the_ledger_or_a_docstring_in_an_image_set_orphans_no_net
     package = tmp_path / "medsynth"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     monkeypatch.setattr(dependencies.resources, "files", lambda _: package)
-    trained = ("medsynth.diffusion.train", "medsynth.restore", "medsynth.diffusion.sample", "medsynth.data.thorax")
+    trained = ("medsynth.diffusion.train", "medsynth.restore", "medsynth.diffusion.sample", "medsynth.phantoms.thorax.thorax")
 
     def hashes():
         code_hash.cache_clear()

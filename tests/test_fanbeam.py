@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from medsynth.data import fanbeam
 from medsynth.data.fanbeam import MU_WATER, FanBeam, Projector, attenuation, hounsfield, projector
-from medsynth.data.thorax import thorax
+from medsynth.phantoms.thorax.thorax import thorax
 
 SMALL = FanBeam().for_size(16)
 SIZE = 64

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from medsynth import grid
-from medsynth.data.thorax import thorax
 from medsynth.grid import Pairs, best, pairs, part_of, restored, schedule, scores, training_sets, untrained
 from medsynth.models.restoration import CPU_SIZES
+from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.privacy.ledger import Ledger
 from medsynth.tasks import experiment
 

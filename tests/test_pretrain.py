@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from medsynth.config import AutoencoderConfig, DiffusionConfig, RefinerConfig, load_profile, parse
-from medsynth.data.thorax import MODALITIES
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.extractor import ExtractorNet
 from medsynth.models.shipped import DENOISERS, load_card, shipped_autoencoder, shipped_denoiser, shipped_refiner
+from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain import __main__ as command
 from medsynth.pretrain import denoiser as denoiser_module
 from medsynth.pretrain import public

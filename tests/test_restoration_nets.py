@@ -14,7 +14,6 @@ from torch.nn import functional
 import medsynth.restore as restore_module
 from medsynth.data.degrade import LowDose, low_dose_ct, scanner_of, truncate_kspace
 from medsynth.data.fanbeam import FanBeam, projector
-from medsynth.data.thorax import thorax
 from medsynth.dependencies import code_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.restoration import (
@@ -24,6 +23,7 @@ from medsynth.models.restoration import (
     RestorationConfig,
     restoration_net,
 )
+from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.privacy.ledger import Ledger, RoleError
 from medsynth.restore import RestorationTraining, restore, train_restoration
 from medsynth.runs import Workspace

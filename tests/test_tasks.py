@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from medsynth.config import load_profile
-from medsynth.data.thorax import thorax
 from medsynth.evaluation.restoration import image_psnr
+from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.tasks import TASKS, LowCountPET, LowDoseCT, SuperResolutionMR, experiment, task
 
 

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
-from medsynth.data import render, sampling, surfaces
-from medsynth.data.anatomy import cage, turned, wall_thickness
-from medsynth.data.axial import ct
-from medsynth.data.growth import breathe, draw_anatomy
-from medsynth.data.pathology import FINDINGS, SHARES, carry, consolidation, draw_lesion, effusion, nodule
-from medsynth.data.scanner import SCANNERS, draw_scan
-from medsynth.data.thorax import LIMIT, MODALITIES, SITES, thorax
+from medsynth.phantoms.thorax import radiograph as render
+from medsynth.phantoms.thorax import sampling, surfaces
+from medsynth.phantoms.thorax.anatomy import cage, turned, wall_thickness
+from medsynth.phantoms.thorax.axial import ct
+from medsynth.phantoms.thorax.growth import breathe, draw_anatomy
+from medsynth.phantoms.thorax.pathology import FINDINGS, SHARES, carry, consolidation, draw_lesion, effusion, nodule
+from medsynth.phantoms.thorax.scanner import SCANNERS, draw_scan
+from medsynth.phantoms.thorax.thorax import LIMIT, MODALITIES, SITES, thorax
 
 LIMITS = {"xray": ("1", 0, 1), "ct": ("HU", -1000, 400), "mr": ("1", 0, 1), "pet": ("SUV", 0, 10)}
 
@@ -163,7 +164,7 @@ def test_a_larger_heart_is_larger_in_radiograph_and_ct():
 @pytest.mark.parametrize("modality", MODALITIES)
 @pytest.mark.parametrize("finding", FINDINGS[1:4])
 def test_lesions_change_the_image_where_they_are(modality, finding):
-    from medsynth.data.thorax import _RENDER
+    from medsynth.phantoms.thorax.thorax import _RENDER
 
     anatomy, lesion = lesion_of(finding, 6, side=1)
     lesion = replace(lesion, level=min(lesion.level, anatomy.dome + 70))
@@ -182,7 +183,7 @@ def test_lesions_change_the_image_where_they_are(modality, finding):
 
 
 def test_nodule_is_solid_in_ct_and_hot_in_pet():
-    from medsynth.data.axial import pet
+    from medsynth.phantoms.thorax.axial import pet
 
     anatomy, lesion = lesion_of("nodule", 2, radius=15.0)
     lesion = replace(lesion, centre=np.array([85.0, 5.0, -20.0]), level=-20.0)

@@ -10,9 +10,9 @@ import filelock
 from medsynth.config import ThoraxConfig, config_hash
 from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.data.resample import resize, slices_of
-from medsynth.data.thorax import MODALITIES, thorax
 from medsynth.dependencies import code_hash
 from medsynth.imageset import ImageSet
+from medsynth.phantoms.thorax.thorax import MODALITIES, thorax
 from medsynth.runs import cache_folder
 
 MIDDLE = 0.5  # share of the planes of a stack that is read: the ends hold little of what the middle shows
@@ -35,7 +35,7 @@ class Sources:
 
 def cached_thorax(**arguments: object) -> ImageSet:
     """`thorax(**arguments)`, generated once: kept in the cache under its arguments and the code that draws it."""
-    key = config_hash({"arguments": arguments, "code": code_hash("medsynth.data.thorax")})
+    key = config_hash({"arguments": arguments, "code": code_hash("medsynth.phantoms.thorax.thorax")})
     path = cache_folder() / "sets" / f"thorax-{key}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsynth.data.cardiac import cardiac
 from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.data.resample import resize, slices_of
 from medsynth.data.sources import cached_thorax
-from medsynth.data.thorax import MODALITIES
 from medsynth.imageset import ImageSet
+from medsynth.phantoms.heart.heart import cardiac
+from medsynth.phantoms.thorax.thorax import MODALITIES
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.data.resample import resize, slices_of
 from medsynth.data.sources import cached_thorax
-from medsynth.data.thorax import MODALITIES
 from medsynth.evaluation import ruler
 from medsynth.evaluation.features import Extractor, PCAExtractor, random_twin, shipped_extractor
 from medsynth.evaluation.fidelity import fidelity
@@ -23,6 +22,7 @@ from medsynth.figures import curve, new_figure, save_figure
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_hash
+from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain.gates import ACDC
 from medsynth.pretrain.public import phantoms as pretraining_phantoms
 from medsynth.pretrain.public import real_sets

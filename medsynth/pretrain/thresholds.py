@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medsynth.data.cardiac import cardiac
 from medsynth.data.resample import resize
 from medsynth.data.sources import cached_thorax
-from medsynth.data.thorax import MODALITIES
 from medsynth.data.transforms import GALLERY_HASH
 from medsynth.models.shipped import weights_folder
+from medsynth.phantoms.heart.heart import cardiac
+from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain.public import PublicSet, real_sets
 from medsynth.privacy.calibration import calibrate, one_per_patient
 from medsynth.privacy.distances import PHANTOM, FeatureMap, feature_map

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from medsynth.data.anatomy import LATTICE, Anatomy, Tree
-from medsynth.data.surfaces import cage_distance, diaphragm, heart_distance
+from medsynth.phantoms.thorax.anatomy import LATTICE, Anatomy, Tree
+from medsynth.phantoms.thorax.surfaces import cage_distance, diaphragm, heart_distance
 
 TREE_LEVELS = 10  # 2**10 terminal vessels per lung: about one per 2.5 ml, below which 128 pixels resolve nothing
 

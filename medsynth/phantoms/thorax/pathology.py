@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medsynth.data.anatomy import Anatomy, cage, turned
-from medsynth.data.sampling import noise
-from medsynth.data.surfaces import capsule_distance, ellipsoid_distance, fraction, heart_distance
+from medsynth.phantoms.thorax.anatomy import Anatomy, cage, turned
+from medsynth.phantoms.thorax.sampling import noise
+from medsynth.phantoms.thorax.surfaces import capsule_distance, ellipsoid_distance, fraction, heart_distance
 
 FINDINGS = ("none", "nodule", "effusion", "consolidation", "cardiomegaly")
 SHARES = (0.40, 0.15, 0.15, 0.15, 0.15)

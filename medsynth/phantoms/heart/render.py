@@ -14,8 +14,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 if TYPE_CHECKING:
-    from medsynth.data.cardiac import Shape
-    from medsynth.data.cardiac_people import Person
+    from medsynth.phantoms.heart.heart import Shape
+    from medsynth.phantoms.heart.people import Person
 
 
 class Scanner(NamedTuple):

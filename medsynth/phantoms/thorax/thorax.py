@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from medsynth.data.axial import ct, mr, pet
-from medsynth.data.growth import breathe, draw_anatomy
-from medsynth.data.pathology import FINDINGS, carry, draw_lesion
-from medsynth.data.render import xray
-from medsynth.data.scanner import SCANNERS, draw_scan
 from medsynth.imageset import ImageSet
+from medsynth.phantoms.thorax.axial import ct, mr, pet
+from medsynth.phantoms.thorax.growth import breathe, draw_anatomy
+from medsynth.phantoms.thorax.pathology import FINDINGS, carry, draw_lesion
+from medsynth.phantoms.thorax.radiograph import xray
+from medsynth.phantoms.thorax.scanner import SCANNERS, draw_scan
 
 LIMIT = 1_000_000  # patients of one population, so that numbers of two populations never meet
 MODALITIES = ("xray", "ct", "mr", "pet")

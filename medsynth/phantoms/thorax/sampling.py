@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from medsynth.data.anatomy import LATTICE, Anatomy
+from medsynth.phantoms.thorax.anatomy import LATTICE, Anatomy
 
 
 def noise(anatomy: Anatomy, cell: float, *coordinates: np.ndarray, octave: int = 0) -> np.ndarray:

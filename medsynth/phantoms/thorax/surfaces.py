@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medsynth.data.anatomy import Anatomy, Capsule, cage, spine_line
+from medsynth.phantoms.thorax.anatomy import Anatomy, Capsule, cage, spine_line
 
 
 def fraction(distance: np.ndarray, edge: float) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsynth.data.cardiac_render import PUBLIC_SCANNER, Scanner
+from medsynth.phantoms.heart.render import PUBLIC_SCANNER, Scanner
 
 CONDITIONS = ("normal", "dilated", "hypertrophic", "rv-enlarged")
 

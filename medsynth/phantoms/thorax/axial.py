@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from medsynth.data.anatomy import Anatomy, cage
-from medsynth.data.pathology import Lesion
-from medsynth.data.sampling import noise_slice
-from medsynth.data.scanner import Scan, Scanner
-from medsynth.data.surfaces import fraction
-from medsynth.data.tissues import TISSUES, layers
+from medsynth.phantoms.thorax.anatomy import Anatomy, cage
+from medsynth.phantoms.thorax.pathology import Lesion
+from medsynth.phantoms.thorax.sampling import noise_slice
+from medsynth.phantoms.thorax.scanner import Scan, Scanner
+from medsynth.phantoms.thorax.surfaces import fraction
+from medsynth.phantoms.thorax.tissues import TISSUES, layers
 
 
 def ct(anatomy: Anatomy, lesion: Lesion, scan: Scan, scanner: Scanner, size: int, rng: np.random.Generator) -> np.ndarray:

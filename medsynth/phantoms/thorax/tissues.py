@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from medsynth.data import anatomy as an
-from medsynth.data import surfaces
-from medsynth.data.anatomy import Anatomy
-from medsynth.data.pathology import Lesion, consolidation, effusion, nodule
-from medsynth.data.sampling import splat
-from medsynth.data.surfaces import fraction
+from medsynth.phantoms.thorax import anatomy as an
+from medsynth.phantoms.thorax import surfaces
+from medsynth.phantoms.thorax.anatomy import Anatomy
+from medsynth.phantoms.thorax.pathology import Lesion, consolidation, effusion, nodule
+from medsynth.phantoms.thorax.sampling import splat
+from medsynth.phantoms.thorax.surfaces import fraction
 
 SLAB = 5.0  # slice thickness, mm
 

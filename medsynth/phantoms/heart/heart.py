@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from medsynth.data.cardiac_people import POPULATIONS, Person, draw_person, random_key
-from medsynth.data.cardiac_render import paint
 from medsynth.imageset import ImageSet
+from medsynth.phantoms.heart.people import POPULATIONS, Person, draw_person, random_key
+from medsynth.phantoms.heart.render import paint
 
 PHASES = ("ED", "ES")
 BACKGROUND, RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE = range(4)

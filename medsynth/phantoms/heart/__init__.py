@@ -1,0 +1,1 @@
+"""Beating hearts as short-axis stacks."""

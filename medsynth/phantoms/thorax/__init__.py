@@ -1,0 +1,1 @@
+"""Chests: radiographs, CT, MR and PET of one anatomy."""
