@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medsynth.config import project_root
-from medsynth.runner import ChapterError
+from medsynth.publish.notebook import ChapterError
 
 if TYPE_CHECKING:
     from medsynth.data.folder import Loaded
@@ -44,8 +44,8 @@ def reproduce(
     snakemake: Annotated[list[str] | None, typer.Argument(help="After --: options for Snakemake, e.g. --executor slurm.")] = None,
 ) -> None:
     """Run every chapter that something has changed for, then build the book."""
-    from medsynth.book import build_book
-    from medsynth.reproduce import make_plan, measured, parse_data, run_plan
+    from medsynth.publish.plan import make_plan, measured, parse_data, run_plan
+    from medsynth.publish.site import build_book
 
     with measured() as cost:
         plan = make_plan(project_root(), profile, data=parse_data(data or []), only=only)
@@ -64,8 +64,8 @@ def reproduce(
 @app.command()
 def book(profile: ProfileOption = "laptop", data: DataOption = None) -> None:
     """Build the book from what has already run."""
-    from medsynth.book import build_book
-    from medsynth.reproduce import build_folder, parse_data
+    from medsynth.publish.plan import build_folder, parse_data
+    from medsynth.publish.site import build_book
 
     root = project_root()
     page = build_book(root, build_folder(root, profile, parse_data(data or [])), say=_say)
@@ -81,7 +81,7 @@ def run(
     target: Annotated[Path | None, typer.Option(help="Where the executed copy goes; default build/runs/.")] = None,
 ) -> None:
     """Run one notebook with given parameters; unknown ones are errors."""
-    from medsynth.runner import parse_parameters, run_notebook
+    from medsynth.publish.notebook import parse_parameters, run_notebook
 
     root = project_root()
     target = target or root / "build" / "runs" / notebook.name
@@ -91,7 +91,7 @@ def run(
 @app.command()
 def check() -> None:
     """Check what is to be published: clean notebooks, rows with sidecars, no pictures of people."""
-    from medsynth.check import problems
+    from medsynth.publish.check import problems
 
     found = problems(project_root())
     for problem in found:
@@ -268,7 +268,7 @@ def _found_on(others: ImageSet, phi: FeatureMap, miss: float) -> Threshold:
 @app.command(hidden=True)
 def chapter(plan: Path, name: str) -> None:
     """Run one chapter of a plan; called by Snakemake."""
-    from medsynth.reproduce import run_chapter
+    from medsynth.publish.plan import run_chapter
 
     run_chapter(plan, name, log=_say)
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from stub_project import ROOT, write_notebook
 
-from medsynth import book
-from medsynth.book import MARK, assemble, build_book, published_section
+from medsynth.publish import site as book
+from medsynth.publish.site import MARK, assemble, build_book, published_section
 from medsynth.results import Row, write_results
 
 SIDECAR = {"parameters": {}, "seeds": [0, 1], "inputs": {}, "data_licence": "CC BY 4.0", "notes": "Half of the patients."}

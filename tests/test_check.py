@@ -2,7 +2,7 @@ import nbformat
 import pytest
 from stub_project import make_project, write_notebook
 
-from medsynth.check import problems
+from medsynth.publish.check import problems
 from medsynth.results import Row, write_results
 
 ROWS = [Row(chapter="02", dataset="xray", metric="KID", arm="ours", value=0.5)]

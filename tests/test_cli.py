@@ -5,7 +5,7 @@ import pytest
 from stub_project import make_project
 
 from medsynth import cli
-from medsynth.runner import ChapterError
+from medsynth.publish.notebook import ChapterError
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def call(tmp_path, monkeypatch, capsys):
 
 def test_reproduce_runs_then_builds_then_says_what_it_took(call, monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr("medsynth.reproduce.run_plan", lambda plan, **options: calls.append((plan, options)) or 2)
+    monkeypatch.setattr("medsynth.publish.plan.run_plan", lambda plan, **options: calls.append((plan, options)) or 2)
     monkeypatch.setattr(
-        "medsynth.book.build_book", lambda root, folder, say: calls.append(folder) or "book/_build/html/index.html"
+        "medsynth.publish.site.build_book", lambda root, folder, say: calls.append(folder) or "book/_build/html/index.html"
     )
     code, out, _ = call("reproduce", "--profile", "smoke", "-j", "2", "--", "--executor", "slurm")
     assert code == 0
@@ -42,8 +42,8 @@ def test_reproduce_runs_then_builds_then_says_what_it_took(call, monkeypatch, tm
 
 @pytest.mark.parametrize("arguments", [["--dry-run"], ["--only", "second"]])
 def test_a_part_or_a_dry_run_builds_no_book(call, monkeypatch, arguments):
-    monkeypatch.setattr("medsynth.reproduce.run_plan", lambda *_, **__: 0)
-    monkeypatch.setattr("medsynth.book.build_book", lambda *_, **__: pytest.fail("it was built"))
+    monkeypatch.setattr("medsynth.publish.plan.run_plan", lambda *_, **__: 0)
+    monkeypatch.setattr("medsynth.publish.site.build_book", lambda *_, **__: pytest.fail("it was built"))
     assert call("reproduce", "--profile", "smoke", *arguments)[0] == 0
 
 
@@ -77,19 +77,19 @@ def test_a_failed_chapter_is_code_one(call, monkeypatch):
     def fails(*_, **__):
         raise ChapterError("chapter 01_second failed in code cell 2")
 
-    monkeypatch.setattr("medsynth.reproduce.run_plan", fails)
+    monkeypatch.setattr("medsynth.publish.plan.run_plan", fails)
     code, _, err = call("reproduce", "--profile", "smoke")
     assert (code, err) == (1, "error: chapter 01_second failed in code cell 2\n")
 
 
 def test_book_says_where_it_is(call, monkeypatch):
-    monkeypatch.setattr("medsynth.book.build_book", lambda root, folder, say: f"{folder.name}/index.html")
+    monkeypatch.setattr("medsynth.publish.site.build_book", lambda root, folder, say: f"{folder.name}/index.html")
     assert call("book", "--profile", "smoke")[:2] == (0, "the book is at smoke/index.html\n")
 
 
 def test_run_passes_typed_parameters(call, monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr("medsynth.runner.run_notebook", lambda *a, **k: seen.update(args=a, **k) or a[1])
+    monkeypatch.setattr("medsynth.publish.notebook.run_notebook", lambda *a, **k: seen.update(args=a, **k) or a[1])
     assert call("run", "notebooks/01_second.ipynb", "-p", "seed=3", "-p", "profile=smoke")[0] == 0
     assert seen["args"][2] == {"seed": 3, "profile": "smoke"}
     assert seen["args"][1] == tmp_path / "build" / "runs" / "01_second.ipynb"
@@ -98,7 +98,7 @@ def test_run_passes_typed_parameters(call, monkeypatch, tmp_path):
 
 def test_check_lists_problems_and_fails(call, monkeypatch):
     assert call("check")[:2] == (0, "nothing stands in the way of publishing\n")
-    monkeypatch.setattr("medsynth.check.problems", lambda _: ["one", "two"])
+    monkeypatch.setattr("medsynth.publish.check.problems", lambda _: ["one", "two"])
     code, out, err = call("check")
     assert (code, out) == (2, "- one\n- two\n")
     assert "2 problem(s)" in err
@@ -106,7 +106,7 @@ def test_check_lists_problems_and_fails(call, monkeypatch):
 
 def test_a_rule_runs_one_chapter(call, monkeypatch):
     seen = []
-    monkeypatch.setattr("medsynth.reproduce.run_chapter", lambda plan, name, log: seen.append((str(plan), name)))
+    monkeypatch.setattr("medsynth.publish.plan.run_chapter", lambda plan, name, log: seen.append((str(plan), name)))
     assert call("chapter", "plan.json", "01_second")[0] == 0
     assert seen == [("plan.json", "01_second")]
 

@@ -7,7 +7,7 @@ import pytest
 import medsynth
 from medsynth import dependencies
 from medsynth.dependencies import code_hash, imported_modules
-from medsynth.fingerprint import data_files
+from medsynth.publish.fingerprint import data_files
 
 PACKAGE = Path(medsynth.__file__).parent
 

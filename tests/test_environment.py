@@ -80,8 +80,8 @@ def test_torch_comes_first_and_alone():
 
 
 def test_every_chapter_declares_the_common_parameters():
-    from medsynth.reproduce import chapter_sources
-    from medsynth.runner import declared_parameters
+    from medsynth.publish.notebook import declared_parameters
+    from medsynth.publish.plan import chapter_sources
 
     for path in chapter_sources(ROOT).values():
         declared = {p.name: p.kind for p in declared_parameters(path).values()}

@@ -3,7 +3,7 @@ import ast
 import pytest
 from stub_project import write_notebook
 
-from medsynth.fingerprint import changes, code_of, digest, fingerprint, profile_sections
+from medsynth.publish.fingerprint import changes, code_of, digest, fingerprint, profile_sections
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import filelock
 import pytest
 from stub_project import make_project, write_notebook
 
-from medsynth import reproduce
-from medsynth.reproduce import (
+from medsynth.publish import plan as reproduce
+from medsynth.publish.notebook import ChapterError
+from medsynth.publish.plan import (
     build_folder,
     chapter_sources,
     find_chapter,
@@ -19,7 +20,6 @@ from medsynth.reproduce import (
     run_chapter,
     run_plan,
 )
-from medsynth.runner import ChapterError
 
 KNOWN = ["00_quickstart", "01_data", "02_generator"]
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stub_project import write_notebook
 
-from medsynth import runner
-from medsynth.runner import ChapterError, check_parameters, clean, declared_parameters, parse_parameters, run_notebook
+from medsynth.publish import notebook as runner
+from medsynth.publish.notebook import ChapterError, check_parameters, clean, declared_parameters, parse_parameters, run_notebook
 
 
 @pytest.fixture

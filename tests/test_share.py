@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsynth import share
+from medsynth.publish import answers as share
+from medsynth.publish.answers import CELLS, DRAWN, GATED, METHODS, NOTHING, QUESTIONS, Cell, matching, share_section
 from medsynth.results import Row, write_results
-from medsynth.share import CELLS, DRAWN, GATED, METHODS, NOTHING, QUESTIONS, Cell, matching, share_section
 
 SIDECAR = {"parameters": {}, "seeds": [0], "inputs": {}, "data_licence": "generated"}
 AUC = {"chapter": "gate", "metric": "negative-space AUC"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from medsynth.dependencies import imported_modules, program
-from medsynth.runner import read_notebook
+from medsynth.publish.notebook import read_notebook
 from medsynth.runs import file_hash
 
 

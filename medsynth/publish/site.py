@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 
+from medsynth.publish.answers import MARK as SHARE_MARK
+from medsynth.publish.answers import share_section
 from medsynth.results import COLUMNS, Results, both, published_names, read_results, side_by_side, table_names
 from medsynth.runs import write_json
-from medsynth.share import MARK as SHARE_MARK
-from medsynth.share import share_section
 
 MARK = "<!-- published results -->"  # where book/published.md receives the tables and figures
 LONG = 30  # rows beyond which a table is folded away

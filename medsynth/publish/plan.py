@@ -21,8 +21,8 @@ import psutil
 
 import medsynth
 from medsynth.config import load_profile
-from medsynth.fingerprint import changes, digest, fingerprint
-from medsynth.runner import ChapterError, check_parameters, declared_parameters, read_notebook, run_notebook
+from medsynth.publish.fingerprint import changes, digest, fingerprint
+from medsynth.publish.notebook import ChapterError, check_parameters, declared_parameters, read_notebook, run_notebook
 from medsynth.runs import write_json
 
 # what `--data AREA=PATH` names -> the notebook parameter that receives the path

@@ -9,10 +9,10 @@ from pathlib import Path
 import nbformat
 
 from medsynth.figures import has_pictures, may_show
-from medsynth.fingerprint import code_of
-from medsynth.reproduce import chapter_sources
+from medsynth.publish.fingerprint import code_of
+from medsynth.publish.notebook import declared_parameters, read_notebook
+from medsynth.publish.plan import chapter_sources
 from medsynth.results import read_results
-from medsynth.runner import declared_parameters, read_notebook
 
 # calls that put pixels on a page without asking whose they are; figures.image_grid asks
 PIXEL_CALLS = {"imshow", "matshow", "figimage", "imsave", "fromarray"}
