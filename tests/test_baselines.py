@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from medsynth.data.degrade import truncate_kspace
-from medsynth.evaluation.baselines import best_strength, bicubic, non_local_means, total_variation
+from medsynth.downstream.baselines import best_strength, bicubic, non_local_means, total_variation
+from medsynth.downstream.degrade import truncate_kspace
 from medsynth.imageset import ImageSet
 from medsynth.phantoms.thorax.thorax import thorax
 

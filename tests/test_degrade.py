@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.data.degrade import (
+from medsynth.downstream.degrade import (
     LowDose,
     fewer_counts,
     kspace_mask,
@@ -16,7 +16,7 @@ from medsynth.data.degrade import (
     scanner_of,
     truncate_kspace,
 )
-from medsynth.data.fanbeam import FanBeam, attenuation, projector
+from medsynth.downstream.fanbeam import FanBeam, attenuation, projector
 from medsynth.imageset import ImageSet
 from medsynth.phantoms.thorax.thorax import thorax
 

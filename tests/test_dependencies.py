@@ -125,7 +125,12 @@ def test_a_word_more_in_the_ledger_or_a_docstring_in_an_image_set_orphans_no_net
     package = tmp_path / "medsynth"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     monkeypatch.setattr(dependencies.resources, "files", lambda _: package)
-    trained = ("medsynth.diffusion.train", "medsynth.restore", "medsynth.diffusion.sample", "medsynth.phantoms.thorax.thorax")
+    trained = (
+        "medsynth.diffusion.train",
+        "medsynth.downstream.restoration",
+        "medsynth.diffusion.sample",
+        "medsynth.phantoms.thorax.thorax",
+    )
 
     def hashes():
         code_hash.cache_clear()
@@ -145,5 +150,5 @@ def test_a_word_more_in_the_ledger_or_a_docstring_in_an_image_set_orphans_no_net
     file = package / "training.py"
     file.write_text(file.read_text() + "\nEXTRA = 1\n")
     changed = {module for module, now in hashes().items() if now != before[module]}
-    assert {"medsynth.diffusion.train", "medsynth.restore"} <= changed < set(trained)
+    assert {"medsynth.diffusion.train", "medsynth.downstream.restoration"} <= changed < set(trained)
     code_hash.cache_clear()

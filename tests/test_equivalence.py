@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from medsynth.evaluation.equivalence import METRICS, Comparison, compare, equivalence, image_scores, tost, two_level
-from medsynth.evaluation.restoration import psnr, rmse, ssim
+from medsynth.evaluation.image_quality import psnr, rmse, ssim
 from medsynth.imageset import ImageSet
 
 

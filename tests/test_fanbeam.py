@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.data import fanbeam
-from medsynth.data.fanbeam import MU_WATER, FanBeam, Projector, attenuation, hounsfield, projector
+from medsynth.downstream import fanbeam
+from medsynth.downstream.fanbeam import MU_WATER, FanBeam, Projector, attenuation, hounsfield, projector
 from medsynth.phantoms.thorax.thorax import thorax
 
 SMALL = FanBeam().for_size(16)

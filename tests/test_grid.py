@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medsynth import grid
-from medsynth.grid import Pairs, best, pairs, part_of, restored, schedule, scores, training_sets, untrained
-from medsynth.models.restoration import CPU_SIZES
+from medsynth.downstream import arms as grid
+from medsynth.downstream.arms import Pairs, best, pairs, part_of, restored, schedule, scores, training_sets, untrained
+from medsynth.downstream.restoration_nets import CPU_SIZES
+from medsynth.downstream.tasks import experiment
 from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.privacy.ledger import Ledger
-from medsynth.tasks import experiment
 
 NAME = "mr-x2/edsr"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medsynth.evaluation.restoration import psnr, rmse, ssim
+from medsynth.evaluation.image_quality import psnr, rmse, ssim
 from medsynth.imageset import ImageSet
 
 

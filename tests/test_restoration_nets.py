@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch.nn import functional
 
-import medsynth.restore as restore_module
-from medsynth.data.degrade import LowDose, low_dose_ct, scanner_of, truncate_kspace
-from medsynth.data.fanbeam import FanBeam, projector
+import medsynth.downstream.restoration as restore_module
 from medsynth.dependencies import code_hash
-from medsynth.imageset import ImageSet
-from medsynth.models.restoration import (
+from medsynth.downstream.degrade import LowDose, low_dose_ct, scanner_of, truncate_kspace
+from medsynth.downstream.fanbeam import FanBeam, projector
+from medsynth.downstream.restoration import RestorationTraining, restore, train_restoration
+from medsynth.downstream.restoration_nets import (
     NETS,
     FanBeamConsistency,
     KSpaceConsistency,
     RestorationConfig,
     restoration_net,
 )
+from medsynth.imageset import ImageSet
 from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.privacy.ledger import Ledger, RoleError
-from medsynth.restore import RestorationTraining, restore, train_restoration
 from medsynth.runs import Workspace
 
 SIZE = 24
@@ -213,7 +213,11 @@ def test_training_is_deterministic_found_again_and_recorded(job, ct, low, beam, 
     entries = job["ledger"].entries()
     assert [(e.stage, e.reads, e.mechanism) for e in entries] == [("train restoration net", ct.name, "none")]
     inputs = trained.manifest["inputs"]
-    assert inputs == {"degraded": low.content_hash, "clean": ct.content_hash, "code": code_hash("medsynth.restore")}
+    assert inputs == {
+        "degraded": low.content_hash,
+        "clean": ct.content_hash,
+        "code": code_hash("medsynth.downstream.restoration"),
+    }
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
@@ -304,9 +308,9 @@ import torch
 torch.set_num_threads(1)
 from medsynth.config import parse
 from medsynth.imageset import ImageSet
-from medsynth.models.restoration import RestorationConfig
+from medsynth.downstream.restoration_nets import RestorationConfig
 from medsynth.privacy.ledger import Ledger
-from medsynth.restore import RestorationTraining, train_restoration
+from medsynth.downstream.restoration import RestorationTraining, train_restoration
 from medsynth.runs import Workspace
 real = Workspace.save_checkpoint
 def save_checkpoint(self, step, tensors):

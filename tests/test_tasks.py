@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from medsynth.config import load_profile
-from medsynth.evaluation.restoration import image_psnr
+from medsynth.downstream.tasks import TASKS, LowCountPET, LowDoseCT, SuperResolutionMR, experiment, task
+from medsynth.evaluation.image_quality import image_psnr
 from medsynth.phantoms.thorax.thorax import thorax
-from medsynth.tasks import TASKS, LowCountPET, LowDoseCT, SuperResolutionMR, experiment, task
 
 
 @pytest.fixture(scope="module")

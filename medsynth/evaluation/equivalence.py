@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from medsynth.evaluation.restoration import image_psnr, image_rmse, image_ssim
+from medsynth.evaluation.image_quality import image_psnr, image_rmse, image_ssim
 from medsynth.evaluation.statistics import Estimate, generator
 from medsynth.imageset import ImageSet
 

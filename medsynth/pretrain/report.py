@@ -16,7 +16,7 @@ from medsynth.data.sources import cached_thorax
 from medsynth.evaluation import ruler
 from medsynth.evaluation.features import Extractor, PCAExtractor, random_twin, shipped_extractor
 from medsynth.evaluation.fidelity import fidelity
-from medsynth.evaluation.restoration import psnr, ssim
+from medsynth.evaluation.image_quality import psnr, ssim
 from medsynth.evaluation.statistics import Estimate, bootstrap_mean
 from medsynth.figures import curve, new_figure, save_figure
 from medsynth.imageset import ImageSet

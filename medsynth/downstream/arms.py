@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from medsynth.downstream.restoration import RestorationTraining, restore, train_restoration
+from medsynth.downstream.tasks import experiment
 from medsynth.evaluation.equivalence import Comparison, compare
 from medsynth.imageset import ImageSet, concatenate
 from medsynth.privacy.ledger import Ledger
-from medsynth.restore import RestorationTraining, restore, train_restoration
-from medsynth.tasks import experiment
 
 PARTS = ("train", "test", "tuning")  # no two of them share the noise of a row
 # of Adam; chosen on low-dose CT of phantoms by networks trained on real images, so they favour no synthetic set

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medsynth.data.fanbeam import FanBeam, Projector, attenuation, hounsfield, projector
+from medsynth.downstream.fanbeam import FanBeam, Projector, attenuation, hounsfield, projector
 from medsynth.imageset import ImageSet
 
 RECONSTRUCTIONS = ("sart", "fbp")
@@ -83,7 +83,7 @@ def truncate_kspace(images: ImageSet, *, factor: int) -> ImageSet:
     """MR slices of which only the central 1/factor of k-space along each axis was measured, zero-filled to the same size.
 
     The result is the low-resolution image, interpolated by sinc to the full grid; the magnitude is shown. A baseline that
-    wants the small image takes every factor-th pixel (`medsynth.evaluation.baselines.bicubic`).
+    wants the small image takes every factor-th pixel (`medsynth.downstream.baselines.bicubic`).
     Raises ValueError for volumes, or a factor that is not a whole number from 2 on.
     """
     size = _square(images)[0]

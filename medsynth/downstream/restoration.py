@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from medsynth.dependencies import code_hash
+from medsynth.downstream.restoration_nets import Consistency, RestorationConfig, restoration_net
 from medsynth.imageset import ImageSet
-from medsynth.models.restoration import Consistency, RestorationConfig, restoration_net
 from medsynth.runs import Tensors, Trained, Workspace, load_or_train
 from medsynth.training import best_device, fit
 

@@ -14,8 +14,8 @@ from scipy import sparse
 from torch import nn
 from torch.nn import functional
 
-from medsynth.data.degrade import kspace_mask
-from medsynth.data.fanbeam import FanBeam, projector
+from medsynth.downstream.degrade import kspace_mask
+from medsynth.downstream.fanbeam import FanBeam, projector
 
 Symmetric = Callable[[torch.Tensor], torch.Tensor]
 
