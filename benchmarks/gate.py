@@ -24,10 +24,10 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from medsynth.data.sources import cached_thorax
-from medsynth.data.transforms import GALLERY, transformed_copies
 from medsynth.imageset import ImageSet
-from medsynth.privacy.feature_table import write_features
-from medsynth.privacy.search import CHUNK_ROWS, Gallery, Screen
+from medsynth.privacy.gate.alterations import GALLERY, transformed_copies
+from medsynth.privacy.gate.feature_table import write_features
+from medsynth.privacy.gate.search import CHUNK_ROWS, Gallery, Screen
 
 DIM = 512
 SIDE = 32  # px of the phantoms
@@ -129,7 +129,7 @@ def compare(gallery: np.ndarray, queries: np.ndarray, rounds: int) -> None:
 _MEMORY = """
 import sys, numpy as np
 from pathlib import Path
-from medsynth.privacy.search import Gallery, Screen
+from medsynth.privacy.gate.search import Gallery, Screen
 def peak(): return [int(l.split()[1]) / 1024 for l in open("/proc/self/status") if l.startswith("VmHWM")][0]
 folder, rows = Path(sys.argv[1]), int(sys.argv[2])
 queries = np.load(folder / "queries.npy")

@@ -18,8 +18,8 @@ from medsynth.publish.notebook import ChapterError
 if TYPE_CHECKING:
     from medsynth.data.folder import Loaded
     from medsynth.imageset import ImageSet
-    from medsynth.privacy.distances import FeatureMap, Threshold
-    from medsynth.privacy.ledger import Ledger
+    from medsynth.ledger import Ledger
+    from medsynth.privacy.gate.feature_maps import FeatureMap, Threshold
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -137,10 +137,10 @@ def gate(
 ) -> None:
     """Release the candidates that keep their distance from every private image, with a certificate."""
     from medsynth.data.folder import Values, load
-    from medsynth.privacy.calibration import one_per_patient
-    from medsynth.privacy.certify import certify, free_place
-    from medsynth.privacy.distances import feature_map
-    from medsynth.privacy.ledger import Ledger
+    from medsynth.ledger import Ledger
+    from medsynth.privacy.gate.calibration import one_per_patient
+    from medsynth.privacy.gate.feature_maps import feature_map
+    from medsynth.privacy.release.certify import certify, free_place
     from medsynth.results import show_value
 
     if values and window:
@@ -196,9 +196,9 @@ def verify(
     public_key: Annotated[Path | None, typer.Option(help="Ed25519 public key in PEM, of the expected sender.")] = None,
 ) -> None:
     """Check a release against its certificate; exit 1 at the first thing that is not as it says."""
-    from medsynth.privacy.ledger import Ledger
-    from medsynth.privacy.verify import VerificationError
-    from medsynth.privacy.verify import verify as check_release
+    from medsynth.ledger import Ledger
+    from medsynth.privacy.release.verify import VerificationError
+    from medsynth.privacy.release.verify import verify as check_release
 
     if patients and not private:
         raise ValueError("--patients belongs to a private folder; give --private too")
@@ -213,7 +213,7 @@ def verify(
 
 def _chosen(phi: str, key: str, spatial_dims: int, modality: str, tau: float | None) -> Threshold:
     """The threshold that is given, or the one that ships for a modality."""
-    from medsynth.privacy.distances import Threshold, calibrated
+    from medsynth.privacy.gate.feature_maps import Threshold, calibrated
 
     if tau is not None:
         return Threshold(tau, "given by the operator, not calibrated")
@@ -237,8 +237,8 @@ def _ledger_of(private: Path) -> Path:
 
 def _of_other_people(others: Loaded, private: Loaded, ledger: Ledger, miss: float) -> ImageSet:
     """Images of people who are not in the private set, enough for a threshold; a line in the ledger."""
-    from medsynth.privacy.calibration import may_miss
-    from medsynth.privacy.certify import comparable
+    from medsynth.privacy.gate.calibration import may_miss
+    from medsynth.privacy.release.certify import comparable
 
     comparable(others, private, "--others")
     try:
@@ -257,8 +257,8 @@ def _of_other_people(others: Loaded, private: Loaded, ledger: Ledger, miss: floa
 
 def _found_on(others: ImageSet, phi: FeatureMap, miss: float) -> Threshold:
     """A threshold found on copies of one image each of other people."""
-    from medsynth.privacy.calibration import calibrate
-    from medsynth.privacy.distances import Threshold
+    from medsynth.privacy.gate.calibration import calibrate
+    from medsynth.privacy.gate.feature_maps import Threshold
 
     # a pair of alterations is the rarer thing: three times as many may pass, as in the thresholds that ship
     found = calibrate(phi, others, seed=0, miss=miss, pair_miss=min(3 * miss, 0.5))

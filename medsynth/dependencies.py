@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGE = "medsynth"
 # settings enter a hash by their values; a ledger writes down what was read, and changes nothing that is made of it
-UNCOUNTED = ("medsynth.config", "medsynth.dependencies", "medsynth.privacy.ledger")
+UNCOUNTED = ("medsynth.config", "medsynth.dependencies", "medsynth.ledger")
 _LOGGERS = ("log", "logger", "logging", "warnings")
 _UNREAD = ("__version__", "__all__")
 

@@ -15,16 +15,16 @@ from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
+from medsynth.ledger import Ledger
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.autoguided import Autoguided
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_denoiser
-from medsynth.privacy.distances import Threshold, calibrated, feature_map
-from medsynth.privacy.gate import Gate
-from medsynth.privacy.ledger import Ledger
-from medsynth.privacy.refill import ATTEMPTS, Filled, sample_until
+from medsynth.privacy.gate.feature_maps import Threshold, calibrated, feature_map
+from medsynth.privacy.gate.gate import Gate
+from medsynth.privacy.gate.refill import ATTEMPTS, Filled, sample_until
 
 # The guide's; a generator that is trained for no more is not guided: between two that have hardly left the public weights lies
 # the way to the private set, and further on lies no better one

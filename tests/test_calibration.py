@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsynth.data.transforms import GALLERY, attacked, transformed_copies
 from medsynth.evaluation.statistics import bootstrap_mean
 from medsynth.imageset import ImageSet
+from medsynth.ledger import Ledger
 from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain import thresholds
 from medsynth.pretrain.public import PublicSet
-from medsynth.privacy import calibration
-from medsynth.privacy.calibration import (
+from medsynth.privacy.gate import calibration
+from medsynth.privacy.gate.alterations import GALLERY, attacked, transformed_copies
+from medsynth.privacy.gate.calibration import (
     FAMILIES,
     attack_trial,
     calibrate,
@@ -28,7 +29,6 @@ from medsynth.privacy.calibration import (
     scan_distances,
     threshold_at,
 )
-from medsynth.privacy.ledger import Ledger
 
 
 class Means:

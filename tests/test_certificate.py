@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from medsynth.data.folder import Loaded, Values, load
 from medsynth.imageset import ImageSet
-from medsynth.privacy import certify as certify_module
-from medsynth.privacy.certificate import FileEntry, commitment, read_certificate, readme
-from medsynth.privacy.certify import Release, certify
-from medsynth.privacy.gate import Gate
-from medsynth.privacy.signature import is_signature
-from medsynth.privacy.verify import VerificationError, verify
+from medsynth.privacy.gate.gate import Gate
+from medsynth.privacy.release import certify as certify_module
+from medsynth.privacy.release.certificate import FileEntry, commitment, read_certificate, readme
+from medsynth.privacy.release.certify import Release, certify
+from medsynth.privacy.release.signature import is_signature
+from medsynth.privacy.release.verify import VerificationError, verify
 from medsynth.runs import file_hash
 
 TAU = 0.2
@@ -332,7 +332,7 @@ def test_an_end_at_any_moment_leaves_nothing(tmp_path, make_set, private, monkey
     def ends(*_, **__):
         raise error
 
-    monkeypatch.setattr(f"medsynth.privacy.certify.{where}", ends)
+    monkeypatch.setattr(f"medsynth.privacy.release.certify.{where}", ends)
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
         make(tmp_path / "out", make_set(2, (1, SIDE, SIDE), seed=1), private)
     assert list(tmp_path.iterdir()) == []
@@ -551,7 +551,7 @@ def test_distances_that_are_not_beyond_tau(copy, private, monkeypatch):
             return replace(verdicts, accepted=np.ones(len(candidates), bool), reason=np.full(len(candidates), "", dtype="<U10"))
 
     shutil.rmtree(copy)
-    monkeypatch.setattr("medsynth.privacy.certify.same_files", lambda images, *_: np.zeros(len(images), bool))
+    monkeypatch.setattr("medsynth.privacy.release.certify.same_files", lambda images, *_: np.zeros(len(images), bool))
     make(copy, private.select([4]), private, gate=lambda *a: Blind(*a, copies=few))
     assert "verified" in check(copy)
     with pytest.raises(VerificationError, match=r"^images/000001\.png: holds the pixels of a private image"):
@@ -752,7 +752,7 @@ _BUGS = {
 @pytest.mark.parametrize("bug", _BUGS)
 def test_planted_bugs_are_found(bug, tmp_path, make_set, private, mixed, monkeypatch):
     where, what, test = _BUGS[bug]
-    monkeypatch.setattr(f"medsynth.privacy.certify.{where}", what)
+    monkeypatch.setattr(f"medsynth.privacy.release.certify.{where}", what)
     needs = inspect.signature(test).parameters
     have = {"tmp_path": tmp_path, "make_set": make_set, "private": private}
     if "made" in needs:

@@ -17,8 +17,9 @@ from PIL import Image
 from medsynth import cli
 from medsynth.data.folder import load
 from medsynth.imageset import ImageSet
-from medsynth.privacy import calibration, distances
-from medsynth.privacy.ledger import Ledger
+from medsynth.ledger import Ledger
+from medsynth.privacy.gate import calibration
+from medsynth.privacy.gate import feature_maps as distances
 
 SIDE = 8
 

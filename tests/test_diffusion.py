@@ -27,10 +27,10 @@ from medsynth.diffusion.sample import (
 )
 from medsynth.diffusion.schedule import BETAS, PREDICTIONS, noise_schedule, objective, solver
 from medsynth.diffusion.train import diffusion_loss, train_denoiser, train_latents
+from medsynth.ledger import Ledger, RoleError
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.shipped import load_card, save_card, shipped_autoencoder, shipped_denoiser
-from medsynth.privacy.ledger import Ledger, RoleError
 from medsynth.runs import Workspace
 from medsynth.training import step_generator
 
@@ -433,7 +433,7 @@ from medsynth.config import DenoiserConfig, DiffusionConfig, parse
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
 from medsynth.models.conditioning import THORAX, thorax_condition
-from medsynth.privacy.ledger import Ledger
+from medsynth.ledger import Ledger
 from medsynth.runs import Workspace
 import json
 real, count = Workspace.save_checkpoint, []

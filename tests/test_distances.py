@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsynth.data.sources import cached_thorax
-from medsynth.data.transforms import GALLERY_HASH
 from medsynth.models.encoder import EncoderNet
 from medsynth.models.extractor import resize
 from medsynth.models.shipped import save_card
 from medsynth.phantoms.thorax.thorax import MODALITIES
-from medsynth.privacy import distances
-from medsynth.privacy.distances import BATCH, MAPS, UntrainedVGG, calibrated, encoder_map, feature_map
-from medsynth.privacy.gate import Gate
+from medsynth.privacy.gate import feature_maps as distances
+from medsynth.privacy.gate.alterations import GALLERY_HASH
+from medsynth.privacy.gate.feature_maps import BATCH, MAPS, UntrainedVGG, calibrated, encoder_map, feature_map
+from medsynth.privacy.gate.gate import Gate
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ from PIL import Image
 from scipy import ndimage
 from torch.nn import functional
 
-from medsynth.data.transforms import Variant, varied
 from medsynth.imageset import ImageSet
+from medsynth.ledger import Ledger
 from medsynth.models.encoder import DIM, FRAME, PLANES, SIDE, SMOOTHING, EncoderNet, normalise, planes_of, similarity, smoothed
 from medsynth.pretrain import encoder as training
 from medsynth.pretrain.encoder import encoder_loss, followed, nt_xent, train_encoder, two_views
 from medsynth.pretrain.public import PublicSet
-from medsynth.privacy.distances import encoder_map
-from medsynth.privacy.ledger import Ledger
+from medsynth.privacy.gate.alterations import Variant, varied
+from medsynth.privacy.gate.feature_maps import encoder_map
 from medsynth.runs import Workspace
 from medsynth.training import step_generator
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.data.transforms import GALLERY, attacked, orientations
 from medsynth.imageset import ImageSet
-from medsynth.privacy import gate as gate_module
-from medsynth.privacy import search
-from medsynth.privacy.gate import Gate, Verdicts
+from medsynth.privacy.gate import gate as gate_module
+from medsynth.privacy.gate import search
+from medsynth.privacy.gate.alterations import GALLERY, attacked, orientations
+from medsynth.privacy.gate.gate import Gate, Verdicts
 
 
 class Pixels:

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from medsynth.ledger import Ledger
 from medsynth.pretrain import gates
-from medsynth.privacy.gate import Verdicts
-from medsynth.privacy.ledger import Ledger
+from medsynth.privacy.gate.gate import Verdicts
 from medsynth.results import read_results
 
 

@@ -9,8 +9,8 @@ from medsynth.downstream import arms as grid
 from medsynth.downstream.arms import Pairs, best, pairs, part_of, restored, schedule, scores, training_sets, untrained
 from medsynth.downstream.restoration_nets import CPU_SIZES
 from medsynth.downstream.tasks import experiment
+from medsynth.ledger import Ledger
 from medsynth.phantoms.thorax.thorax import thorax
-from medsynth.privacy.ledger import Ledger
 
 NAME = "mr-x2/edsr"
 

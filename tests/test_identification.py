@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from medsynth.privacy import identification
-from medsynth.privacy.identification import identify
+from medsynth.privacy.attacks import verification as identification
+from medsynth.privacy.attacks.verification import identify
 
 
 def scans(patients: int, per: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

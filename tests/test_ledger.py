@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medsynth.data.resample import resize
-from medsynth.privacy.ledger import Entry, Ledger, RoleError
+from medsynth.ledger import Entry, Ledger, RoleError
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_kill_while_declaring_leaves_nothing_that_misleads(ledger, make_set, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("medsynth.privacy.ledger.os.replace", killed)
+        patch.setattr("medsynth.ledger.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             ledger.declare(private)
     assert ledger.private_rows_in(replace(private, role="public")) == 0
@@ -134,7 +134,7 @@ from pathlib import Path
 import numpy as np
 from medsynth.data.resample import resize
 from medsynth.imageset import ImageSet
-from medsynth.privacy.ledger import Ledger
+from medsynth.ledger import Ledger
 ledger, who = Ledger(Path(sys.argv[1])), sys.argv[2]
 images = ImageSet(images=np.zeros((2, 1, 2, 2)), patient=np.arange(2), unit="1", range=(0, 1), name="s", role="private")
 for i in range(40):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.privacy.negative_space import expected_hits, hole_score, negative_space_attack, roc, weighted_auc, within
+from medsynth.privacy.attacks.negative_space import expected_hits, hole_score, negative_space_attack, roc, weighted_auc, within
 
 
 def features(n: int, seed: int, d: int = 2) -> np.ndarray:

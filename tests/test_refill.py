@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsynth.imageset import ImageSet
-from medsynth.privacy.refill import acceptance_by, sample_until
+from medsynth.privacy.gate.refill import acceptance_by, sample_until
 
 
 def drawer(wishes: int, seen: list[tuple[list[int], int]] | None = None):

@@ -16,12 +16,12 @@ from medsynth.diffusion import refine as refining
 from medsynth.diffusion.detail import cut, decoded_with_noise, lost_detail, train_refiner
 from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_latents
+from medsynth.ledger import Ledger
 from medsynth.models.refiner import Refiner, detail_scale, shuffled, unshuffled
 from medsynth.models.shipped import shipped_refiner
 from medsynth.pretrain import refiner as pretraining
 from medsynth.pretrain.public import PublicSet
 from medsynth.pretrain.refiner import pretrain_refiner
-from medsynth.privacy.ledger import Ledger
 
 SMALL = RefinerConfig(channels=(16, 16))
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from medsynth.evaluation.features import PCAExtractor
+from medsynth.ledger import Ledger
 from medsynth.pretrain import report
-from medsynth.privacy.ledger import Ledger
 from medsynth.results import read_results
 
 

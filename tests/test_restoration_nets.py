@@ -24,8 +24,8 @@ from medsynth.downstream.restoration_nets import (
     restoration_net,
 )
 from medsynth.imageset import ImageSet
+from medsynth.ledger import Ledger, RoleError
 from medsynth.phantoms.thorax.thorax import thorax
-from medsynth.privacy.ledger import Ledger, RoleError
 from medsynth.runs import Workspace
 
 SIZE = 24
@@ -309,7 +309,7 @@ torch.set_num_threads(1)
 from medsynth.config import parse
 from medsynth.imageset import ImageSet
 from medsynth.downstream.restoration_nets import RestorationConfig
-from medsynth.privacy.ledger import Ledger
+from medsynth.ledger import Ledger
 from medsynth.downstream.restoration import RestorationTraining, train_restoration
 from medsynth.runs import Workspace
 real = Workspace.save_checkpoint

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from medsynth.privacy import search
-from medsynth.privacy.feature_table import FeatureTable, write_features
-from medsynth.privacy.search import Gallery, Nearest, Screen, distances, measurable
+from medsynth.privacy.gate import search
+from medsynth.privacy.gate.feature_table import FeatureTable, write_features
+from medsynth.privacy.gate.search import Gallery, Nearest, Screen, distances, measurable
 
 
 def brute_force(queries: np.ndarray, gallery: np.ndarray) -> Nearest:

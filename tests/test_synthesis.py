@@ -10,9 +10,9 @@ import torch
 from medsynth import synthesis
 from medsynth.config import SamplingConfig
 from medsynth.data.imagefile import Encoding
+from medsynth.ledger import Ledger
 from medsynth.models.autoguided import Autoguided
-from medsynth.privacy.distances import Threshold
-from medsynth.privacy.ledger import Ledger
+from medsynth.privacy.gate.feature_maps import Threshold
 from medsynth.synthesis import private_gate, shipped_threshold, train_generator
 
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medsynth.data import transforms
-from medsynth.data.transforms import (
+from medsynth.imageset import ImageSet
+from medsynth.privacy.gate import alterations as transforms
+from medsynth.privacy.gate.alterations import (
     ATTACKS,
     GALLERY,
     Variant,
@@ -17,7 +18,6 @@ from medsynth.data.transforms import (
     transformed_copies,
     varied,
 )
-from medsynth.imageset import ImageSet
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from medsynth.runs import Tensors, Workspace, load_or_train
 from medsynth.training import best_device, step_generator
 
 if TYPE_CHECKING:
-    from medsynth.privacy.ledger import Ledger
+    from medsynth.ledger import Ledger
 
 CROP = 64  # pixels, at most: the network is convolutional, so crops of larger images teach it larger images
 DIFFUSION = DiffusionConfig(steps=6000, batch=16, learning_rate=1e-3, label_dropout=0.0)

@@ -22,7 +22,7 @@ from medsynth.runs import Tensors, Trained, Workspace, load_or_train
 from medsynth.training import best_device, fit
 
 if TYPE_CHECKING:
-    from medsynth.privacy.ledger import Ledger
+    from medsynth.ledger import Ledger
 
 
 def diffusion_loss(

@@ -12,7 +12,7 @@ from medsynth.downstream.restoration import RestorationTraining, restore, train_
 from medsynth.downstream.tasks import experiment
 from medsynth.evaluation.equivalence import Comparison, compare
 from medsynth.imageset import ImageSet, concatenate
-from medsynth.privacy.ledger import Ledger
+from medsynth.ledger import Ledger
 
 PARTS = ("train", "test", "tuning")  # no two of them share the noise of a row
 # of Adam; chosen on low-dose CT of phantoms by networks trained on real images, so they favour no synthetic set

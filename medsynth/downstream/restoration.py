@@ -16,7 +16,7 @@ from medsynth.runs import Tensors, Trained, Workspace, load_or_train
 from medsynth.training import best_device, fit
 
 if TYPE_CHECKING:
-    from medsynth.privacy.ledger import Ledger
+    from medsynth.ledger import Ledger
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from torch.nn import functional
 
 from medsynth.data.resample import slices_of
 from medsynth.data.sources import cached_thorax
-from medsynth.data.transforms import GAIN, GAMMA, JPEG_QUALITY, NOISE, OFFSET, ROTATION, SHIFT, ZOOM
 from medsynth.evaluation.features import require_public
+from medsynth.ledger import Ledger
 from medsynth.models.encoder import SIDE, EncoderNet, normalise, planes_of, similarity
 from medsynth.models.extractor import resize
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain.public import PublicSet, at_size, real_sets
-from medsynth.privacy.ledger import Ledger
+from medsynth.privacy.gate.alterations import GAIN, GAMMA, JPEG_QUALITY, NOISE, OFFSET, ROTATION, SHIFT, ZOOM
 from medsynth.runs import Tensors, Workspace
 from medsynth.training import fit, step_generator
 

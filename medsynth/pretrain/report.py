@@ -20,16 +20,16 @@ from medsynth.evaluation.image_quality import psnr, ssim
 from medsynth.evaluation.statistics import Estimate, bootstrap_mean
 from medsynth.figures import curve, new_figure, save_figure
 from medsynth.imageset import ImageSet
+from medsynth.ledger import Ledger
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_hash
 from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain.gates import ACDC
 from medsynth.pretrain.public import phantoms as pretraining_phantoms
 from medsynth.pretrain.public import real_sets
-from medsynth.privacy.calibration import one_per_patient
-from medsynth.privacy.distances import feature_map
-from medsynth.privacy.identification import identify
-from medsynth.privacy.ledger import Ledger
+from medsynth.privacy.attacks.verification import identify
+from medsynth.privacy.gate.calibration import one_per_patient
+from medsynth.privacy.gate.feature_maps import feature_map
 from medsynth.results import Row, table_of, write_results
 from medsynth.runs import cache_folder
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from medsynth.data.resample import resize
 from medsynth.data.sources import cached_thorax
-from medsynth.data.transforms import GALLERY_HASH
+from medsynth.ledger import Ledger
 from medsynth.models.shipped import weights_folder
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain.public import PublicSet, real_sets
-from medsynth.privacy.calibration import calibrate, one_per_patient
-from medsynth.privacy.distances import PHANTOM, FeatureMap, feature_map
-from medsynth.privacy.ledger import Ledger
+from medsynth.privacy.gate.alterations import GALLERY_HASH
+from medsynth.privacy.gate.calibration import calibrate, one_per_patient
+from medsynth.privacy.gate.feature_maps import PHANTOM, FeatureMap, feature_map
 from medsynth.runs import cache_folder, write_json
 
 SIZE = 64
@@ -52,7 +52,7 @@ def unseen_volumes(patients: int) -> dict[str, PublicSet]:
 
 
 def entry(phi: FeatureMap, sets: dict[str, PublicSet], *, seed: int) -> dict[str, Any]:
-    """What `medsynth.privacy.distances.calibrated` reads."""
+    """What `medsynth.privacy.gate.feature_maps.calibrated` reads."""
     found = {key: calibrate(phi, s.images, seed=seed, left_out=LEFT_OUT.get(s.modality, ())) for key, s in sets.items()}
     said = {key: {"tau": c.tau, "how": c.sentence(), "modality": sets[key].modality} for key, c in found.items()}
     return {"sets": said, "phi": phi.name, "phi_hash": phi.hash, "gallery": GALLERY_HASH}

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from medsynth.data.transforms import ATTACKS, attack_pairs, attacked, orientations, transformed_copies
 from medsynth.evaluation.statistics import Estimate, clopper_pearson, percentile_interval, resample
 from medsynth.imageset import ImageSet
-from medsynth.privacy.distances import FeatureMap
+from medsynth.privacy.gate.alterations import ATTACKS, attack_pairs, attacked, orientations, transformed_copies
+from medsynth.privacy.gate.feature_maps import FeatureMap
 
 CONFIDENCE = 0.95  # that what a threshold may miss holds for everyone, not for the people it was found on alone
 _ROWS = 512  # of a distance matrix formed at once

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medsynth.data.transforms import orientations, transformed_copies
 from medsynth.imageset import ImageSet
-from medsynth.privacy.feature_table import write_features
-from medsynth.privacy.search import CHUNK_ROWS, Gallery, Screen, measurable
+from medsynth.privacy.gate.alterations import orientations, transformed_copies
+from medsynth.privacy.gate.feature_table import write_features
+from medsynth.privacy.gate.search import CHUNK_ROWS, Gallery, Screen, measurable
 
 if TYPE_CHECKING:
-    from medsynth.privacy.distances import FeatureMap
+    from medsynth.privacy.gate.feature_maps import FeatureMap
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from medsynth.data.folder import IMAGES, MANIFEST, Loaded, write_manifest
 from medsynth.data.imagefile import Encoding
 from medsynth.evaluation.statistics import Estimate, clopper_pearson
 from medsynth.imageset import ImageSet
-from medsynth.privacy.certificate import (
+from medsynth.privacy.gate.gate import Gate, Verdicts
+from medsynth.privacy.release.certificate import (
     AUDIT,
     CANDIDATES,
     CERTIFICATE,
@@ -40,12 +41,11 @@ from medsynth.privacy.certificate import (
     read_certificate,
     readme,
 )
-from medsynth.privacy.gate import Gate, Verdicts
-from medsynth.privacy.signature import load_private_key, public_half, signed
+from medsynth.privacy.release.signature import load_private_key, public_half, signed
 from medsynth.runs import file_hash, package_versions
 
 if TYPE_CHECKING:
-    from medsynth.privacy.distances import FeatureMap
+    from medsynth.privacy.gate.feature_maps import FeatureMap
 
 SMALLEST = 4  # pixels a side; of less, no copy can be shifted or turned
 _EPOCH = 315532800  # 1980-01-01, the earliest time that archives can hold: times of files tell nothing

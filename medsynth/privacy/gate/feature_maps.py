@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from medsynth.data.transforms import GALLERY_HASH
 from medsynth.imageset import ImageSet
 from medsynth.models.encoder import SIDE, SMOOTHING, EncoderNet
 from medsynth.models.extractor import resize
 from medsynth.models.shipped import load_card, shipped_autoencoder, weights_folder
 from medsynth.phantoms.thorax.thorax import MODALITIES
+from medsynth.privacy.gate.alterations import GALLERY_HASH
 
 MAPS = ("encoder", "encoder_3d", "pixels", "autoencoder", "untrained_vgg")
 PHANTOM = "phantom-"  # how names of sets begin that nobody was scanned for

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from medsynth.config import parse
 from medsynth.data.folder import IMAGES, MANIFEST, Loaded, Values, load, read_manifest
 from medsynth.data.imagefile import Encoding
-from medsynth.privacy.certificate import (
+from medsynth.privacy.gate.gate import Gate
+from medsynth.privacy.release.certificate import (
     AUDIT,
     CANDIDATES,
     CERTIFICATE,
@@ -28,14 +29,13 @@ from medsynth.privacy.certificate import (
     read_certificate,
     readme,
 )
-from medsynth.privacy.certify import comparable, same_files
-from medsynth.privacy.gate import Gate
-from medsynth.privacy.signature import is_signature, load_public_key
+from medsynth.privacy.release.certify import comparable, same_files
+from medsynth.privacy.release.signature import is_signature, load_public_key
 from medsynth.runs import file_hash
 
 if TYPE_CHECKING:
-    from medsynth.privacy.distances import FeatureMap
-    from medsynth.privacy.ledger import Ledger
+    from medsynth.ledger import Ledger
+    from medsynth.privacy.gate.feature_maps import FeatureMap
 
 _AGAIN = 1e-3  # by how much, relative to it, a distance may differ when another machine measures it
 
@@ -58,7 +58,7 @@ def verify(
 
     private: the private set, whose commitment and distances are checked too, with the audit beside the release; patients: the
     CSV in a private folder; ledger: gets a line when private images are read.
-    maps: registry key -> FeatureMap, by default `medsynth.privacy.distances.feature_map`; gate: as in `certify`.
+    maps: registry key -> FeatureMap, by default `medsynth.privacy.gate.feature_maps.feature_map`; gate: as in `certify`.
     Raises VerificationError naming the first failure, ValueError or OSError where there is nothing that could be verified.
     """
     release, audit = _locate(Path(folder))
@@ -71,7 +71,7 @@ def verify(
     if (release / README).read_bytes() != readme(certificate).encode():
         raise VerificationError(f"{README}: is not what {CERTIFICATE} says in plain words")
     if maps is None:
-        from medsynth.privacy.distances import feature_map as maps
+        from medsynth.privacy.gate.feature_maps import feature_map as maps
     phi = _feature_map(certificate, maps)
     done = [f"{len(certificate.files)} files and the certificate", f"the feature map {phi.name!r}", *signer]
     if private is not None:

@@ -44,7 +44,7 @@ STATEMENT = (
 
 @dataclass(frozen=True)
 class EncoderEntry:
-    """The feature map: its key in `medsynth.privacy.distances` ("" for one that does not come with the package), name, hash."""
+    """The feature map: its key in `medsynth.privacy.gate.feature_maps` ("" for one that does not ship), name, hash."""
 
     key: str
     name: str

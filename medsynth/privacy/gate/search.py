@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsynth.privacy.feature_table import FeatureTable, write_features
+from medsynth.privacy.gate.feature_table import FeatureTable, write_features
 
 CHUNK_ROWS = 4096
 LARGEST = 1e30  # of a feature: beyond it, squares leave the range of float32

@@ -1,0 +1,1 @@
+"""What an attacker learns, measured: attack, control and baseline."""

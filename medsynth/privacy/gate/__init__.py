@@ -1,0 +1,1 @@
+"""What keeps a released image at a distance from every private one."""

@@ -1,0 +1,1 @@
+"""What leaves the house: certified releases, and their verification."""
