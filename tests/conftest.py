@@ -94,7 +94,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny: SimpleNamespace
     from medsynth.models.conditioning import THORAX
     from medsynth.models.denoiser import Denoiser
     from medsynth.models.refiner import Refiner
-    from medsynth.models.shipped import DENOISERS, save_card
+    from medsynth.models.weights import DENOISERS, save_card
 
     folder = tmp_path_factory.mktemp("weights")
     with torch.random.fork_rng(devices=[]):
@@ -113,7 +113,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny: SimpleNamespace
 @pytest.fixture
 def shipped(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The package ships the tiny weights during this test."""
-    monkeypatch.setattr("medsynth.models.shipped.weights_folder", lambda: tiny_weights)
+    monkeypatch.setattr("medsynth.models.weights.weights_folder", lambda: tiny_weights)
     return tiny_weights
 
 

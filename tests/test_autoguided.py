@@ -8,9 +8,9 @@ from torch import nn
 
 from medsynth.config import DiffusionConfig, SamplingConfig
 from medsynth.diffusion.cached import cached_latents
+from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.sample import sample_latents
 from medsynth.diffusion.schedule import noise_schedule
-from medsynth.models.autoguided import Autoguided
 from medsynth.models.denoiser import Denoiser
 
 NAMES = ("age", "sex")

@@ -11,7 +11,7 @@ from medsynth.diffusion import cached
 from medsynth.diffusion.cached import cached_latents
 from medsynth.diffusion.sample import sample_images, sample_latents
 from medsynth.models.denoiser import Denoiser
-from medsynth.models.shipped import shipped_autoencoder
+from medsynth.models.weights import shipped_autoencoder
 
 SAMPLING = SamplingConfig(images=3, steps=2, seed=5)
 

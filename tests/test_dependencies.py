@@ -13,8 +13,8 @@ PACKAGE = Path(medsynth.__file__).parent
 
 
 def test_the_real_library_closes_over_itself():
-    found = imported_modules(ast.parse("from medsynth.models.shipped import load_card as x\nx"), PACKAGE)
-    assert {"medsynth", "medsynth.models", "medsynth.models.shipped", "medsynth.config", "medsynth.runs"} <= set(found)
+    found = imported_modules(ast.parse("from medsynth.models.weights import load_card as x\nx"), PACKAGE)
+    assert {"medsynth", "medsynth.models", "medsynth.models.weights", "medsynth.config", "medsynth.runs"} <= set(found)
     assert "medsynth.cli" not in found
     assert all(file.parent.name == "weights" for file in data_files(found.values(), PACKAGE))
 

@@ -30,7 +30,7 @@ from medsynth.diffusion.train import diffusion_loss, train_denoiser, train_laten
 from medsynth.ledger import Ledger, RoleError
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
-from medsynth.models.shipped import load_card, save_card, shipped_autoencoder, shipped_denoiser
+from medsynth.models.weights import load_card, save_card, shipped_autoencoder, shipped_denoiser
 from medsynth.runs import Workspace
 from medsynth.training import step_generator
 
@@ -426,7 +426,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from medsynth.models import shipped
+from medsynth.models import weights as shipped
 torch.set_num_threads(1)
 shipped.weights_folder = lambda: Path(sys.argv[1])
 from medsynth.config import DenoiserConfig, DiffusionConfig, parse

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from medsynth.data.sources import cached_thorax
 from medsynth.models.encoder import EncoderNet
 from medsynth.models.extractor import resize
-from medsynth.models.shipped import save_card
+from medsynth.models.weights import save_card
 from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.privacy.gate import feature_maps as distances
 from medsynth.privacy.gate.alterations import GALLERY_HASH

@@ -9,7 +9,7 @@ from medsynth.evaluation import features
 from medsynth.evaluation.statistics import generator
 from medsynth.imageset import ImageSet
 from medsynth.models.extractor import EMPHASIS, MAPS, ExtractorNet, calibration, class_columns, resize
-from medsynth.models.shipped import save_card
+from medsynth.models.weights import save_card
 from medsynth.pretrain.extractor import train_extractor
 
 

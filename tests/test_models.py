@@ -16,7 +16,7 @@ from medsynth.config import DenoiserConfig
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import FINDINGS, MODALITIES, SCALES, THORAX, Conditioning, drop, thorax_condition
 from medsynth.models.denoiser import Denoiser
-from medsynth.models.shipped import (
+from medsynth.models.weights import (
     latents_of,
     load_card,
     reconstruct,

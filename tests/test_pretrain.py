@@ -15,7 +15,7 @@ from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.extractor import ExtractorNet
-from medsynth.models.shipped import DENOISERS, load_card, shipped_autoencoder, shipped_denoiser, shipped_refiner
+from medsynth.models.weights import DENOISERS, load_card, shipped_autoencoder, shipped_denoiser, shipped_refiner
 from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain import __main__ as command
 from medsynth.pretrain import denoiser as denoiser_module
@@ -332,7 +332,7 @@ def test_the_command_makes_weights_with_cards_that_say_what_they_saw(run, tiny, 
     for card in (phantom, real):
         assert card["names"] == list(THORAX) and card["latent_channels"] == 4
         assert parse(DiffusionConfig, card["diffusion"], "card") == replace(tiny.diffusion, steps=2)
-    monkeypatch.setattr("medsynth.models.shipped.weights_folder", lambda: out)
+    monkeypatch.setattr("medsynth.models.weights.weights_folder", lambda: out)
     assert shipped_denoiser("real").config == tiny.denoiser
 
 

@@ -18,7 +18,7 @@ from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_latents
 from medsynth.ledger import Ledger
 from medsynth.models.refiner import Refiner, detail_scale, shuffled, unshuffled
-from medsynth.models.shipped import shipped_refiner
+from medsynth.models.weights import shipped_refiner
 from medsynth.pretrain import refiner as pretraining
 from medsynth.pretrain.public import PublicSet
 from medsynth.pretrain.refiner import pretrain_refiner

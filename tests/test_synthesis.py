@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from medsynth import synthesis
 from medsynth.config import SamplingConfig
 from medsynth.data.imagefile import Encoding
+from medsynth.diffusion import generator as synthesis
+from medsynth.diffusion.generator import private_gate, shipped_threshold, train_generator
+from medsynth.diffusion.guidance import Autoguided
 from medsynth.ledger import Ledger
-from medsynth.models.autoguided import Autoguided
 from medsynth.privacy.gate.feature_maps import Threshold
-from medsynth.synthesis import private_gate, shipped_threshold, train_generator
 
 
 @pytest.fixture

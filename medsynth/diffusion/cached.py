@@ -9,8 +9,8 @@ import torch
 
 from medsynth.config import DiffusionConfig, SamplingConfig
 from medsynth.dependencies import code_hash
+from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.sample import sample_latents
-from medsynth.models.autoguided import Autoguided
 from medsynth.models.denoiser import Denoiser
 from medsynth.runs import load_or_train
 

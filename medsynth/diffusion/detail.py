@@ -13,7 +13,7 @@ from medsynth.diffusion.train import train_latents
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.refiner import Refiner, detail_scale, unshuffled
-from medsynth.models.shipped import latents_of, shipped_autoencoder, shipped_hash, shipped_refiner
+from medsynth.models.weights import latents_of, shipped_autoencoder, shipped_hash, shipped_refiner
 from medsynth.runs import Tensors, Workspace, load_or_train
 from medsynth.training import best_device, step_generator
 

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 
 from medsynth.config import DiffusionConfig, SamplingConfig
+from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.schedule import solver
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.autoguided import Autoguided
 from medsynth.models.denoiser import Denoiser
 from medsynth.training import progress, step_generator
 

@@ -17,7 +17,7 @@ from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import drop
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
-from medsynth.models.shipped import latents_of, shipped_denoiser, shipped_hash
+from medsynth.models.weights import latents_of, shipped_denoiser, shipped_hash
 from medsynth.runs import Tensors, Trained, Workspace, load_or_train
 from medsynth.training import best_device, fit
 

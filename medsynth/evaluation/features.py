@@ -12,7 +12,7 @@ import torch
 
 from medsynth.imageset import ImageSet
 from medsynth.models.extractor import DIM, RESIZER, SIDE, ExtractorNet, calibration, class_columns, resize
-from medsynth.models.shipped import load_card
+from medsynth.models.weights import load_card
 from medsynth.runs import file_hash
 
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"

@@ -17,7 +17,7 @@ from medsynth.diffusion import detail
 from medsynth.evaluation.features import calibrate
 from medsynth.models.conditioning import THORAX
 from medsynth.models.extractor import ExtractorNet
-from medsynth.models.shipped import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
+from medsynth.models.weights import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
 from medsynth.pretrain.autoencoder import train_autoencoder
 from medsynth.pretrain.denoiser import pretrain_denoiser
 from medsynth.pretrain.encoder import encoder_sets, train_encoder

@@ -13,7 +13,7 @@ from medsynth.evaluation.features import require_public
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
-from medsynth.models.shipped import latents_of
+from medsynth.models.weights import latents_of
 from medsynth.pretrain.public import PublicSet
 from medsynth.runs import Tensors, Workspace
 

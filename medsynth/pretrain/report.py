@@ -22,7 +22,7 @@ from medsynth.figures import curve, new_figure, save_figure
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_hash
+from medsynth.models.weights import reconstruct, shipped_autoencoder, shipped_hash
 from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain.gates import ACDC
 from medsynth.pretrain.public import phantoms as pretraining_phantoms

@@ -11,7 +11,7 @@ from typing import Any
 from medsynth.data.resample import resize
 from medsynth.data.sources import cached_thorax
 from medsynth.ledger import Ledger
-from medsynth.models.shipped import weights_folder
+from medsynth.models.weights import weights_folder
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain.public import PublicSet, real_sets

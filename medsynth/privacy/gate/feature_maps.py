@@ -16,7 +16,7 @@ from torch import nn
 from medsynth.imageset import ImageSet
 from medsynth.models.encoder import SIDE, SMOOTHING, EncoderNet
 from medsynth.models.extractor import resize
-from medsynth.models.shipped import load_card, shipped_autoencoder, weights_folder
+from medsynth.models.weights import load_card, shipped_autoencoder, weights_folder
 from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.privacy.gate.alterations import GALLERY_HASH
 

@@ -11,17 +11,17 @@ from medsynth.config import DenoiserConfig, DiffusionConfig, SamplingConfig
 from medsynth.data.imagefile import as_read
 from medsynth.diffusion.cached import cached_latents
 from medsynth.diffusion.detail import train_refiner
+from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.autoguided import Autoguided
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
-from medsynth.models.shipped import reconstruct, shipped_autoencoder, shipped_denoiser
+from medsynth.models.weights import reconstruct, shipped_autoencoder, shipped_denoiser
 from medsynth.privacy.gate.feature_maps import Threshold, calibrated, feature_map
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.gate.refill import ATTEMPTS, Filled, sample_until
