@@ -16,7 +16,6 @@ from medsynth.config import project_root
 from medsynth.publish.notebook import ChapterError
 
 if TYPE_CHECKING:
-    from medsynth.data.folder import Loaded
     from medsynth.imageset import ImageSet
     from medsynth.ledger import Ledger
     from medsynth.privacy.gate.feature_maps import FeatureMap, Threshold
@@ -114,8 +113,8 @@ def gate(
     modality: Annotated[
         str,
         typer.Option(
-            help="xray, ct, mr or pet: the threshold that ships for such images, or phantom-ct and so on; for volumes "
-            "there is phantom-heart only."
+            help="What the images are: xray, ct, mr or pet, or phantom-ct and so on. Without --others or --tau it picks the "
+            "threshold that ships for them; for volumes there is phantom-heart only."
         ),
     ] = "",
     others: Annotated[
@@ -132,11 +131,17 @@ def gate(
     values: Annotated[
         tuple[float, float] | None, typer.Option("--range", help="LOW HIGH of plain files; PNG codes are spread over it.")
     ] = None,
-    window: Annotated[tuple[float, float] | None, typer.Option(help="LOW HIGH, to which NIfTI values are clipped.")] = None,
+    codes: Annotated[
+        tuple[float, float] | None, typer.Option(help="LOW HIGH, the PNG codes that stand for the ends of --range.")
+    ] = None,
+    window: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="LOW HIGH, to which values of NIfTI, and of CT in .npz files, are clipped."),
+    ] = None,
     unit: Annotated[str, typer.Option(help="Unit of plain files, e.g. HU.")] = "1",
 ) -> None:
     """Release the candidates that keep their distance from every private image, with a certificate."""
-    from medsynth.data.folder import Values, load
+    from medsynth.data.folder import Values, load, load_candidates
     from medsynth.ledger import Ledger
     from medsynth.privacy.gate.calibration import one_per_patient
     from medsynth.privacy.gate.feature_maps import feature_map
@@ -148,8 +153,9 @@ def gate(
     given = [path for path in (candidates, private, others) if path is not None]
     if (values or unit != "1") and not any(path.is_dir() for path in given if path.exists()):
         raise ValueError("--range and --unit say what plain files hold; an .npz file says it itself")
-    if (tau is not None) + bool(modality) + (others is not None) > 1:
-        raise ValueError("--others, --modality and --tau exclude each other: a threshold is found, or one that ships, or given")
+    if tau is not None and others is not None:
+        raise ValueError("--others and --tau exclude each other: a threshold is found, or given")
+    kind = _modality(modality)
     if miss is not None and others is None:
         raise ValueError("--miss belongs to --others; a threshold that ships, or is given, has its own")
     if miss is not None and not 0 < miss < 0.5:
@@ -160,28 +166,30 @@ def gate(
     free_place(out)
     for folder in (path for path in given if path.is_dir() and out.resolve().is_relative_to(path.resolve())):
         raise ValueError(f"{out}: lies in {folder}, whose images it would mix with; choose a place outside")
-    meaning = Values(values or window, unit, clip=window is not None)
-    ours = load(private, role="private", patients=patients, values=meaning)
-    theirs = load(candidates, values=meaning, whole=False)
+    meaning = Values(values or window, unit, clip=window is not None, codes=codes)
+    ours = load(private, role="private", modality=kind, patients=patients, values=meaning)
+    theirs, unusable = load_candidates(candidates, modality=kind, values=meaning)
     ledger = Ledger(_ledger_of(private))
-    key = "encoder_3d" if (phi, len(ours.images.spatial)) == ("encoder", 3) else phi
+    key = "encoder_3d" if (phi, len(ours.spatial)) == ("encoder", 3) else phi
     features = feature_map(key)
     strangers = None
     if others is not None:
         miss = 0.01 if miss is None else miss
-        strangers = one_per_patient(_of_other_people(load(others, role="eval", values=meaning), ours, ledger, miss))
+        strangers = one_per_patient(
+            _of_other_people(load(others, role="eval", modality=kind, values=meaning), ours, ledger, miss)
+        )
         threshold = _found_on(strangers, features, miss)
     else:
-        threshold = _chosen(phi, key, len(ours.images.spatial), modality, tau)
+        threshold = _chosen(phi, key, ours, modality, tau)
     # before, so that no release is without its line
     price = "" if strangers is None else " and the share of other people it refuses"
-    ledger.use_private(ours.images, stage="gate", output=f"verdicts of the gate{price}, for {out.name}")
-    chosen = {"tau": threshold.tau, "how": threshold.how, "strangers": strangers}
+    ledger.use_private(ours, stage="gate", output=f"verdicts of the gate{price}, for {out.name}")
+    chosen = {"tau": threshold.tau, "how": threshold.how, "strangers": strangers, "unusable": unusable, "values": meaning}
     done = certify(theirs, ours, features, **chosen, out=out, key=key, sign=sign)
     total = done.released + sum(done.refused.values())
     reasons = "".join(f", {n} {reason}" for reason, n in sorted(done.refused.items()))
     _say(f"{done.released} of {total} candidates released{reasons}")
-    _say(f"compared with {len(ours.images)} images of {ours.images.patients} private patients")
+    _say(f"compared with {len(ours)} images of {ours.patients} private patients")
     if done.strangers:
         share = show_value(100 * done.strangers.value, 100 * done.strangers.low, 100 * done.strangers.high, done.strangers.n)
         _say(f"of images of other people it would refuse, in percent: {share}; this too is for the audit only")
@@ -211,14 +219,27 @@ def verify(
         raise typer.Exit(1) from None
 
 
-def _chosen(phi: str, key: str, spatial_dims: int, modality: str, tau: float | None) -> Threshold:
-    """The threshold that is given, or the one that ships for a modality."""
-    from medsynth.privacy.gate.feature_maps import Threshold, calibrated
+def _modality(said: str) -> str:
+    """What images of `said` are: "phantom-ct" is CT, and a phantom heart MR. ValueError for what nobody knows."""
+    from medsynth.vocabulary import MODALITIES
+
+    named = said.lower().removeprefix("phantom-")
+    known = "mr" if said.lower() == "phantom-heart" else named
+    if known not in (*MODALITIES, ""):
+        raise ValueError(f"--modality {said}; expected {', '.join(MODALITIES)}, or phantom- before one of them, or phantom-heart")
+    return known
+
+
+def _chosen(phi: str, key: str, private: ImageSet, modality: str, tau: float | None) -> Threshold:
+    """The threshold that is given, or the one that ships for a modality: the one that is named, or that of the private set."""
+    from medsynth.privacy.gate.feature_maps import PHANTOM, Threshold, calibrated
 
     if tau is not None:
         return Threshold(tau, "given by the operator, not calibrated")
+    spatial_dims = len(private.spatial)
+    own = private.modality if private.people or not private.modality else f"{PHANTOM}{private.modality}"
     try:
-        ships = calibrated(key, spatial_dims, modality=modality.lower())
+        ships = calibrated(key, spatial_dims, modality=modality.lower() or own)
     except ValueError as error:
         raise ValueError(f"{error}; name one with --modality, or give --others or --tau") from error
     if ships is None:
@@ -235,24 +256,24 @@ def _ledger_of(private: Path) -> Path:
     return cache_folder() / "ledger" / f"{place.stem if private.is_file() else place.name}{whose}"
 
 
-def _of_other_people(others: Loaded, private: Loaded, ledger: Ledger, miss: float) -> ImageSet:
+def _of_other_people(others: ImageSet, private: ImageSet, ledger: Ledger, miss: float) -> ImageSet:
     """Images of people who are not in the private set, enough for a threshold; a line in the ledger."""
     from medsynth.privacy.gate.calibration import may_miss
     from medsynth.privacy.release.certify import comparable
 
     comparable(others, private, "--others")
     try:
-        may_miss(others.images.patients, miss)
+        may_miss(others.patients, miss)
     except ValueError as error:
         raise ValueError(f"--others: {error}; give images of more people, or let more copies pass with --miss") from error
-    ledger.declare(private.images)
-    if known := ledger.private_rows_in(others.images):
+    ledger.declare(private)
+    if known := ledger.private_rows_in(others):
         raise ValueError(
-            f"--others: {known} of {len(others.images)} images are in the private set, or in another that its ledger "
+            f"--others: {known} of {len(others)} images are in the private set, or in another that its ledger "
             f"({ledger.folder}) knows; a threshold found on them would be made from private images; give those of other people"
         )
     # how a threshold was found is published, the name of a hospital's folder is not
-    return replace(ledger.measure(others.images, stage="gate", output="threshold"), name="a set of the sender's")
+    return replace(ledger.measure(others, stage="gate", output="threshold"), name="a set of the sender's")
 
 
 def _found_on(others: ImageSet, phi: FeatureMap, miss: float) -> Threshold:

@@ -12,14 +12,13 @@ from medsynth.diffusion.sample import sample_images
 from medsynth.figures import image_grid, may_show
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.conditioning import FINDINGS, thorax_condition
+from medsynth.models.conditioning import thorax_condition
 from medsynth.models.denoiser import Denoiser
+from medsynth.vocabulary import PHANTOM_FINDINGS
 
 if TYPE_CHECKING:
     import ipywidgets
     from matplotlib.figure import Figure
-
-PHANTOM_FINDINGS = FINDINGS[:5]
 
 
 def drawn(
@@ -30,7 +29,6 @@ def drawn(
     like: ImageSet,
     diffusion: DiffusionConfig,
     sampling: SamplingConfig,
-    modality: str = "xray",
 ) -> ImageSet:
     """One image per row of `wishes` (finding, age in years, sex 1 = male, BMI in kg/m2), in the unit and size of `like`."""
     size = (len(wishes), *like.images.shape[1:])
@@ -38,7 +36,7 @@ def drawn(
         np.full(size, like.range[0], np.float32),
         patient=np.arange(len(wishes)), split=None, attributes=wishes.assign(licence=like.data_licence),
     )  # fmt: skip
-    condition = thorax_condition(blank, modality)
+    condition = thorax_condition(blank)
     return sample_images(
         denoiser, autoencoder, condition, like=like, diffusion=diffusion, sampling=sampling, attributes=blank.attributes
     )
@@ -52,8 +50,8 @@ def explorer(denoiser: Denoiser, autoencoder: Autoencoder, *, like: ImageSet, di
     import ipywidgets as widgets
     import matplotlib.pyplot as plt
 
-    if not may_show(like.data_licence):
-        raise ValueError(f"{like.name}: images under {like.data_licence!r} are not shown before a gate has cleared them")
+    if not may_show(like):
+        raise ValueError(f"{like.name}: images of people, or learned from them, are not shown before a gate has cleared them")
     controls = {
         "finding": widgets.Dropdown(options=PHANTOM_FINDINGS, description="finding"),
         "age": widgets.IntSlider(value=55, min=20, max=90, description="age (years)", continuous_update=False),

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008): told apart by readers with any of the common colour vision deficiencies
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>"
-GENERATED = "generated"  # the licence of phantoms: nobody was scanned
 
 STYLE: dict[str, Any] = {
     "font.size": 9.5,
@@ -98,9 +97,9 @@ def save_figure(fig: Figure, folder: str | Path, name: str, rows: Iterable[Row] 
     return folder / f"{name}.svg"
 
 
-def may_show(licence: str) -> bool:
-    """Whether pictures under this licence may be shown in what is published: only those that no person was scanned for."""
-    return licence == GENERATED
+def may_show(*sets: ImageSet) -> bool:
+    """Whether pictures of these sets may be shown in what is published: only if no person was scanned for any of them."""
+    return not any(images.people for images in sets)
 
 
 def image_grid(
@@ -108,7 +107,7 @@ def image_grid(
     *,
     rows: int = 2,
     columns: int = 8,
-    licence: str | None = None,
+    of: ImageSet | None = None,
     titles: Sequence[str] = (),
     row_labels: Sequence[str] = (),
     title: str = "",
@@ -118,12 +117,12 @@ def image_grid(
 ) -> Figure:
     """A grid of the first rows * columns images; volumes (n, c, d, h, w) show their middle slice.
 
-    An ImageSet is drawn over its declared range and says its own licence; an array (n, c, *spatial) or (n, h, w) needs the
-    `licence` of the images it was computed from. Unless that is "generated" (phantoms), the grid is drawn empty and says why:
-    pictures of people, and of models trained on them, stay out of notebooks and books. width: inches.
+    An ImageSet is drawn over its declared range; an array (n, c, *spatial) or (n, h, w) needs the set `of` which it was computed.
+    If a person was scanned for that set, the grid is drawn empty and says why: pictures of people, and of models trained on them,
+    stay out of notebooks and books. width: inches.
     """
-    pixels, licence, limits = _pixels(images, licence, limits, channel)
-    shown = may_show(licence)
+    pixels, whose, limits = _pixels(images, of, limits, channel)
+    shown = may_show(whose)
     height, breadth = pixels.shape[1:]
     with _styled() as plt:
         cell = width / columns
@@ -143,22 +142,22 @@ def image_grid(
             if k % columns == 0 and k // columns < len(row_labels):
                 ax.set_ylabel(row_labels[k // columns])
         if not shown:
-            fig.text(0.5, 0.5, f"pictures withheld: real or ungated images\n(licence: {licence})", ha="center", va="center")
+            fig.text(0.5, 0.5, f"pictures withheld: images of people\n(licence: {whose.data_licence})", ha="center", va="center")
         if title:
             fig.suptitle(title)
         return fig
 
 
 def _pixels(
-    images: ImageSet | np.ndarray, licence: str | None, limits: tuple[float, float] | None, channel: int
-) -> tuple[np.ndarray, str, tuple[float, float]]:
+    images: ImageSet | np.ndarray, of: ImageSet | None, limits: tuple[float, float] | None, channel: int
+) -> tuple[np.ndarray, ImageSet, tuple[float, float]]:
     if isinstance(images, ImageSet):
-        if licence is not None:
-            raise ValueError(f"{images.name}: an ImageSet says its own licence ({images.data_licence!r}); leave out `licence`")
-        licence, limits, array = images.data_licence, limits or images.range, images.images
+        if of is not None:
+            raise ValueError(f"{images.name}: an ImageSet says itself whose images it holds; leave out `of`")
+        of, limits, array = images, limits or images.range, images.images
     else:
-        if licence is None:
-            raise ValueError("an array does not say whose images it shows; pass licence=data_licence of the set it comes from")
+        if of is None:
+            raise ValueError("an array does not say whose images it shows; pass `of`, the set that it comes from")
         array = np.asarray(images)
     if array.ndim == 5:
         array = array[:, :, array.shape[2] // 2]
@@ -166,7 +165,7 @@ def _pixels(
         array = array[:, channel]
     if array.ndim != 3 or not len(array):
         raise ValueError(f"images have shape {array.shape}; expected at least one of (n, c, *spatial) or (n, h, w)")
-    return array, licence, limits or (float(array.min()), float(array.max()))
+    return array, of, limits or (float(array.min()), float(array.max()))
 
 
 def estimates_plot(

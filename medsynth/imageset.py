@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from medsynth.attributes import from_arrays, to_arrays, typed
 from medsynth.runs import atomic_path
+from medsynth.vocabulary import MODALITIES, ORIGINS, ROLES, SPLITS
 
-ROLES = ("public", "private", "eval")
-SPLITS = ("train", "val", "test", "")  # "" = not assigned
-_FORMAT = "medsynth.ImageSet/1"
-_TYPES = {"boolean": "boolean", "integer": "Int64", "floating": "float64", "mixed-integer-float": "float64"}  # else "string"
+_FORMAT = "medsynth.ImageSet/2"
+_FORMATS = (_FORMAT, "medsynth.ImageSet/1")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,6 +31,10 @@ class ImageSet:
     role: "public", "private" or "eval"; survives every derivation, so a private set stays private.
     split: (n,) of "train", "val", "test" or ""; a patient lies in one split.
     spacing: mm per spatial axis, or None where it is not known.
+    modality: "xray", "ct", "mr", "pet", or "" where it is not known.
+    origin: "phantom", "scan", "synthetic", or "mixed" of several sets; what nobody described is a scan.
+    people: whether a person was scanned for the images, or for what drew them: never for phantoms, always for scans.
+    orientation: codes of the spatial axes towards which they run, as in NIfTI, e.g. "RAS"; None where it is not known.
     attributes: a table of n rows; float columns (NaN = missing), "Int64", "boolean" or "string" (pd.NA = missing).
     Raises ValueError naming the field, what was found and what was expected.
     """
@@ -43,6 +47,10 @@ class ImageSet:
     role: str = "public"
     split: np.ndarray | None = None
     spacing: tuple[float, ...] | None = None
+    modality: str = ""
+    origin: str = "scan"
+    people: bool | None = None  # None: as the origin says, and of what is synthetic, yes
+    orientation: str | None = None
     attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __post_init__(self) -> None:
@@ -76,8 +84,15 @@ class ImageSet:
         crossing = pairs["p"][pairs["p"].duplicated()].tolist()
         if crossing:
             raise ValueError(f"{self.name}: patients {crossing[:5]} lie in several splits; split by patient")
-        if self.role not in ROLES:
-            raise ValueError(f"{self.name}: role {self.role!r}; expected one of {ROLES}")
+        for key, known in (("role", ROLES), ("modality", (*MODALITIES, "")), ("origin", ORIGINS)):
+            if getattr(self, key) not in known:
+                raise ValueError(f"{self.name}: {key} {getattr(self, key)!r}; expected one of {known}")
+        if self.orientation is not None and len(self.orientation) != len(spatial):
+            raise ValueError(f"{self.name}: orientation {self.orientation!r}; expected {len(spatial)} letters, one per axis")
+        people = self.origin != "phantom" if self.people is None else bool(self.people)
+        if people != (self.origin == "scan") and self.origin in ("phantom", "scan"):
+            said = "nobody was scanned" if self.origin == "phantom" else "somebody was"
+            raise ValueError(f"{self.name}: people={people} of a {self.origin}, for which {said}; leave it out")
         if self.spacing is not None and (len(self.spacing) != len(spatial) or min(self.spacing) <= 0):
             raise ValueError(f"{self.name}: spacing {self.spacing}; expected {len(spatial)} positive lengths in mm")
         for key, value in {
@@ -86,7 +101,8 @@ class ImageSet:
             "range": (low, high),
             "split": _frozen(split),
             "spacing": None if self.spacing is None else tuple(float(v) for v in self.spacing),
-            "attributes": _typed(self.attributes, n, self.name),
+            "people": people,
+            "attributes": typed(self.attributes, n, self.name),
         }.items():
             object.__setattr__(self, key, value)
 
@@ -95,7 +111,8 @@ class ImageSet:
 
     def __repr__(self) -> str:
         return (
-            f"ImageSet({self.name!r}, {self.role}, n={len(self)}, patients={self.patients}, shape={self.images.shape[1:]}, "
+            f"ImageSet({self.name!r}, {self.role} {self.origin}, {self.modality or 'modality unknown'}, n={len(self)}, "
+            f"patients={self.patients}, shape={self.images.shape[1:]}, "
             f"{self.range[0]:g}..{self.range[1]:g} {self.unit})"
         )
 
@@ -110,8 +127,13 @@ class ImageSet:
         return len(np.unique(self.patient))
 
     @property
+    def dataset(self) -> str:
+        """The name without the part that was taken of it: "x" of "x/test"."""
+        return self.name.split("/")[0]
+
+    @property
     def data_licence(self) -> str:
-        """Licences of the rows, sorted and joined; "generated" for phantoms."""
+        """Licences of the rows, sorted and joined."""
         if "licence" not in self.attributes:
             return "unknown"
         return "; ".join(sorted(set(self.attributes["licence"].fillna("unknown"))))
@@ -125,7 +147,10 @@ class ImageSet:
 
     @cached_property
     def content_hash(self) -> str:
-        """blake2b-128 of all that has meaning (images, patients, splits, attributes, unit, range, spacing); not name or role."""
+        """blake2b-128 of all that has meaning (images, patients, splits, attributes, unit, range, spacing).
+
+        Not of what is said about them: name, role, modality, origin and orientation.
+        """
         h = hashlib.blake2b(digest_size=16)
         meta = [self.unit, self.range, self.spacing, self.images.shape, [(c, str(t)) for c, t in self.attributes.dtypes.items()]]
         h.update(json.dumps(meta).encode())
@@ -134,7 +159,7 @@ class ImageSet:
         h.update(self.patient.astype("<i8").tobytes())
         h.update("\0".join(self.split.tolist()).encode())
         for column in self.attributes:
-            values, missing = _to_arrays(self.attributes[column])
+            values, missing = to_arrays(self.attributes[column])
             h.update(missing.tobytes())
             h.update(json.dumps(values.tolist()).encode())
         return h.hexdigest()
@@ -202,10 +227,11 @@ class ImageSet:
         path = Path(path)
         columns = {}
         for i, column in enumerate(self.attributes):
-            columns[f"attribute_{i}"], columns[f"missing_{i}"] = _to_arrays(self.attributes[column])
+            columns[f"attribute_{i}"], columns[f"missing_{i}"] = to_arrays(self.attributes[column])
         meta = {
             "format": _FORMAT, "name": self.name, "unit": self.unit, "range": self.range, "role": self.role,
-            "spacing": self.spacing, "attributes": [[c, str(t)] for c, t in self.attributes.dtypes.items()],
+            "spacing": self.spacing, "modality": self.modality, "origin": self.origin, "people": self.people,
+            "orientation": self.orientation, "attributes": [[c, str(t)] for c, t in self.attributes.dtypes.items()],
         }  # fmt: skip
         arrays = {"meta": np.array(json.dumps(meta)), "images": self.images, "patient": self.patient, "split": self.split}
         with atomic_path(path) as temporary, open(temporary, "wb") as f:
@@ -214,25 +240,31 @@ class ImageSet:
 
     @classmethod
     def load(cls, path: str | Path) -> ImageSet:
-        """Read a file written by `save`; raises ValueError for any other file."""
+        """Read a file written by `save`; raises ValueError for any other file.
+
+        Files of format 1 do not say modality, origin and orientation: theirs are scans of an unknown modality.
+        """
         with np.load(path, allow_pickle=False) as f:
-            if "meta" not in f or json.loads(str(f["meta"])).get("format") != _FORMAT:
+            if "meta" not in f or json.loads(str(f["meta"])).get("format") not in _FORMATS:
                 raise ValueError(f"{path}: not an ImageSet file; expected one written by ImageSet.save")
             meta = json.loads(str(f["meta"]))
             table = pd.DataFrame(index=range(len(f["patient"])))
             for i, (column, dtype) in enumerate(meta["attributes"]):
-                table[column] = _from_arrays(f[f"attribute_{i}"], f[f"missing_{i}"], dtype)
+                table[column] = from_arrays(f[f"attribute_{i}"], f[f"missing_{i}"], dtype)
             spacing = None if meta["spacing"] is None else tuple(meta["spacing"])
             return cls(
                 images=f["images"], patient=f["patient"], split=f["split"], unit=meta["unit"], range=tuple(meta["range"]),
-                name=meta["name"], role=meta["role"], spacing=spacing, attributes=table,
+                name=meta["name"], role=meta["role"], spacing=spacing, modality=meta.get("modality", ""),
+                origin=meta.get("origin", "scan"), people=meta.get("people"), orientation=meta.get("orientation"),
+                attributes=table,
             )  # fmt: skip
 
 
 def concatenate(sets: Sequence[ImageSet], name: str) -> ImageSet:
     """Rows of several sets as one; patients are renumbered so that no two sets share one.
 
-    Shape, unit and range must agree; attributes missing from a set are missing values; the strictest role wins.
+    Shape, unit, range, and modality and orientation where they are known, must agree; attributes missing from a set are missing
+    values; the strictest role wins, and sets of several origins are mixed.
     """
     first = sets[0]
     for other in sets[1:]:
@@ -241,12 +273,15 @@ def concatenate(sets: Sequence[ImageSet], name: str) -> ImageSet:
                 raise ValueError(f"{other.name}: {key} {getattr(other, key)} differs from {first.name}'s {getattr(first, key)}")
         if other.images.shape[1:] != first.images.shape[1:]:
             raise ValueError(f"{other.name}: shape {other.images.shape[1:]} differs from {first.name}'s {first.images.shape[1:]}")
+    known = {key: sorted({v for s in sets if (v := getattr(s, key))}) for key in ("modality", "orientation")}
+    if several := next((f"{key} {' and '.join(v)}" for key, v in known.items() if len(v) > 1), ""):
+        raise ValueError(f"{name}: sets of {several}; expected one, so that images can be compared")
     patient, offset = [], 0
     for s in sets:
         _, numbers = np.unique(s.patient, return_inverse=True)
         patient.append(numbers + offset)
         offset += s.patients
-    roles = {s.role for s in sets}
+    roles, origins = {s.role for s in sets}, {s.origin for s in sets}
     return ImageSet(
         images=np.concatenate([s.images for s in sets]),
         patient=np.concatenate(patient),
@@ -256,6 +291,10 @@ def concatenate(sets: Sequence[ImageSet], name: str) -> ImageSet:
         name=name,
         role=next(r for r in ("private", "eval", "public") if r in roles),
         spacing=first.spacing if len({s.spacing for s in sets}) == 1 else None,
+        modality=next(iter(known["modality"]), ""),
+        origin=first.origin if len(origins) == 1 else "mixed",
+        people=any(s.people for s in sets),
+        orientation=next(iter(known["orientation"]), None),
         attributes=pd.concat([s.attributes for s in sets], ignore_index=True),
     )
 
@@ -271,37 +310,3 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     array = array.view()
     array.flags.writeable = False
     return array
-
-
-def _typed(table: pd.DataFrame, n: int, name: str) -> pd.DataFrame:
-    """Bring every column to one of four types in which a missing value is explicit."""
-    if not len(table.columns):
-        return pd.DataFrame(index=range(n))
-    if len(table) != n:
-        raise ValueError(f"{name}: attributes have {len(table)} rows; expected {n}")
-    out = pd.DataFrame(index=range(n))
-    for column in table:
-        values = table[column].reset_index(drop=True)
-        # inferred from the values: a hole makes pandas store booleans and integers as objects
-        out[str(column)] = values.astype(_TYPES.get(pd.api.types.infer_dtype(values, skipna=True), "string"))
-    return out
-
-
-def _to_arrays(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    missing = column.isna().to_numpy(dtype=bool)
-    kind = str(column.dtype)
-    if kind == "Int64":
-        return column.fillna(0).to_numpy(dtype=np.int64), missing
-    if kind == "boolean":
-        return column.fillna(False).to_numpy(dtype=bool), missing
-    if kind == "float64":
-        return column.to_numpy(dtype=np.float64), missing
-    return column.fillna("").to_numpy(dtype=object).astype(str), missing
-
-
-def _from_arrays(values: np.ndarray, missing: np.ndarray, dtype: str) -> pd.Series:
-    column = pd.Series(values)
-    if dtype == "float64":
-        return column.astype("float64")
-    kind = dtype if dtype in ("Int64", "boolean") else "string"
-    return column.astype(kind).mask(missing)

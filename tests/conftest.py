@@ -69,7 +69,8 @@ def make_set() -> Callable[..., ImageSet]:
         )
         fields: dict[str, object] = {
             "images": rng.random((n, *shape), dtype=np.float32), "patient": patient, "unit": "1", "range": (0.0, 1.0),
-            "name": "tiny", "split": np.array(["train", "train", "val", "test"])[patient % 4], "attributes": table,
+            "name": "tiny", "modality": "xray", "origin": "phantom",
+            "split": np.array(["train", "train", "val", "test"])[patient % 4], "attributes": table,
         }  # fmt: skip
         return ImageSet(**(fields | changes))
 

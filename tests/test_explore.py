@@ -15,7 +15,16 @@ from medsynth.models.conditioning import THORAX
 @pytest.fixture
 def like():
     table = pd.DataFrame({"finding": ["none"], "licence": ["generated"]})
-    return ImageSet(images=np.zeros((1, 1, 8, 8)), patient=[0], unit="1", range=(0, 1), name="p", attributes=table)
+    return ImageSet(
+        images=np.zeros((1, 1, 8, 8)),
+        patient=[0],
+        unit="1",
+        range=(0, 1),
+        name="p",
+        modality="xray",
+        origin="phantom",
+        attributes=table,
+    )
 
 
 @pytest.fixture
@@ -58,6 +67,6 @@ def test_the_static_twin_shows_every_finding(asked, like):
 
 
 def test_real_images_are_not_explored(asked, like):
-    real = replace(like, attributes=like.attributes.assign(licence="CC BY 4.0"))
+    real = replace(like, origin="scan", people=None)
     with pytest.raises(ValueError, match="not shown before a gate"):
         explore.explorer(None, None, like=real, diffusion=DiffusionConfig(steps=0))

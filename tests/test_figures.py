@@ -22,10 +22,12 @@ def _close():
     plt.close("all")
 
 
-def image_set(licence, shape=(6, 1, 8, 8)):
+def image_set(origin, shape=(6, 1, 8, 8), licence="generated", **changes):
     images = np.random.default_rng(0).random(shape)
     table = pd.DataFrame({"licence": [licence] * shape[0]})
-    return ImageSet(images=images, patient=np.arange(shape[0]), unit="1", range=(0, 1), name="set", attributes=table)
+    return ImageSet(
+        images=images, patient=np.arange(shape[0]), unit="1", range=(0, 1), name="set", origin=origin, attributes=table, **changes
+    )
 
 
 def test_a_figure_is_saved_with_its_rows_and_the_same_bytes_each_time(tmp_path):
@@ -46,7 +48,7 @@ def test_a_figure_is_saved_with_its_rows_and_the_same_bytes_each_time(tmp_path):
 
 
 def test_pictures_of_phantoms_are_drawn(tmp_path):
-    fig = figures.image_grid(image_set("generated"), rows=2, columns=2, titles=["t"] * 4, row_labels=["x", "y"], title="Phantoms")
+    fig = figures.image_grid(image_set("phantom"), rows=2, columns=2, titles=["t"] * 4, row_labels=["x", "y"], title="Phantoms")
     assert [len(ax.images) for ax in fig.axes] == [1, 1, 1, 1]
     assert fig.axes[0].images[0].get_clim() == (0, 1)
     assert (fig.axes[1].get_title(), fig.axes[2].get_ylabel()) == ("t", "y")
@@ -54,28 +56,33 @@ def test_pictures_of_phantoms_are_drawn(tmp_path):
     assert figures.has_pictures(svg)
 
 
-@pytest.mark.parametrize("licence", ["CC BY 4.0", "unknown", "CC BY 4.0; generated"])
-def test_pictures_of_people_are_withheld(tmp_path, licence):
-    fig = figures.image_grid(image_set(licence), titles=["a patient"])
+@pytest.mark.parametrize("licence", ["CC BY 4.0", "unknown", "generated"])
+@pytest.mark.parametrize("origin", ["scan", "synthetic", "mixed"])
+def test_pictures_of_people_are_withheld_whatever_the_licence(tmp_path, licence, origin):
+    fig = figures.image_grid(image_set(origin, licence=licence), titles=["a patient"])
     assert not any(ax.images for ax in fig.axes)
     assert not any(ax.get_title() for ax in fig.axes)
     assert licence in fig.texts[0].get_text()
     assert not figures.has_pictures(figures.save_figure(fig, tmp_path, "grid", ROWS, **SIDECAR).read_text())
 
 
-def test_an_array_needs_a_licence_and_a_set_brings_its_own():
+def test_what_was_learned_from_phantoms_alone_is_drawn():
+    assert figures.image_grid(image_set("synthetic", people=False), rows=1, columns=1).axes[0].images
+
+
+def test_an_array_says_whose_images_it_was_computed_from():
     images = np.zeros((2, 8, 8))
-    with pytest.raises(ValueError, match="pass licence"):
+    with pytest.raises(ValueError, match="pass `of`"):
         figures.image_grid(images)
-    with pytest.raises(ValueError, match="says its own licence"):
-        figures.image_grid(image_set("generated"), licence="generated")
+    with pytest.raises(ValueError, match="says itself whose images"):
+        figures.image_grid(image_set("phantom"), of=image_set("phantom"))
     with pytest.raises(ValueError, match="shape"):
-        figures.image_grid(np.zeros((8, 8)), licence="generated")
-    assert len(figures.image_grid(images, licence="generated", limits=(0, 2)).axes[0].images) == 1
+        figures.image_grid(np.zeros((8, 8)), of=image_set("phantom"))
+    assert len(figures.image_grid(images, of=image_set("phantom"), limits=(0, 2)).axes[0].images) == 1
 
 
 def test_a_volume_shows_its_middle_slice():
-    volume = image_set("generated", (1, 1, 5, 8, 8))
+    volume = image_set("phantom", (1, 1, 5, 8, 8))
     shown = figures.image_grid(volume, rows=1, columns=1).axes[0].images[0].get_array()
     np.testing.assert_array_equal(shown, volume.images[0, 0, 2])
 

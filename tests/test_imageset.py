@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 
@@ -331,8 +332,58 @@ def test_a_set_does_not_change_under_its_owner(make_set):
 def test_short_facts(make_set):
     s = make_set(7)
     assert (len(s), s.patients, s.spatial) == (7, 4, (16, 16))
-    assert repr(s) == "ImageSet('tiny', public, n=7, patients=4, shape=(1, 16, 16), 0..1 1)"
+    assert repr(s) == "ImageSet('tiny', public phantom, xray, n=7, patients=4, shape=(1, 16, 16), 0..1 1)"
     assert s.data_licence == "generated"
     assert make_set(2, attributes=pd.DataFrame()).data_licence == "unknown"
     mixed = pd.DataFrame({"licence": pd.array(["CC BY 4.0", None], dtype="string")})
     assert make_set(2, attributes=mixed).data_licence == "CC BY 4.0; unknown"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modality": "mri"}, "modality 'mri'; expected one of"),
+        ({"origin": "real"}, "origin 'real'; expected one of"),
+        ({"origin": "phantom", "people": True}, "people=True of a phantom, for which nobody was scanned"),
+        ({"origin": "scan", "people": False}, "people=False of a scan, for which somebody was"),
+        ({"orientation": "RAS"}, "orientation 'RAS'; expected 2 letters, one per axis"),
+    ],
+)
+def test_what_is_said_of_images_must_hold_together(make_set, changes, message):
+    with pytest.raises(ValueError, match=f"tiny: {message}"):
+        make_set(**changes)
+
+
+def test_whether_people_were_scanned_follows_from_the_origin_and_is_kept(make_set, tmp_path):
+    assert [make_set(origin=o).people for o in ("phantom", "scan", "synthetic", "mixed")] == [False, True, True, True]
+    drawn = make_set(origin="synthetic", people=False, modality="ct", orientation="LP")
+    assert not drawn.select([0]).people and not drawn.with_role("eval").people
+    # nobody described it: a scan
+    bare = ImageSet(images=drawn.images, patient=drawn.patient, unit="1", range=(0, 1), name="bare")
+    assert (bare.origin, bare.people, bare.modality) == ("scan", True, "")
+    again = ImageSet.load(drawn.save(tmp_path / "s.npz"))
+    assert [getattr(again, k) for k in ("modality", "origin", "people", "orientation")] == ["ct", "synthetic", False, "LP"]
+    # what is said about images is not their content
+    assert replace(drawn, modality="mr", origin="phantom", orientation=None).content_hash == drawn.content_hash
+
+
+def test_a_file_of_the_older_format_is_of_people(make_set, tmp_path):
+    path = make_set(4).save(tmp_path / "s.npz")
+    with np.load(path) as f:
+        arrays = dict(f)
+    meta = json.loads(str(arrays["meta"]))
+    old = {k: v for k, v in meta.items() if k not in ("modality", "origin", "people", "orientation")}
+    arrays["meta"] = np.array(json.dumps(old | {"format": "medsynth.ImageSet/1"}))
+    np.savez(path, **arrays)
+    loaded = ImageSet.load(path)
+    assert (loaded.origin, loaded.people, loaded.modality) == ("scan", True, "")
+
+
+def test_sets_of_several_origins_are_mixed_and_of_people_if_any_is(make_set):
+    phantom, scan = make_set(2), make_set(2, seed=1, origin="scan", modality="")
+    both = concatenate([phantom, scan], "both")
+    assert (both.origin, both.people, both.modality) == ("mixed", True, "xray")
+    drawn = make_set(2, seed=2, origin="synthetic", people=False)
+    assert not concatenate([phantom, drawn], "made").people
+    with pytest.raises(ValueError, match="both: sets of modality ct and xray; expected one"):
+        concatenate([phantom, make_set(2, modality="ct")], "both")

@@ -180,22 +180,30 @@ class Encoding:
                 raise ValueError(f"orientation {self.orientation!r}; expected one of R or L, A or P, S or I per axis, e.g. 'RAS'")
 
     @classmethod
-    def for_images(cls, images: ImageSet, files: str = "", orientation: str | None = None) -> Encoding:
-        """The encoding in which to write a set: 16 bit PNG for images and NIfTI for volumes, unless `files` says otherwise.
+    def for_images(cls, images: ImageSet) -> Encoding:
+        """The encoding in which to write a set: PNG of 8 bit where that holds images exactly, else of 16; of volumes NIfTI.
 
-        The range is spread over all codes, except that whole numbers, such as HU, stay whole in NIfTI.
-        Raises ValueError where there is more than one channel.
+        Images that came from NIfTI files go into such files again. The range is spread over all codes, except that whole numbers,
+        such as HU, stay whole in NIfTI. Raises ValueError where there is more than one channel.
         """
         if images.images.shape[1] != 1:
             raise ValueError(
                 f"{images.name}: {images.images.shape[1]} channels; only images of one channel can be written to files"
             )
-        files = files or ("png16" if len(images.spatial) == 2 else "nifti16")
         low, high = images.range
-        step = (high - low) / _LARGEST[files]
-        if files == "nifti16" and step < 1 and low == round(low) and (images.images == np.rint(images.images)).all():
-            step = 1.0
-        return cls(files, images.unit, images.range, step, images.spatial, images.spacing, orientation)
+        names = images.attributes.get("file", [])
+        if len(images.spatial) == 3 or any(kind_of(Path(name)) == NIFTI for name in names):
+            step = (high - low) / _LARGEST["nifti16"]
+            if step < 1 and low == round(low) and (images.images == np.rint(images.images)).all():
+                step = 1.0
+            files = "nifti16"
+        else:
+            coarse = cls("png8", images.unit, images.range, (high - low) / _LARGEST["png8"], images.spatial)
+            # but for the last bit of a float: 8 bit images may have been scaled in another order
+            exact = np.allclose(coarse.values(coarse.codes(images.images)), images.images, rtol=0, atol=1e-6 * (high - low))
+            files = "png8" if exact else "png16"
+            step = (high - low) / _LARGEST[files]
+        return cls(files, images.unit, images.range, step, images.spatial, images.spacing, images.orientation)
 
     @property
     def suffix(self) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from medsynth.imageset import ROLES, ImageSet
+from medsynth.imageset import ImageSet
+from medsynth.vocabulary import CT_WINDOW, ROLES
 
-CT_WINDOW = (-1000.0, 400.0)  # HU: air to bone, the window in which chest CT is read and generated here
+MASKS = ("label", "labels", "mask", "masks", "segmentation")  # arrays of planes that are no images
+_CLIPPED = 0.001  # share of an image's values that may lie outside the window before it is asked what they are
+_BRIGHT = 0.05  # of CT: bone, contrast and metal stay below; codes taken for HU do not
 
 
 @dataclass(frozen=True)
@@ -22,51 +25,64 @@ class Known:
 
     licence: str  # where no column says it row by row
     role: str  # "by row" where a column says it
+    modality: str
     findings: tuple[str, ...] = ()  # names of the codes in `label_column`
     label_column: str = "label"
 
 
 KNOWN = {
-    "cxr_kermany_128": Known("CC BY 4.0", "by row", ("none", "pneumonia_bacterial", "pneumonia_viral"), "subtype"),
-    "cxr_nih1000_64": Known("NIH Clinical Center, attribution", "public", ("none", "abnormal")),
-    "cxr_covid_256": Known("by row", "public"),
-    "ct_tcia_hu_256": Known("by row", "private"),
-    "mri_acdc_3d": Known("CC BY-NC-SA 4.0", "private"),
-    "mri_hippocampus_3d": Known("CC BY-SA 4.0", "public"),
+    "cxr_kermany_128": Known("CC BY 4.0", "by row", "xray", ("none", "pneumonia_bacterial", "pneumonia_viral"), "subtype"),
+    "cxr_nih1000_64": Known("NIH Clinical Center, attribution", "public", "xray", ("none", "abnormal")),
+    "cxr_covid_256": Known("by row", "public", "xray"),
+    "ct_tcia_hu_256": Known("by row", "private", "ct"),
+    "mri_acdc_3d": Known("CC BY-NC-SA 4.0", "private", "mr"),
+    "mri_hippocampus_3d": Known("CC BY-SA 4.0", "public", "mr"),
 }
 
 
-def load_npz(path: str | Path, *, role: str = "private", window: tuple[float, float] = CT_WINDOW) -> ImageSet:
+def load_npz(
+    path: str | Path, *, role: str = "private", modality: str = "", window: tuple[float, float] | None = None
+) -> ImageSet:
     """The rows of an `.npz` file that play `role`, as an ImageSet; files written by ImageSet.save work too.
 
-    `image` (n, h, w) or `volume` (n, d, h, w): uint8 becomes 0..1, int16 is taken as HU and clipped to `window`,
-    floats must lie in 0..1. `patient` (n,) is required. `split`, `role`, `license`, and any other one-dimensional array
-    become columns. A file nobody has described is private. Raises ValueError where the file or the asked role does not fit.
+    `image` (n, h, w) or `volume` (n, d, h, w): uint8 becomes 0..1, floats must lie in 0..1, and int16 is HU of CT, clipped to
+    `window`: without one to that of chest CT, if `modality` says so or hardly a value lies outside. `patient` (n,) is required.
+    `split`, `role`, `license`, and any other one-dimensional array become columns. A file nobody has described is private.
+    Raises ValueError where the file, the asked role or the modality does not fit, or where the file holds a second array of
+    images, which nobody would look at.
     """
     path = Path(path)
     if role not in ROLES:
         raise ValueError(f"{path.name}: role {role!r}; expected one of {ROLES}")
     found = _read(path)
     if isinstance(found, ImageSet):
-        return _with_role(found, role)
+        return _with_role(_of_modality(found, modality), role)
     if "patient" not in found:
         raise ValueError(f"{path.name}: arrays {sorted(found)}; expected 'image' or 'volume', and 'patient'")
-    return _image_set(path, found, role, window)
+    return _image_set(path, found, role, modality, window)
 
 
-def load_all(path: str | Path, *, window: tuple[float, float] = CT_WINDOW) -> ImageSet:
-    """As `load_npz` for a private set of which no row may be missed. Raises ValueError where rows play other roles, too."""
+def load_all(
+    path: str | Path, *, role: str = "private", modality: str = "", window: tuple[float, float] | None = None
+) -> ImageSet:
+    """As `load_npz` for a set of which no row may be missed. Raises ValueError where rows play other roles, too."""
     path = Path(path)
     found = _read(path)
-    if isinstance(found, dict) and "role" in found and (others := set(np.ravel(found["role"]).tolist()) - {"private"}):
+    if isinstance(found, ImageSet):
+        return _with_role(_of_modality(found, modality), role)
+    if "role" in found and (others := set(np.ravel(found["role"]).tolist()) - {role}):
         raise ValueError(
             f"{path.name}: holds rows of role {', '.join(map(repr, sorted(others)))}, which would not be compared with; "
-            "save the private rows to a file of their own"
+            f"save the {role} rows to a file of their own"
         )
-    return load_npz(path, role="private", window=window)
+    if "patient" not in found:
+        raise ValueError(f"{path.name}: arrays {sorted(found)}; expected 'image' or 'volume', and 'patient'")
+    return _image_set(path, found, role, modality, window, rows=slice(None))
 
 
-def load_unowned(path: str | Path, *, window: tuple[float, float] = CT_WINDOW) -> tuple[ImageSet, list[int]]:
+def load_unowned(
+    path: str | Path, *, modality: str = "", window: tuple[float, float] | None = None
+) -> tuple[ImageSet, list[int]]:
     """(finite images, rows of the others) of a file as for `load_npz` whose images are of no patient: drawn ones, say.
 
     `patient` is not needed, and `role` picks no rows.
@@ -75,7 +91,8 @@ def load_unowned(path: str | Path, *, window: tuple[float, float] = CT_WINDOW) -
     found = _read(path)
     if isinstance(found, ImageSet):
         finite = np.isfinite(found.images).reshape(len(found), -1).all(1)
-        return found.select(np.flatnonzero(finite)).with_role("private"), np.flatnonzero(~finite).tolist()
+        chosen = _of_modality(found, modality).select(np.flatnonzero(finite)).with_role("private")
+        return chosen, np.flatnonzero(~finite).tolist()
     arrays = {k: v for k, v in found.items() if k != "role"}
     key = _key(path, arrays)
     n = len(arrays[key])
@@ -83,7 +100,7 @@ def load_unowned(path: str | Path, *, window: tuple[float, float] = CT_WINDOW) -
     if finite.any():
         arrays = {k: v[finite] if v.ndim and len(v) == n else v for k, v in arrays.items()}
     arrays.setdefault("patient", np.arange(len(arrays[key])))
-    return _image_set(path, arrays, "private", window), np.flatnonzero(~finite).tolist()
+    return _image_set(path, arrays, "private", modality, window, rows=slice(None)), np.flatnonzero(~finite).tolist()
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | ImageSet:
@@ -91,7 +108,10 @@ def _read(path: Path) -> dict[str, np.ndarray] | ImageSet:
     if not path.exists():
         close = get_close_matches(path.name, [p.name for p in path.parent.glob("*.npz")] if path.parent.is_dir() else [], n=1)
         raise FileNotFoundError(f"{path}: no such file" + (f"; did you mean {close[0]!r}?" if close else ""))
-    broken = f"{path.name}: no intact .npz file of plain arrays; copy it again, or write it with numpy.savez"
+    broken = (
+        f"{path.name}: not a readable .npz of plain (unpickled) arrays: the file may be truncated; copy it again, or save it "
+        "again with numpy.savez"
+    )
     if not zipfile.is_zipfile(path):
         raise ValueError(broken)
     try:
@@ -106,13 +126,24 @@ def _read(path: Path) -> dict[str, np.ndarray] | ImageSet:
 
 
 def _key(path: Path, arrays: dict[str, np.ndarray]) -> str:
+    """The name of the one array of images; ValueError where there is none, or another that might hold images too."""
     key = next((k for k in ("image", "volume") if k in arrays), None)
     if key is None:
         raise ValueError(f"{path.name}: arrays {sorted(arrays)}; expected 'image' or 'volume', and 'patient'")
+    unread = [k for k, v in arrays.items() if k != key and v.ndim > 2 and k not in MASKS]
+    if unread:
+        raise ValueError(
+            f"{path.name}: {unread[0]!r} of shape {arrays[unread[0]].shape} stands beside {key!r} and would not be compared "
+            f"with; save it to a file of its own, or call it {MASKS[0]!r} if it holds no images"
+        )
     return key
 
 
-def _image_set(path: Path, arrays: dict[str, np.ndarray], role: str, window: tuple[float, float]) -> ImageSet:
+def _image_set(
+    path: Path, arrays: dict[str, np.ndarray], role: str, modality: str, window: tuple[float, float] | None,
+    rows: slice | None = None,
+) -> ImageSet:  # fmt: skip
+    """The given rows, or those that play the role."""
     key = _key(path, arrays)
     axes = ("n", "h", "w") if key == "image" else ("n", "d", "h", "w")
     if arrays[key].ndim != len(axes):
@@ -125,9 +156,11 @@ def _image_set(path: Path, arrays: dict[str, np.ndarray], role: str, window: tup
             raise ValueError(
                 f"{path.name}: {column!r} has shape {arrays[column].shape}; expected ({n},), one entry for each {key}"
             )
-    known = KNOWN.get(path.stem, Known("unknown", "private"))
-    rows = _rows_of(path.name, arrays, known, role)
-    images, unit, interval = _values(path.name, arrays[key][rows], window)
+    known = KNOWN.get(path.stem, Known("unknown", "private", modality))
+    if modality and known.modality != modality:
+        raise ValueError(f"{path.name}: holds {known.modality}, not {modality}; give a set of that modality")
+    rows = np.arange(n)[rows] if rows is not None else _rows_of(path.name, arrays, known, role)
+    images, unit, interval = _values(path.name, arrays[key][rows], known.modality, window)
     columns = {k: v[rows] for k, v in arrays.items() if v.ndim == 1 and len(v) == len(arrays[key])}
     table = _table(columns, known, len(rows))
     return ImageSet(
@@ -138,8 +171,15 @@ def _image_set(path: Path, arrays: dict[str, np.ndarray], role: str, window: tup
         range=interval,
         name=path.stem,
         role=role,
+        modality=known.modality,
         attributes=table,
     )
+
+
+def _of_modality(images: ImageSet, modality: str) -> ImageSet:
+    if modality and images.modality and modality != images.modality:
+        raise ValueError(f"{images.name}: holds {images.modality}, not {modality}; give a set of that modality")
+    return replace(images, modality=images.modality or modality)
 
 
 def without_noncommercial(images: ImageSet) -> ImageSet:
@@ -167,19 +207,46 @@ def _with_role(images: ImageSet, role: str) -> ImageSet:
     return images.with_role(role) if role != "eval" or images.role != "private" else images
 
 
-def _values(name: str, raw: np.ndarray, window: tuple[float, float]) -> tuple[np.ndarray, str, tuple[float, float]]:
+def _values(
+    name: str, raw: np.ndarray, modality: str, window: tuple[float, float] | None
+) -> tuple[np.ndarray, str, tuple[float, float]]:
     if raw.dtype == np.uint8:
         return raw.astype(np.float32) / 255, "1", (0.0, 1.0)
     if raw.dtype == np.int16:
-        return np.clip(raw.astype(np.float32), *window), "HU", window
+        return _hounsfield(name, raw, modality, window)
+    expected = "uint8 (0..255) or float (0..1)" + (", or int16 (HU)" if modality in ("ct", "") else "")
     if np.issubdtype(raw.dtype, np.floating):
         if odd := int((~np.isfinite(raw)).sum()):
             row = np.argwhere(~np.isfinite(raw))[0][0]
-            raise ValueError(f"{name}: {odd} values of images are not finite, the first in row {row}; expected 0..1, or int16 HU")
+            raise ValueError(f"{name}: {odd} values of images are not finite, the first in row {row}; expected {expected}")
         if raw.size and (raw.min() < 0 or raw.max() > 1):
-            raise ValueError(f"{name}: float images span [{raw.min():g}, {raw.max():g}]; expected 0..1, or int16 HU")
+            raise ValueError(f"{name}: float images span [{raw.min():g}, {raw.max():g}]; expected {expected}")
         return raw.astype(np.float32), "1", (0.0, 1.0)
-    raise ValueError(f"{name}: images have dtype {raw.dtype}; expected uint8 (0..255), int16 (HU) or float (0..1)")
+    raise ValueError(f"{name}: images have dtype {raw.dtype}; expected {expected}")
+
+
+def _hounsfield(
+    name: str, raw: np.ndarray, modality: str, window: tuple[float, float] | None
+) -> tuple[np.ndarray, str, tuple[float, float]]:
+    """int16 as HU; ValueError for another modality, or where clipping to a window that nobody gave would take much away."""
+    if modality not in ("ct", ""):
+        raise ValueError(
+            f"{name}: images of {modality} in int16, which is read as Hounsfield units of CT; "
+            "scale them to uint8 (0..255) or float (0..1)"
+        )
+    low, high = window or CT_WINDOW
+    # outside a scanner's field of view CT is below air, and of that any share may be
+    outside = raw > high if modality == "ct" else (raw < low) | (raw > high)
+    share, most = float(outside.mean()), _BRIGHT if modality == "ct" else _CLIPPED
+    if window is None and share > most:
+        values = f"values span [{raw.min()}, {raw.max()}], and {100 * share:.2g} % would be clipped to [{low:g}, {high:g}] HU"
+        ways = (
+            "subtract the offset if these are codes, or give the window" if modality else "say that it is CT, or give the window"
+        )
+        raise ValueError(
+            f"{name}: int16 is read as HU, but its {values}; {ways} (--window LOW HIGH); other images belong in uint8 or float"
+        )
+    return np.clip(raw.astype(np.float32), low, high), "HU", (float(low), float(high))
 
 
 def _table(columns: dict[str, np.ndarray], known: Known, n: int) -> pd.DataFrame:

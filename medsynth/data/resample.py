@@ -56,4 +56,6 @@ def slices_of(volumes: ImageSet, planes: range | None = None, *, middle: float =
         raise ValueError(f"{volumes.name}: no plane of {planes} holds anything above {low:g} {volumes.unit}; nothing to slice")
     picked = volumes.select(np.array(index, dtype=int))
     spacing = None if volumes.spacing is None else volumes.spacing[1:]
-    return replace(picked, images=pad_square(np.stack(images), low), spacing=spacing, name=f"{volumes.name}-slices")
+    orientation = volumes.orientation and volumes.orientation[1:]
+    flat = pad_square(np.stack(images), low)
+    return replace(picked, images=flat, spacing=spacing, orientation=orientation, name=f"{volumes.name}-slices")

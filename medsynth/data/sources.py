@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 
@@ -12,25 +13,18 @@ from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.data.resample import resize, slices_of
 from medsynth.dependencies import code_hash
 from medsynth.imageset import ImageSet
-from medsynth.phantoms.thorax.thorax import MODALITIES, thorax
+from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.runs import cache_folder
+from medsynth.vocabulary import MODALITIES
 
 MIDDLE = 0.5  # share of the planes of a stack that is read: the ends hold little of what the middle shows
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The images of one experiment: what anybody may use, whose privacy is at stake, and unseen patients to measure against."""
+class Sources(NamedTuple):
+    """The images of one experiment: whose privacy is at stake, and held-out patients to measure against."""
 
-    name: str
-    modality: str
     private: ImageSet
     test: ImageSet
-
-    @property
-    def pretrained(self) -> str:
-        """Which shipped denoiser may start here: results on phantoms stay free of real images."""
-        return "phantom" if self.private.data_licence == "generated" else "real"
 
 
 def cached_thorax(**arguments: object) -> ImageSet:
@@ -44,8 +38,8 @@ def cached_thorax(**arguments: object) -> ImageSet:
         return ImageSet.load(path)
 
 
-def thorax_sources(config: ThoraxConfig, data: str = "", modality: str = "xray", seed: int = 0) -> Sources:
-    """Private and test images at the profile's size: phantoms, or the `.npz` file `data`.
+def private_and_test(config: ThoraxConfig, data: str = "", modality: str = "xray", seed: int = 0) -> Sources:
+    """Private images and held-out patients to measure against, 2D at the profile's size: phantoms, or the `.npz` file `data`.
 
     Of a file without splits, 30 % of the patients are set aside for testing. Test patients are never trained on. Of stacks, the
     middle planes are taken; of CT, rows whose licence forbids commercial use are left out where there are others.
@@ -53,38 +47,40 @@ def thorax_sources(config: ThoraxConfig, data: str = "", modality: str = "xray",
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality {modality!r}; expected one of {MODALITIES}")
-    if not data:
-        people = config.private_patients + config.test_patients
-        drawn = cached_thorax(
-            patients=people, scans=config.scans, size=config.size, modality=modality, population="private", seed=seed
-        )
-        numbers = sorted(set(drawn.patient.tolist()))
-        private = drawn.of_patients(numbers[: config.private_patients])
-        # unseen patients of the same population stand for people who agreed to be measured against
-        test = replace(drawn.of_patients(numbers[config.private_patients :]), role="eval", name=f"{drawn.name}/test")
-        return Sources(f"phantom-{modality}", modality, private, test)
-    return _of_file(Path(data), modality, config.size, seed)
+    if data:
+        return _of_file(Path(data), modality, config.size, seed)
+    people = config.private_patients + config.test_patients
+    drawn = cached_thorax(
+        patients=people, scans=config.scans, size=config.size, modality=modality, population="private", seed=seed
+    )
+    drawn = replace(drawn, name=f"phantom-{modality}")
+    numbers = sorted(set(drawn.patient.tolist()))
+    # unseen patients of the same population stand for people who agreed to be measured against
+    test = replace(drawn.of_patients(numbers[config.private_patients :]), role="eval", name=f"{drawn.name}/test")
+    return Sources(drawn.of_patients(numbers[: config.private_patients]), test)
 
 
 def _of_file(path: Path, modality: str, size: int, seed: int) -> Sources:
-    private = _slices(load_npz(path, role="private"), modality)
+    private = _slices(load_npz(path, role="private", modality=modality))
     if (private.split == "").all():
         private = private.split_by_patient({"train": 0.7, "test": 0.3}, seed)
-    held_out = private.in_split("test")
-    test = replace(held_out, role="eval") if len(held_out) else _slices(load_npz(path, role="eval"), modality).in_split("test")
+    test = private.in_split("test")
+    if not len(test):
+        test = _slices(load_npz(path, role="eval", modality=modality)).in_split("test")
     training = private.in_split("train")
     for part, images in (("train", training), ("test", test)):
         if not len(images):
             found = sorted(set(private.split.tolist()))
             raise ValueError(f"{path.name}: no {part!r} rows; its `split` holds {found}, expected 'train' and 'test'")
-    return Sources(path.stem, modality, resize(training, size), resize(test, size))
+    held_out = replace(test, role="eval", name=f"{path.stem}/test")
+    return Sources(resize(replace(training, name=path.stem), size), resize(held_out, size))
 
 
-def _slices(images: ImageSet, modality: str) -> ImageSet:
+def _slices(images: ImageSet) -> ImageSet:
     """What a chapter on 2D images reads of a file: the middle of stacks, and of CT only rows that may be published freely."""
-    if modality == "ct" and images.unit != "HU":
+    if images.modality == "ct" and images.unit != "HU":
         raise ValueError(f"{images.name}: images in {images.unit!r}; CT is read in Hounsfield units, as int16 (data/README.md)")
-    if modality == "ct" and "licence" in images.attributes and len(free := without_noncommercial(images)):
+    if images.modality == "ct" and "licence" in images.attributes and len(free := without_noncommercial(images)):
         images = free
     # a radiograph has no planes: a stack in its place is refused when it is resized
-    return slices_of(images, middle=MIDDLE) if modality != "xray" and len(images.spatial) == 3 else images
+    return slices_of(images, middle=MIDDLE) if images.modality != "xray" and len(images.spatial) == 3 else images

@@ -21,8 +21,8 @@ from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
-from medsynth.models.weights import reconstruct, shipped_autoencoder, shipped_denoiser
-from medsynth.privacy.gate.feature_maps import Threshold, calibrated, feature_map
+from medsynth.models.weights import denoiser_kind, reconstruct, shipped_autoencoder, shipped_denoiser
+from medsynth.privacy.gate.feature_maps import PHANTOM, Threshold, calibrated, feature_map
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.gate.refill import ATTEMPTS, Filled, sample_until
 
@@ -41,14 +41,13 @@ class Generator:
     autoencoder: Autoencoder
     refiner: Refiner
     private: ImageSet
-    modality: str
     diffusion: DiffusionConfig
     sampling: SamplingConfig
 
     def wishes(self, images: int, *, seed: int) -> Wishes:
         """What is asked for: conditions and attributes of private rows, drawn with replacement."""
         rows = np.random.default_rng([seed, images]).integers(len(self.private), size=images)
-        condition = thorax_condition(self.private, self.modality)
+        condition = thorax_condition(self.private)
         return Wishes(condition[rows], self.private.attributes.iloc[rows].reset_index(drop=True))
 
     def draw(self, wishes: Wishes, rows: np.ndarray | None = None, attempt: int = 0) -> ImageSet:
@@ -80,7 +79,6 @@ class Wishes:
 
 def train_generator(
     private: ImageSet,
-    modality: str,
     *,
     denoiser: DenoiserConfig,
     diffusion: DiffusionConfig,
@@ -92,9 +90,9 @@ def train_generator(
 
     Training, and the attributes that are asked for, leave lines in the ledger (mechanism "none").
     """
-    kind = "phantom" if private.data_licence == "generated" else "real"
+    kind = denoiser_kind(private)
     start = kind if shipped_denoiser(kind).config == denoiser else None
-    autoencoder, condition = shipped_autoencoder(), thorax_condition(private, modality)
+    autoencoder, condition = shipped_autoencoder(), thorax_condition(private)
     diffusion, sampling = replace(diffusion, seed=seed), replace(sampling, seed=seed)
 
     def trained(steps: int) -> Denoiser:
@@ -110,22 +108,22 @@ def train_generator(
         model, sampling = Autoguided(model, trained(GUIDE_STEPS)).eval(), replace(sampling, epsilon_scale=1.0)
     refiner = train_refiner(private, steps=max(1, round(REFINER_SHARE * diffusion.steps)), ledger=ledger, seed=seed)
     ledger.use_private(private, stage="draw conditions", output="finding, age, sex, BMI of sampled rows")
-    return Generator(model, autoencoder, refiner, private, modality, diffusion, sampling)
+    return Generator(model, autoencoder, refiner, private, diffusion, sampling)
 
 
-def private_gate(private: ImageSet, modality: str, *, ledger: Ledger, phi: str = "encoder") -> Gate:
+def private_gate(private: ImageSet, *, ledger: Ledger, phi: str = "encoder") -> Gate:
     """The gate around a private set at the threshold that comes with the package for such images; a line in the ledger."""
-    threshold = shipped_threshold(private, modality, phi)
+    threshold = shipped_threshold(private, phi)
     ledger.use_private(private, stage="gate", output="synthetic images accepted")
     return Gate(private, feature_map(phi), threshold.tau)
 
 
-def shipped_threshold(private: ImageSet, modality: str, phi: str = "encoder") -> Threshold:
+def shipped_threshold(private: ImageSet, phi: str = "encoder") -> Threshold:
     """The threshold that ships for a private set: found on other phantoms for phantoms, on radiographs for images of people.
 
     Of people only radiographs were free to find one on, so theirs stands in for CT, MR and PET (`distances.calibrated`).
     """
-    key = f"phantom-{modality}" if private.data_licence == "generated" else modality
+    key = private.modality if private.people else f"{PHANTOM}{private.modality}"
     threshold = calibrated(phi, len(private.spatial), modality=key)
     if threshold is None:
         raise ValueError(f"{phi}: no calibrated threshold for {key}; make one with `python -m medsynth.pretrain.thresholds`")

@@ -40,6 +40,7 @@ class Autoguided(nn.Module):
         self.strong, self.weak, self.weight = strong, weak, weight
         self.config = AutoguidedConfig(strong.config, weight)
         self.latent_channels, self.role = strong.latent_channels, strong.role
+        self.people = strong.people or weak.people
 
     def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """The guided prediction, of the shape of `noisy`."""

@@ -118,7 +118,8 @@ def sample_images(
 ) -> ImageSet:
     """Synthetic images in the unit, range and shape of `like`; every image is a patient of its own.
 
-    The set has the model's role: samples of a model trained on private images are private until something clears them.
+    The set has the model's role: samples of a model trained on private images are private until something clears them. It is of
+    people if the model learned from scans of people.
     draw: `sample_latents`, or what keeps its result.
     """
     spatial = tuple(s // autoencoder.factor for s in like.spatial[-2:])
@@ -135,5 +136,9 @@ def sample_images(
         name=name,
         role=model.role,
         spacing=like.spacing,
+        modality=like.modality,
+        origin="synthetic",
+        people=model.people or like.people,
+        orientation=like.orientation,
         attributes=table,
     )

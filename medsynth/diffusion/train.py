@@ -116,7 +116,7 @@ def train_denoiser(
     trained = load_or_train("denoiser", config, inputs, train, device=device)
     model = Denoiser(denoiser, names, autoencoder.latent_channels)
     model.load_state_dict(trained.weights)
-    model.role = images.role
+    model.role, model.people = images.role, images.people or start == "real"
     return model.to(device).eval(), trained
 
 

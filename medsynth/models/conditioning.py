@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medsynth.imageset import ImageSet
+from medsynth.vocabulary import FINDINGS, MODALITIES
 
 # Fixed, public scales (location, spread), so that no statistic of a private set enters a model.
 SCALES: dict[str, tuple[float, float]] = {
@@ -21,8 +22,6 @@ SCALES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 BINARY = (0.5, 0.5)  # 0/1 becomes -1/+1
 
-MODALITIES = ("xray", "ct", "mr", "pet")
-FINDINGS = ("none", "nodule", "effusion", "consolidation", "cardiomegaly", "pneumonia_bacterial", "pneumonia_viral", "abnormal")
 THORAX = (*MODALITIES, "phantom", *FINDINGS, "age", "sex", "bmi")
 
 
@@ -60,15 +59,15 @@ def drop(condition: torch.Tensor, generator: torch.Generator, *, row: float, ent
     return torch.where((rows | entries).to(condition.device), torch.nan, condition)
 
 
-def thorax_condition(images: ImageSet, modality: str) -> np.ndarray:
-    """Conditions (n, len(THORAX)) float32 of a thorax set: modality, phantom or real, finding, age, sex, BMI."""
-    if modality not in MODALITIES:
-        raise ValueError(f"{images.name}: modality {modality!r}; expected one of {MODALITIES}")
+def thorax_condition(images: ImageSet) -> np.ndarray:
+    """Conditions (n, len(THORAX)) float32 of a thorax set: modality, phantom or person, finding, age, sex, BMI."""
+    if not images.modality:
+        raise ValueError(f"{images.name}: its modality is not known; expected one of {MODALITIES}")
     table = images.attributes
     out = np.full((len(images), len(THORAX)), np.nan, np.float32)
     for m in MODALITIES:
-        out[:, THORAX.index(m)] = float(m == modality)
-    out[:, THORAX.index("phantom")] = float(images.data_licence == "generated")
+        out[:, THORAX.index(m)] = float(m == images.modality)
+    out[:, THORAX.index("phantom")] = float(not images.people)
     if "finding" in table:
         # a finding outside the vocabulary is unknown, not "none of these"
         finding = table["finding"].where(table["finding"].isin(FINDINGS))

@@ -26,7 +26,8 @@ class Denoiser(nn.Module):
         if any(c % GROUPS or c == GROUPS for c in config.channels):
             raise ValueError(f"denoiser: channels {config.channels}; expected multiples of {GROUPS} from {2 * GROUPS} on")
         self.config = config
-        self.role = "public"  # of the images it has learned; its samples inherit it
+        # of the images it has learned; its samples inherit both
+        self.role, self.people = "public", True
         self.latent_channels = latent_channels
         self.unet = DiffusionModelUNet(
             spatial_dims=config.spatial_dims,

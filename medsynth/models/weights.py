@@ -61,6 +61,11 @@ def shipped_refiner(folder: Path | None = None) -> Refiner:
     return _frozen(Refiner(parse(RefinerConfig, card["config"], "refiner.json")), weights)
 
 
+def denoiser_kind(images: ImageSet) -> str:
+    """Which shipped denoiser training on `images` may start from: results on phantoms stay free of people."""
+    return "real" if images.people else "phantom"
+
+
 def shipped_denoiser(kind: str, folder: Path | None = None) -> Denoiser:
     """A public-pretrained 2D denoiser of thorax latents: "phantom" saw phantoms alone, "real" public X-rays as well.
 
@@ -72,6 +77,7 @@ def shipped_denoiser(kind: str, folder: Path | None = None) -> Denoiser:
     config = parse(DenoiserConfig, card["config"], f"denoiser_{kind}.json")
     model = Denoiser(config, card["names"], card["latent_channels"])
     model.load_state_dict(weights)
+    model.people = kind == "real"
     return model.to(best_device()).eval()
 
 

@@ -113,7 +113,7 @@ def training_sets(what: str, folder: Path, patients: int) -> dict[str, PublicSet
         large = phantoms(patients // 4, 128, seed=1, jobs=jobs) | at_size(real, 128)
         return sets | {f"{name}@128": s for name, s in large.items()}
     if what.startswith("denoiser"):
-        return {name: s for name, s in sets.items() if s.modality != "other"}
+        return {name: s for name, s in sets.items() if s.thorax}
     return sets
 
 

@@ -79,7 +79,7 @@ def train_autoencoder(
     model = model.to(device)
     stores = [torch.from_numpy(((s.images.scaled() + 1) * 127.5).round().astype("uint8")).to(device) for s in sets.values()]
     # small sets are not repeated as often as large ones are shown: weight ~ sqrt(number of images)
-    weights = torch.tensor([(3.0 if s.real else 1.0) * len(s.images) ** 0.5 for s in sets.values()])
+    weights = torch.tensor([(3.0 if s.images.people else 1.0) * len(s.images) ** 0.5 for s in sets.values()])
     model.start_from_components(random_crops(stores, weights, 2048, step_generator(config.seed, -1, torch.device(device).type)))
     state, metrics = fit(
         model,

@@ -40,9 +40,9 @@ def pretrain_denoiser(
     autoencoder = autoencoder.to(device)
     latents, conditions = [], []
     for s in sets.values():
-        if s.modality == "other":
+        if not s.thorax:
             continue
-        repeats = REAL_REPEATS if s.real else 1
+        repeats = REAL_REPEATS if s.images.people else 1
         latents += [latents_of(autoencoder, torch.from_numpy(s.images.scaled()), batch=512)] * repeats
-        conditions += [thorax_condition(s.images, s.modality)] * repeats
+        conditions += [thorax_condition(s.images)] * repeats
     return train_latents(model, torch.cat(latents), torch.from_numpy(np.concatenate(conditions)), diffusion, workspace)

@@ -17,11 +17,11 @@ from medsynth.ledger import Ledger
 from medsynth.models.encoder import SIDE, EncoderNet, normalise, planes_of, similarity
 from medsynth.models.extractor import resize
 from medsynth.phantoms.heart.heart import cardiac
-from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain.public import PublicSet, at_size, real_sets
 from medsynth.privacy.gate.alterations import GAIN, GAMMA, JPEG_QUALITY, NOISE, OFFSET, ROTATION, SHIFT, ZOOM
 from medsynth.runs import Tensors, Workspace
 from medsynth.training import fit, step_generator
+from medsynth.vocabulary import MODALITIES
 
 _TEMPERATURE = 0.07
 _POSE_WEIGHT, _CENTRE_WEIGHT = 2.0, 0.02
@@ -52,13 +52,12 @@ class _Store:
 def encoder_sets(folder: Path, patients: int, *, spatial_dims: int = 2, jobs: int = 1) -> dict[str, PublicSet]:
     """What the encoder learns from: phantom patients scanned twice, slices, and public X-rays; in 3D, phantom hearts."""
     if spatial_dims == 3:
-        return {"phantom-heart-3d": PublicSet(cardiac(patients=patients, slices=8, size=SIDE, seed=0, jobs=jobs), "other", False)}
+        return {"phantom-heart-3d": PublicSet(cardiac(patients=patients, slices=8, size=SIDE, seed=0, jobs=jobs), thorax=False)}
     made = {
-        f"phantom-{m}": PublicSet(cached_thorax(patients=patients, scans=2, size=SIDE, modality=m, seed=0), m, False)
-        for m in MODALITIES
+        f"phantom-{m}": PublicSet(cached_thorax(patients=patients, scans=2, size=SIDE, modality=m, seed=0)) for m in MODALITIES
     }
     hearts = slices_of(cardiac(patients=max(2, patients // 8), slices=8, size=SIDE, seed=0, jobs=jobs))
-    made["phantom-heart"] = PublicSet(hearts, "other", False)
+    made["phantom-heart"] = PublicSet(hearts, thorax=False)
     return made | at_size(real_sets(folder, "train"), SIDE)
 
 
@@ -171,13 +170,13 @@ def _store(part: PublicSet, spatial_dims: int, device: str) -> _Store:
     order = torch.argsort(unit, stable=True)
     count = torch.bincount(unit)
     pixels = ((planes[order] + 1) * 127.5).round().to(torch.uint8)
-    scans = spatial_dims == 3 or part.modality in MODALITIES
+    scans = spatial_dims == 3 or part.thorax
     return _Store(*(t.to(device) for t in (pixels, torch.cumsum(count, 0) - count, count)), scans)
 
 
 def _odds(part: PublicSet) -> float:
     # small sets are repeated less; real anatomy is what phantoms lack, and radiographs are the hardest to tell apart
-    return part.images.patients**0.5 * (2.0 if part.real else 1.0) * (1.5 if part.modality == "xray" else 1.0)
+    return part.images.patients**0.5 * (2.0 if part.images.people else 1.0) * (1.5 if part.images.modality == "xray" else 1.0)
 
 
 def _symmetric(generator: torch.Generator, *shape: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ import pandas as pd
 from medsynth.config import ThoraxConfig, load_profile
 from medsynth.data.npz import load_npz
 from medsynth.data.resample import resize
-from medsynth.data.sources import cached_thorax, thorax_sources
+from medsynth.data.sources import cached_thorax, private_and_test
 from medsynth.diffusion.generator import private_gate, shipped_threshold, train_generator
 from medsynth.evaluation.statistics import bootstrap, clopper_pearson
 from medsynth.imageset import ImageSet
@@ -34,7 +34,6 @@ ACDC = "mri_acdc is CC BY-NC-SA 4.0: its rows are for non-commercial use, under 
 class Attacked:
     """Images that a gate protects, those of unseen patients, and other scans of the protected ones where there are any."""
 
-    modality: str
     private: ImageSet
     unseen: ImageSet
     scans: ImageSet | None = None
@@ -49,7 +48,7 @@ def phantoms(modality: str, size: int, patients: int) -> Attacked:
     first = drawn.select(np.arange(0, len(drawn), 2))
     second = drawn.select(np.arange(1, len(drawn), 2), name=f"{drawn.name}/second scans")
     known, strangers = people[:patients], people[patients:]
-    return Attacked(modality, first.of_patients(known), first.of_patients(strangers), second.of_patients(known), ("encoder",))
+    return Attacked(first.of_patients(known), first.of_patients(strangers), second.of_patients(known), ("encoder",))
 
 
 def of_known_kind(folder: Path, size: int, patients: int) -> dict[str, Attacked]:
@@ -60,7 +59,7 @@ def of_known_kind(folder: Path, size: int, patients: int) -> dict[str, Attacked]
     kermany = folder / "cxr_kermany_128.npz"
     private, test = load_npz(kermany, role="private"), load_npz(kermany, role="eval").in_split("test")
     return {
-        "cxr_kermany_128": Attacked("xray", resize(private, size), resize(test, size)),
+        "cxr_kermany_128": Attacked(resize(private, size), resize(test, size)),
         **{f"phantom-{m}": phantoms(m, size, patients) for m in ("ct", "mr", "pet")},
     }
 
@@ -69,8 +68,7 @@ def slices(folder: Path, size: int) -> dict[str, Attacked]:
     """Real CT and MR as the chapter on restoration reads them."""
     config, found = ThoraxConfig(size=size, private_patients=0, test_patients=0), {}
     for modality, name in SCANS.items():
-        source = thorax_sources(config, str(folder / f"{name}.npz"), modality)
-        found[name] = Attacked(modality, source.private, source.test)
+        found[name] = Attacked(*private_and_test(config, str(folder / f"{name}.npz"), modality))
     return found
 
 
@@ -86,7 +84,7 @@ def attack_tables(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tupl
     for name, sets in tried.items():
         for measured_in in sets.maps:
             trial = attack_trial(feature_map(measured_in), sets.private, sets.unseen, seed=seed, other_scans=sets.scans)
-            tau = shipped_threshold(sets.private, sets.modality, measured_in).tau
+            tau = shipped_threshold(sets.private, measured_in).tau
             tables.append(trial.at_its_own_and_at_equal_price(tau, seed=seed).assign(measured_in=measured_in, dataset=name))
     return pd.concat(tables, ignore_index=True), met
 
@@ -101,8 +99,8 @@ def sample_rows(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tuple[
     for name, sets in tried.items():
         ledger.measure(sets.private, stage="judge samples", output="result rows")
         ledger.measure(sets.unseen, stage="judge samples", output="result rows")
-        generator = train_generator(sets.private, sets.modality, **config, ledger=ledger, seed=seed)
-        gate = private_gate(sets.private, sets.modality, ledger=ledger)
+        generator = train_generator(sets.private, **config, ledger=ledger, seed=seed)
+        gate = private_gate(sets.private, ledger=ledger)
         drawn = generator.draw(generator.wishes(min(settings.restoration.images, len(sets.private)), seed=seed))
         for arm, images in (("no gate", drawn), ("unseen patients", sets.unseen)):
             found = gate.judge(images)

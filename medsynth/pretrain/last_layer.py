@@ -152,7 +152,7 @@ def _pool(net: ExtractorNet, source_set: PublicSet, generator: torch.Generator) 
     return _Pooled(
         clean=pooled(clean), elsewhere=tuple(pooled(part) for part in elsewhere), views=[pooled(v) for v in views],
         degraded=[pooled(v) for v in worse], levels=torch.stack([noise.sqrt(), (blur / 4).sqrt()], 1),
-        classes=dict(zip(class_columns(images), source.classes.T, strict=True)), kind="real" if source_set.real else "phantom",
+        classes=dict(zip(class_columns(images), source.classes.T, strict=True)), kind="real" if images.people else "phantom",
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsynth.data.npz import load_npz, without_noncommercial
@@ -10,27 +10,25 @@ from medsynth.data.resample import resize, slices_of
 from medsynth.data.sources import cached_thorax
 from medsynth.imageset import ImageSet
 from medsynth.phantoms.heart.heart import cardiac
-from medsynth.phantoms.thorax.thorax import MODALITIES
+from medsynth.vocabulary import MODALITIES
 
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A public set, and what its images show."""
+    """A public set, and whether its images show chests: the thorax denoiser learns no other."""
 
     images: ImageSet
-    modality: str  # one of MODALITIES, or "other" for what the thorax denoiser does not learn
-    real: bool
+    thorax: bool = True
 
 
 def phantoms(patients: int, size: int, *, seed: int, jobs: int) -> dict[str, PublicSet]:
     """Public phantom thoraces in every modality, and slices of public phantom hearts."""
     made = {
-        f"phantom-{m}-{size}": PublicSet(cached_thorax(patients=patients, size=size, modality=m, seed=seed), m, False)
-        for m in MODALITIES
+        f"phantom-{m}-{size}": PublicSet(cached_thorax(patients=patients, size=size, modality=m, seed=seed)) for m in MODALITIES
     }
     if size == 64:
         hearts = cardiac(patients=max(2, patients // 16), slices=16, size=size, seed=seed, jobs=jobs)
-        made[f"phantom-heart-{size}"] = PublicSet(slices_of(hearts), "other", False)
+        made[f"phantom-heart-{size}"] = PublicSet(slices_of(hearts), thorax=False)
     return made
 
 
@@ -41,17 +39,17 @@ def real_sets(folder: Path, split: str) -> dict[str, PublicSet]:
     covid = without_noncommercial(load_npz(folder / "cxr_covid_256.npz", role="public")).in_split(split)
     hippocampus = load_npz(folder / "mri_hippocampus_3d.npz", role="public").in_split(split)
     return {
-        "cxr_kermany": PublicSet(kermany, "xray", True),
-        "cxr_nih": PublicSet(nih, "xray", True),
-        "cxr_covid": PublicSet(resize(covid, 128), "xray", True),
-        "mri_hippocampus": PublicSet(slices_of(hippocampus, range(8, 40, 3)), "other", True),
+        "cxr_kermany": PublicSet(kermany),
+        "cxr_nih": PublicSet(nih),
+        "cxr_covid": PublicSet(resize(covid, 128)),
+        "mri_hippocampus": PublicSet(slices_of(hippocampus, range(8, 40, 3)), thorax=False),
     }
 
 
 def at_size(sets: dict[str, PublicSet], size: int) -> dict[str, PublicSet]:
     """The sets whose images are at least `size` wide, resampled to it."""
     fitting = {k: s for k, s in sets.items() if s.images.spatial[-1] >= size}
-    return {k: PublicSet(resize(s.images, size), s.modality, s.real) for k, s in fitting.items()}
+    return {k: replace(s, images=resize(s.images, size)) for k, s in fitting.items()}
 
 
 def describe(sets: dict[str, PublicSet]) -> list[dict[str, object]]:

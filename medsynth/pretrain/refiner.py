@@ -35,8 +35,8 @@ def pretrain_refiner(
     views = []
     for i, s in enumerate(sets.values()):
         sharp = torch.from_numpy(s.images.scaled())
-        plain = not s.real and sharp.shape[-1] == CROP
-        for repeat in range(REPEATS.get(s.modality, 1) if plain else 1):
+        plain = not s.images.people and sharp.shape[-1] == CROP
+        for repeat in range(REPEATS.get(s.images.modality if s.thorax else "", 1) if plain else 1):
             generator = step_generator(diffusion.seed, -1 - len(sets) * repeat - i)
             views.append(lost_detail(autoencoder, sharp, config.latent_noise, generator))
     given, detail = (torch.cat(parts) for parts in zip(*views, strict=True))

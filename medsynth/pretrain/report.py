@@ -23,7 +23,6 @@ from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.weights import reconstruct, shipped_autoencoder, shipped_hash
-from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain.gates import ACDC
 from medsynth.pretrain.public import phantoms as pretraining_phantoms
 from medsynth.pretrain.public import real_sets
@@ -32,6 +31,7 @@ from medsynth.privacy.gate.calibration import one_per_patient
 from medsynth.privacy.gate.feature_maps import feature_map
 from medsynth.results import Row, table_of, write_results
 from medsynth.runs import cache_folder
+from medsynth.vocabulary import MODALITIES
 
 TABLES = ("reconstruction", "identification", "ruler-levels", "ruler-power")
 _STUDIED = ("xray", "ct")  # phantoms that the ruler is studied on

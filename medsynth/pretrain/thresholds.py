@@ -13,12 +13,12 @@ from medsynth.data.sources import cached_thorax
 from medsynth.ledger import Ledger
 from medsynth.models.weights import weights_folder
 from medsynth.phantoms.heart.heart import cardiac
-from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain.public import PublicSet, real_sets
 from medsynth.privacy.gate.alterations import GALLERY_HASH
 from medsynth.privacy.gate.calibration import calibrate, one_per_patient
 from medsynth.privacy.gate.feature_maps import PHANTOM, FeatureMap, feature_map
 from medsynth.runs import cache_folder, write_json
+from medsynth.vocabulary import MODALITIES
 
 SIZE = 64
 SEED = 1001  # of phantoms: nobody whom a chapter draws
@@ -39,22 +39,26 @@ def unseen_images(folder: Path, patients: int) -> dict[str, PublicSet]:
     """
     drawn = {m: cached_thorax(patients=patients, size=SIZE, modality=m, population="private", seed=SEED) for m in MODALITIES}
     # patients of the hospital who agreed to be measured, as in the chapters
-    phantoms = {f"{PHANTOM}{m}": PublicSet(replace(s, role="eval", name=f"{s.name}/other"), m, False) for m, s in drawn.items()}
+    phantoms = {f"{PHANTOM}{m}": PublicSet(replace(s, role="eval", name=f"{s.name}/other")) for m, s in drawn.items()}
     validation = real_sets(folder, "val")
-    real = {k: replace(s, images=one_per_patient(resize(s.images, SIZE))) for k, s in validation.items() if s.modality == "xray"}
+    real = {
+        k: replace(s, images=one_per_patient(resize(s.images, SIZE)))
+        for k, s in validation.items()
+        if s.images.modality == "xray"
+    }
     return phantoms | {k: s for k, s in real.items() if len(s.images) >= FEWEST}
 
 
 def unseen_volumes(patients: int) -> dict[str, PublicSet]:
     """Stacks of hearts that no shipped weight has seen."""
     hearts = cardiac(patients=patients, slices=8, size=SIZE, phases=("ED",), seed=SEED)
-    return {f"{PHANTOM}heart": PublicSet(hearts, "mr", False)}
+    return {f"{PHANTOM}heart": PublicSet(hearts, thorax=False)}
 
 
 def entry(phi: FeatureMap, sets: dict[str, PublicSet], *, seed: int) -> dict[str, Any]:
     """What `medsynth.privacy.gate.feature_maps.calibrated` reads."""
-    found = {key: calibrate(phi, s.images, seed=seed, left_out=LEFT_OUT.get(s.modality, ())) for key, s in sets.items()}
-    said = {key: {"tau": c.tau, "how": c.sentence(), "modality": sets[key].modality} for key, c in found.items()}
+    found = {key: calibrate(phi, s.images, seed=seed, left_out=LEFT_OUT.get(s.images.modality, ())) for key, s in sets.items()}
+    said = {key: {"tau": c.tau, "how": c.sentence(), "modality": sets[key].images.modality} for key, c in found.items()}
     return {"sets": said, "phi": phi.name, "phi_hash": phi.hash, "gallery": GALLERY_HASH}
 
 

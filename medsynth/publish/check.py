@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 
-from medsynth.figures import has_pictures, may_show
+from medsynth.figures import has_pictures
 from medsynth.publish.fingerprint import code_of
 from medsynth.publish.notebook import declared_parameters, read_notebook
 from medsynth.publish.plan import chapter_sources
@@ -84,6 +84,8 @@ def _published(root: Path) -> Iterator[str]:
 
 def _generated(svg: Path) -> bool:
     try:
-        return may_show(read_results(svg.parent, svg.stem).sidecar["data_licence"])
+        sidecar = read_results(svg.parent, svg.stem).sidecar
+        # sidecars of older runs say it by the licence of phantoms
+        return not sidecar.get("people", sidecar["data_licence"] != "generated")
     except (ValueError, FileNotFoundError, KeyError):
         return False

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medsynth.data.folder import IMAGES, MANIFEST, Values, load, natural, read_manifest, read_patients, write_manifest
+from medsynth.data.folder import Values, load, load_candidates
 from medsynth.data.imagefile import Encoding, UnreadableError, as_read, read
+from medsynth.data.patients import natural, read_patients
+from medsynth.data.release_folder import IMAGES, MANIFEST, read_manifest, write_manifest
 
 
 def png(path: Path, codes: np.ndarray) -> Path:
@@ -42,8 +45,7 @@ def test_png_folders(tmp_path, depth, files):
     codes = grey(tmp_path, depth=depth)
     for clutter in (".DS_Store", "._scan8.png"):
         (tmp_path / clutter).write_bytes(b"\x00\x05\x16\x07 notes of an operating system")
-    found = load(tmp_path)
-    s = found.images
+    s = load(tmp_path)
     np.testing.assert_array_equal(s.images[:, 0], codes)
     assert (s.unit, s.range, s.spacing, s.role, s.name) == (
         "1",
@@ -55,18 +57,18 @@ def test_png_folders(tmp_path, depth, files):
     # 10 comes after 9
     assert s.attributes["file"].tolist() == ["scan8.png", "scan9.png", "scan10.png"]
     assert s.patient.tolist() == [0, 1, 2]
-    assert (found.files, found.orientation, found.refused) == (files, None, {})
+    assert s.orientation is None and Encoding.for_images(s).files == files
 
 
 def test_a_hidden_image_is_an_image(tmp_path):
     grey(tmp_path)
     (tmp_path / "scan9.png").rename(tmp_path / ".scan9.png")
-    assert load(tmp_path).images.attributes["file"].tolist() == [".scan9.png", "scan8.png", "scan10.png"]
+    assert load(tmp_path).attributes["file"].tolist() == [".scan9.png", "scan8.png", "scan10.png"]
 
 
 def test_a_range_says_what_the_codes_of_a_png_stand_for(tmp_path):
     codes = grey(tmp_path, depth=np.uint16)
-    s = load(tmp_path, values=Values((-1000.0, 400.0), "HU"), role="eval").images
+    s = load(tmp_path, values=Values((-1000.0, 400.0), "HU"), role="eval")
     np.testing.assert_allclose(s.images[:, 0], codes / 65535 * 1400 - 1000, atol=1e-3)
     assert (s.unit, s.range, s.role) == ("HU", (-1000.0, 400.0), "eval")
 
@@ -85,7 +87,7 @@ def test_colour_and_transparency_are_refused(tmp_path, mode, message):
     grey(tmp_path, 1)
     Image.new("L", (7, 6)).convert(mode).save(tmp_path / "z.png")
     with pytest.raises(ValueError, match=rf"z\.png: {message}"):
-        load(tmp_path, whole=False)
+        load_candidates(tmp_path)
 
 
 def test_hidden_transparency_and_films_are_refused(tmp_path):
@@ -101,13 +103,12 @@ def test_nifti_axes_spacing_and_orientation(tmp_path):
     volume = np.random.default_rng(0).integers(0, 255, (4, 5, 3), dtype=np.uint8)
     nifti(tmp_path / "a.nii.gz", volume, affine=np.diag([-1.0, -1, 1, 1]))
     nifti(tmp_path / "b.nii", volume[:, ::-1], affine=np.diag([-1.0, -1, 1, 1]))
-    found = load(tmp_path)
-    s = found.images
+    s = load(tmp_path)
     assert s.images.shape == (2, 1, 3, 5, 4)
     np.testing.assert_array_equal(s.images[0, 0], volume.transpose(2, 1, 0))
     # the header's float32 0.7 is 0.7
     assert (s.range, s.spacing) == ((0.0, 255.0), (2.5, 0.8, 0.7))
-    assert (found.files, found.orientation) == ("nifti16", "LPS")
+    assert s.orientation == "LPS"
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 1, 1)])
@@ -115,8 +116,8 @@ def test_a_nifti_of_one_slice_is_an_image(tmp_path, shape):
     image = np.arange(20, dtype=np.uint16).reshape(shape)
     nifti(tmp_path / "a.nii", image, (0.5, 0.6, 9.0, 1.0))
     found = load(tmp_path)
-    np.testing.assert_array_equal(found.images.images[0, 0], image.reshape(4, 5).T)
-    assert (found.images.range, found.images.spacing, found.orientation) == ((0.0, 65535.0), (0.6, 0.5), None)
+    np.testing.assert_array_equal(found.images[0, 0], image.reshape(4, 5).T)
+    assert (found.range, found.spacing, found.orientation) == ((0.0, 65535.0), (0.6, 0.5), None)
 
 
 def test_metres_and_missing_spacing(tmp_path):
@@ -124,10 +125,10 @@ def test_metres_and_missing_spacing(tmp_path):
     image.header.set_zooms((0.001, 0.002))
     image.header.set_xyzt_units("meter")
     image.to_filename(tmp_path / "a.nii")
-    assert load(tmp_path).images.spacing == (2.0, 1.0)
+    assert load(tmp_path).spacing == (2.0, 1.0)
     image.header["pixdim"][1:3] = np.inf
     image.to_filename(tmp_path / "a.nii")
-    assert load(tmp_path).images.spacing is None
+    assert load(tmp_path).spacing is None
 
 
 def test_byte_order_does_not_matter(tmp_path):
@@ -137,7 +138,7 @@ def test_byte_order_does_not_matter(tmp_path):
     nib.Nifti1Image(image, None, header).to_filename(tmp_path / "a.nii")
     assert (tmp_path / "a.nii").read_bytes()[:4] == (348).to_bytes(4)
     nib.Nifti2Image(image.astype("<u2"), None).to_filename(tmp_path / "b.nii")
-    s = load(tmp_path).images
+    s = load(tmp_path)
     np.testing.assert_array_equal(s.images[:, 0], [image.T, image.T])
     assert s.range == (0.0, 65535.0)
 
@@ -149,13 +150,13 @@ def test_values_of_nifti_need_a_range(tmp_path):
         ValueError, match=r"a\.nii: pixels of type int16 .* give --range LOW HIGH, for instance --range -1024 3071"
     ):
         load(tmp_path)
-    s = load(tmp_path, values=Values((-1024, 3071), "HU")).images
+    s = load(tmp_path, values=Values((-1024, 3071), "HU"))
     np.testing.assert_array_equal(s.images[0, 0], hu.T)
     with pytest.raises(
         ValueError, match=r"a\.nii: values span \[-1024, 3071\], outside the range \[-1000, 400\]; .*--window LOW HIGH"
     ):
         load(tmp_path, values=Values((-1000, 400), "HU"))
-    s = load(tmp_path, values=Values((-1000, 400), "HU", clip=True)).images
+    s = load(tmp_path, values=Values((-1000, 400), "HU", clip=True))
     np.testing.assert_array_equal(s.images[0, 0], np.clip(hu.T, -1000, 400))
 
 
@@ -167,7 +168,7 @@ def test_a_nifti_slope_is_applied(tmp_path):
     # scaled values are no longer bounded by the type
     with pytest.raises(ValueError, match="give --range"):
         load(tmp_path)
-    s = load(tmp_path, values=Values((-7, 31))).images
+    s = load(tmp_path, values=Values((-7, 31)))
     np.testing.assert_array_equal(s.images[0, 0], np.arange(20).reshape(4, 5).T * 2.0 - 7)
 
 
@@ -175,7 +176,7 @@ def test_a_nifti_slope_is_applied(tmp_path):
 def test_other_niftis_are_refused(tmp_path, array):
     nifti(tmp_path / "a.nii", array, (1.0, 1.0, 1.0, 1.0))
     with pytest.raises(ValueError, match=r"a\.nii: (shape \(4, 5, 3, 2\); expected one image|pixels of type complex64)"):
-        load(tmp_path, whole=False)
+        load_candidates(tmp_path)
 
 
 def test_damaged_files_are_errors_or_listed(tmp_path):
@@ -184,15 +185,13 @@ def test_damaged_files_are_errors_or_listed(tmp_path):
     (tmp_path / "scan9.png").write_bytes(whole[:-1])
     with pytest.raises(UnreadableError, match=r"scan9\.png: cannot be read"):
         load(tmp_path)
-    patients = tmp_path / "p.csv"
-    patients.write_text("file,patient\nscan8.png,b\nscan9.png,a\nscan10.png,b\n")
-    found = load(tmp_path, whole=False, patients=patients)
-    assert found.refused == {"scan9.png": "cannot be read"}
-    assert found.images.patient.tolist() == [1, 1] and found.images.attributes["patient_id"].tolist() == ["b", "b"]
+    found, refused = load_candidates(tmp_path)
+    assert refused == {"scan9.png": "cannot be read"}
+    assert found.patient.tolist() == [0, 2] and found.attributes["file"].tolist() == ["scan8.png", "scan10.png"]
     (tmp_path / "scan8.png").write_bytes(b"")
     (tmp_path / "scan10.png").write_bytes(b"not an image, but long enough to look at")
     with pytest.raises(ValueError, match=r"none of its 3 files can be read; the first is scan8\.png"):
-        load(tmp_path, whole=False, patients=patients)
+        load_candidates(tmp_path)
 
 
 def test_nan_in_a_nifti(tmp_path):
@@ -204,8 +203,8 @@ def test_nan_in_a_nifti(tmp_path):
     values = Values((0, 1))
     with pytest.raises(ValueError, match=r"a\.nii: holds NaN or infinity; remove or repair it first"):
         load(tmp_path, values=values)
-    found = load(tmp_path, values=values, whole=False)
-    assert found.refused == {"a.nii": "not finite"} and found.images.attributes["file"].tolist() == ["b.nii"]
+    found, refused = load_candidates(tmp_path, values=values)
+    assert refused == {"a.nii": "not finite"} and found.attributes["file"].tolist() == ["b.nii"]
 
 
 @given(position=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), suffix=st.sampled_from([".png", ".nii", ".nii.gz"]))
@@ -243,7 +242,7 @@ def test_the_first_odd_file_is_named(tmp_path, odd, message):
     png(tmp_path / "c.png", np.zeros((6, 7), np.uint8))
     odd(tmp_path)
     with pytest.raises(ValueError, match=message):
-        load(tmp_path, whole=False)
+        load_candidates(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +269,7 @@ def test_patients_by_csv(tmp_path):
     table = tmp_path / "patients.csv"
     # as a spreadsheet writes it, and in the folder itself
     table.write_text("\ufefffile,patient\r\nscan8.png,Z9\r\n\r\nscan10.png,Z10\r\nscan9.png,Z9\r\n", encoding="utf-8")
-    s = load(tmp_path, patients=table).images
+    s = load(tmp_path, patients=table)
     assert s.patient.tolist() == [0, 0, 1]
     assert s.attributes["patient_id"].tolist() == ["Z9", "Z9", "Z10"]
     assert s.patients == 2
@@ -318,14 +317,14 @@ def test_where_there_is_nothing_to_load(tmp_path, make_set):
     path = make_set().save(tmp_path / "a.npz")
     with pytest.raises(ValueError, match=r"a\.npz: an \.npz file has patient numbers of its own; leave out p\.csv"):
         load(path, patients=tmp_path / "p.csv")
-    assert load(path).images.content_hash == make_set().content_hash
+    assert load(path).content_hash == make_set().content_hash
 
 
 def test_the_window_reaches_npz_files(tmp_path):
-    image = np.array([-1024, 0, 3071], np.int16).reshape(3, 1, 1)
+    image = np.array([-1024, 0, 300], np.int16).reshape(3, 1, 1)
     np.savez(tmp_path / "ct.npz", image=image, patient=np.arange(3))
-    assert load(tmp_path / "ct.npz").images.range == (-1000.0, 400.0)
-    found = load(tmp_path / "ct.npz", values=Values((-160, 240), "HU", clip=True)).images
+    assert load(tmp_path / "ct.npz", modality="ct").range == (-1000.0, 400.0)
+    found = load(tmp_path / "ct.npz", values=Values((-160, 240), "HU", clip=True))
     assert found.images.ravel().tolist() == [-160, 0, 240] and found.range == (-160.0, 240.0)
 
 
@@ -403,17 +402,20 @@ def test_other_programs_read_the_same_volume(tmp_path, orientation):
     np.testing.assert_allclose(image.get_fdata().T, values, atol=0.02)
     np.testing.assert_allclose(image.header.get_zooms(), (0.7, 0.8, 2.5), rtol=1e-6)
     found = load(tmp_path, values=Values((-1001, 401), "HU"))
-    assert (found.orientation, found.images.spacing) == (orientation, (2.5, 0.8, 0.7))
+    assert (found.orientation, found.spacing) == (orientation, (2.5, 0.8, 0.7))
 
 
 def test_whole_numbers_stay_whole_in_nifti(make_set):
     hu = np.random.default_rng(0).integers(-1000, 400, (2, 1, 4, 4)).astype(np.float32)
     ct = make_set(2, images=hu, unit="HU", range=(-1000.0, 400.0))
-    encoding = Encoding.for_images(ct, "nifti16")
+    from_nifti = replace(ct, attributes=ct.attributes.assign(file=["a.nii", "b.nii"]))
+    encoding = Encoding.for_images(from_nifti)
     assert encoding.step == 1
     np.testing.assert_array_equal(encoding.values(encoding.codes(hu)), hu)
-    assert Encoding.for_images(ct.with_images(hu * 0.5), "nifti16").step == 1400 / 65535
+    assert Encoding.for_images(from_nifti.with_images(hu * 0.5)).step == 1400 / 65535
     assert Encoding.for_images(ct).files == "png16"
+    eight = make_set(2, images=np.arange(128).reshape(2, 1, 8, 8) / 255)
+    assert Encoding.for_images(eight).files == "png8" and Encoding.for_images(make_set(2)).files == "png16"
     assert Encoding.for_images(make_set(2, shape=(1, 2, 4, 4))).files == "nifti16"
     with pytest.raises(ValueError, match="tiny: 3 channels; only images of one channel"):
         Encoding.for_images(make_set(2, shape=(3, 4, 4)))
@@ -452,18 +454,19 @@ def release(tmp_path) -> Path:
 
 def test_a_release_is_loaded_by_its_manifest(release):
     found = load(release, role="public")
-    assert (found.images.unit, found.images.range, found.images.spacing) == ("SUV", (0.0, 20.0), (1.5, 1.5))
-    np.testing.assert_allclose(found.images.images[1, 0], np.random.default_rng(1).uniform(0, 20, (5, 6)), atol=2e-4)
-    assert found.files == "png16" and found.images.role == "public"
+    assert (found.unit, found.range, found.spacing) == ("SUV", (0.0, 20.0), (1.5, 1.5))
+    np.testing.assert_allclose(found.images[1, 0], np.random.default_rng(1).uniform(0, 20, (5, 6)), atol=2e-4)
+    assert Encoding.for_images(found).files == "png16"
+    assert (found.role, found.origin, found.people) == ("public", "synthetic", True)
     encoding = read_manifest(release)
     assert encoding.shape == (5, 6) and encoding.step == 20 / 65535
     (release / IMAGES / "1.png").write_bytes(b"")
-    assert load(release, whole=False).refused == {"1.png": "cannot be read"}
+    assert load_candidates(release)[1] == {"1.png": "cannot be read"}
     with pytest.raises(UnreadableError, match=r"1\.png"):
         load(release)
     for name in ("0.png", "2.png"):
         (release / IMAGES / name).write_bytes(b"")
-    assert load(release, whole=False).images.images.shape == (0, 1, 5, 6)
+    assert load_candidates(release)[0].images.shape == (0, 1, 5, 6)
     with pytest.raises(ValueError, match=r"a released folder names no patients; leave out p\.csv"):
         load(release, patients="p.csv")
 
@@ -561,10 +564,20 @@ def test_pixels_that_do_not_unpack_are_damage(tmp_path):
 def test_no_image_hides(tmp_path):
     grey(tmp_path)
     image = next(p for p in sorted(tmp_path.iterdir()))
-    number = len(load(tmp_path).images)
+    number = len(load(tmp_path))
+    for clutter in ("Thumbs.db", "desktop.ini", ".localized"):
+        (tmp_path / clutter).write_bytes(b"left behind")
     (tmp_path / "._other.png").write_bytes(image.read_bytes())
     (tmp_path / ".third.png").write_bytes(image.read_bytes())
-    assert len(load(tmp_path).images) == number + 2
+    assert len(load(tmp_path)) == number + 2
+    # half an upload is perhaps a patient, whatever it is called
+    for name in (".a000.png.part", ".~lock.scan.png#", "._a000"):
+        (tmp_path / name).write_bytes(image.read_bytes())
+        with pytest.raises(ValueError, match="because what is not read is not compared"):
+            load(tmp_path)
+        with pytest.raises(ValueError, match="expected nothing but"):
+            load_candidates(tmp_path)
+        (tmp_path / name).unlink()
     (tmp_path / ".old").mkdir()
     with pytest.raises(ValueError, match=r"\.old: a folder; expected nothing but .* because what is not read is not compared"):
         load(tmp_path)
@@ -578,12 +591,76 @@ def test_every_row_of_a_private_file_counts(tmp_path):
     with pytest.raises(ValueError, match=r"ward\.npz: holds rows of role 'eval', 'public', which would not be compared with"):
         load(path)
     np.savez(path, image=images, patient=np.arange(4), role=np.full(4, "private"))
-    assert len(load(path).images) == 4
+    assert len(load(path)) == 4
     # drawn images are nobody's, whatever their file says of them
     drawn = images / np.float32(255)
     drawn[2, 0, 0] = np.nan
     np.savez(path, image=drawn, role=role)
-    found = load(path, whole=False)
-    assert (len(found.images), found.refused) == (3, {"row 2": "not finite"})
-    np.testing.assert_array_equal(found.images.images[:, 0], drawn[[0, 1, 3]])
-    assert found.images.attributes["file"].tolist() == ["row 0", "row 1", "row 3"]
+    found, refused = load_candidates(path)
+    assert (len(found), refused) == (3, {"row 2": "not finite"})
+    np.testing.assert_array_equal(found.images[:, 0], drawn[[0, 1, 3]])
+    assert found.attributes["file"].tolist() == ["row 0", "row 1", "row 3"]
+
+
+@pytest.mark.parametrize("role", ["private", "eval"])
+def test_no_array_of_images_in_a_file_goes_unread(tmp_path, role):
+    images = np.zeros((4, 8, 8), np.uint8)
+    path = tmp_path / "ward.npz"
+    for name, array in (("volume", np.zeros((4, 3, 8, 8), np.uint8)), ("follow_up", images), ("image_2", np.zeros((9, 8, 8)))):
+        np.savez(path, image=images, patient=np.arange(4), **{name: array})
+        with pytest.raises(
+            ValueError, match=rf"ward\.npz: '{name}' of shape \(.*\) stands beside 'image' and would not be compared"
+        ):
+            load(path, role=role)
+        with pytest.raises(ValueError, match=f"'{name}' of shape"):
+            load_candidates(path)
+    np.savez(path, volume=np.zeros((4, 3, 8, 8), np.uint8), label=np.zeros((4, 3, 8, 8), np.uint8), patient=np.arange(4))
+    assert len(load(path, role=role)) == 4
+
+
+def test_every_row_of_other_people_counts(tmp_path):
+    path = tmp_path / "others.npz"
+    images = np.zeros((4, 8, 8), np.uint8)
+    np.savez(path, image=images, patient=np.arange(4), split=np.array(["train", "train", "val", "test"]))
+    assert len(load(path, role="eval")) == 4
+    np.savez(path, image=images, patient=np.arange(4), role=np.array(["eval", "eval", "private", "eval"]))
+    with pytest.raises(ValueError, match="holds rows of role 'private', which would not be compared with"):
+        load(path, role="eval")
+
+
+@pytest.mark.parametrize("loose", ["extra.png", "patient.npz", "more", ".a000.png.part"])
+def test_loose_files_in_a_release_are_named(release, loose):
+    (release / "README.txt").write_text("what is guaranteed")
+    (release / ".DS_Store").write_bytes(b"notes")
+    assert len(load(release)) == 3
+    (release / loose).mkdir() if loose == "more" else (release / loose).write_bytes(b"an image")
+    for loader in (load, load_candidates):
+        with pytest.raises(ValueError, match=rf"{loose}: is no part of a release, and would not be compared with"):
+            loader(release)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_what_twelve_bits_in_sixteen_stand_for_must_be_said(tmp_path, bits):
+    codes = np.random.default_rng(0).integers(0, 2**bits, (3, 6, 7)).astype(np.uint16)
+    for i, image in enumerate(codes):
+        png(tmp_path / f"{i}.png", image)
+    ct = {"range": (-1024.0, 3071.0), "unit": "HU"}
+    with pytest.raises(ValueError, match=rf"largest code is {codes.max()}; .* give --codes LOW HIGH, .* 0 4095"):
+        load(tmp_path, values=Values(**ct))
+    found = load(tmp_path, values=Values(**ct, codes=(0, 4095)))
+    np.testing.assert_array_equal(found.images[:, 0], codes - 1024.0)
+    spread = load(tmp_path, values=Values(**ct, codes=(0, 65535)))
+    np.testing.assert_allclose(spread.images[:, 0], -1024 + codes / 65535 * 4095, atol=1e-3)
+    # without a range they are codes and nothing else
+    np.testing.assert_array_equal(load(tmp_path).images[:, 0], codes)
+
+
+def test_codes_that_do_not_fit(tmp_path):
+    png(tmp_path / "a.png", np.array([[7, 5000]], np.uint16))
+    with pytest.raises(ValueError, match=r"a\.png: codes span \[7, 5000\], outside \[0, 4095\]; give the --codes"):
+        load(tmp_path, values=Values((0, 1), codes=(0, 4095)))
+    for bad in ({"codes": (0, 9)}, {"codes": (0, 9), "range": (0, 1), "clip": True}):
+        with pytest.raises(ValueError, match="codes stand for the ends of a range"):
+            Values(**bad)
+    with pytest.raises(ValueError, match="codes 9 0; expected two finite numbers, the lower one first"):
+        Values((0, 1), codes=(9, 0))

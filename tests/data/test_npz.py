@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth.data.npz import CT_WINDOW, KNOWN, load_npz, without_noncommercial
+from medsynth.data.npz import KNOWN, load_npz, without_noncommercial
 from medsynth.data.resample import resize
+from medsynth.vocabulary import CT_WINDOW
 
 
 def write(folder: Path, name: str, n: int = 6, **arrays: object) -> Path:
@@ -30,11 +31,11 @@ def test_uint8_becomes_0_to_1(tmp_path):
 
 
 def test_int16_is_hounsfield_units_in_a_window(tmp_path):
-    raw = np.array([-1024, -1000, 0, 400, 3071, 12], dtype=np.int16).reshape(6, 1, 1)
+    raw = np.array([-1024, -1000, 0, 400, 350, 12], dtype=np.int16).reshape(6, 1, 1)
     path = write(tmp_path, "mine", image=raw)
-    s = load_npz(path)
+    s = load_npz(path, modality="ct")
     assert (s.unit, s.range) == ("HU", CT_WINDOW)
-    assert s.images.ravel().tolist() == [-1000, -1000, 0, 400, 400, 12]
+    assert s.images.ravel().tolist() == [-1000, -1000, 0, 400, 350, 12]
     assert load_npz(path, window=(-160.0, 240.0)).images.ravel().tolist() == [-160, -160, 0, 240, 240, 12]
 
 
@@ -43,12 +44,12 @@ def test_floats_must_lie_in_0_to_1(tmp_path):
     s = load_npz(write(tmp_path, "mine", image=image))
     np.testing.assert_array_equal(s.images[:, 0], image.astype(np.float32))
     for bad, shown in ((image * 255, r"\[0, 255\]"), (image - 0.5, r"\[-0.5, 0.5\]")):
-        with pytest.raises(ValueError, match=f"bad.npz: float images span {shown}; expected 0..1, or int16 HU"):
+        with pytest.raises(ValueError, match=f"bad.npz: float images span {shown}; expected uint8"):
             load_npz(write(tmp_path, "bad", image=bad))
     image[2, 3, 4:6] = np.nan, np.inf
-    with pytest.raises(ValueError, match=r"bad.npz: 2 values of images are not finite, the first in row 2; expected 0..1"):
+    with pytest.raises(ValueError, match=r"bad.npz: 2 values of images are not finite, the first in row 2; expected uint8"):
         load_npz(write(tmp_path, "bad", image=image))
-    with pytest.raises(ValueError, match=r"bad.npz: images have dtype int64; expected uint8 \(0..255\), int16 \(HU\) or float"):
+    with pytest.raises(ValueError, match=r"bad.npz: images have dtype int64; expected uint8 \(0..255\) or float"):
         load_npz(write(tmp_path, "bad", image=np.zeros((6, 8, 8), np.int64)))
 
 
@@ -75,7 +76,7 @@ def test_damaged_files_are_named(tmp_path):
     flipped = content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]
     for damaged in (content[: len(content) // 2], b"", b"text that is no archive", flipped):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"mine.npz: no intact .npz file of plain arrays; copy it again"):
+        with pytest.raises(ValueError, match=r"mine.npz: not a readable .npz of plain"):
             load_npz(path)
 
 
@@ -190,3 +191,37 @@ def test_the_registry_is_of_one_piece():
 
 def test_role_survives_resizing(tmp_path):
     assert resize(load_npz(write(tmp_path, "mine")), 4).role == "private"
+
+
+RADIOGRAPHS = np.random.default_rng(0).integers(0, 4081, (6, 8, 8)).astype(np.int16)
+
+
+@pytest.mark.parametrize("modality", ["xray", "mr", "pet"])
+def test_int16_is_hounsfield_of_ct_alone(tmp_path, modality):
+    quiet = np.full((6, 8, 8), 40, np.int16)
+    with pytest.raises(ValueError, match=rf"mine\.npz: images of {modality} in int16, .*; scale them to uint8"):
+        load_npz(write(tmp_path, "mine", image=quiet), modality=modality)
+    assert load_npz(write(tmp_path, "mine", image=quiet), modality="ct").unit == "HU"
+
+
+def test_int16_of_which_much_would_be_clipped_is_asked_about(tmp_path):
+    with pytest.raises(ValueError, match=r"mine\.npz: int16 is read as HU, but .* % would be clipped to \[-1000, 400\] HU"):
+        load_npz(write(tmp_path, "mine", image=RADIOGRAPHS))
+    # codes of CT with an offset: no air, and everything white
+    with pytest.raises(ValueError, match="subtract the offset if these are codes"):
+        load_npz(write(tmp_path, "mine", image=RADIOGRAPHS), modality="ct")
+    # a window that somebody gave is meant
+    assert load_npz(write(tmp_path, "mine", image=RADIOGRAPHS), window=(0.0, 2000.0)).range == (0.0, 2000.0)
+    # real CT: a quarter outside the field of view, and some bone
+    ct = np.full((6, 8, 8), -50, np.int16)
+    ct[:, :2], ct[:, 7, 7] = -1024, 900
+    assert load_npz(write(tmp_path, "mine", image=ct), modality="ct").images.min() == -1000
+    with pytest.raises(ValueError, match="say that it is CT, or give the window"):
+        load_npz(write(tmp_path, "mine", image=ct))
+
+
+def test_a_file_of_another_modality_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"cxr_kermany_128\.npz: holds xray, not ct"):
+        load_npz(write(tmp_path, "cxr_kermany_128", subtype=np.zeros(6, int)), modality="ct")
+    assert load_npz(write(tmp_path, "mine"), modality="pet").modality == "pet"
+    assert load_npz(write(tmp_path, "mine")).modality == ""

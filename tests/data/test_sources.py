@@ -8,8 +8,9 @@ import pytest
 
 from medsynth.config import ThoraxConfig
 from medsynth.data import sources
-from medsynth.data.sources import Sources, cached_thorax, thorax_sources
+from medsynth.data.sources import cached_thorax, private_and_test
 from medsynth.imageset import ImageSet
+from medsynth.models.weights import denoiser_kind
 
 CONFIG = ThoraxConfig(size=8, private_patients=5, test_patients=3, scans=2)
 
@@ -23,7 +24,7 @@ def drawn(monkeypatch, make_set, cache) -> list[dict]:
         calls.append({"patients": patients, "modality": modality, "population": population, "seed": seed})
         n = patients * scans
         numbers = 1000 + np.arange(n)[::-1] // scans
-        return make_set(n, (1, size, size), seed, patient=numbers, split=None, role=population, name="phantom")
+        return make_set(n, (1, size, size), seed, patient=numbers, split=None, role=population, name="phantom", modality=modality)
 
     monkeypatch.setattr(sources, "thorax", thorax)
     return calls
@@ -38,11 +39,11 @@ def write(folder: Path, name: str = "mine", **changes: object) -> str:
 
 
 def test_phantoms_are_drawn_once(drawn, cache):
-    first, again = thorax_sources(CONFIG), thorax_sources(CONFIG)
+    first, again = private_and_test(CONFIG), private_and_test(CONFIG)
     assert drawn == [{"patients": 8, "modality": "xray", "population": "private", "seed": 0}]
     assert again.private.content_hash == first.private.content_hash
-    thorax_sources(CONFIG, seed=1)
-    thorax_sources(CONFIG, modality="ct")
+    private_and_test(CONFIG, seed=1)
+    private_and_test(CONFIG, modality="ct")
     assert len(drawn) == 3
     assert len(list((cache / "sets").glob("*.npz"))) == 3
 
@@ -55,8 +56,8 @@ def test_phantoms_are_drawn_again_when_the_code_that_draws_them_changes(drawn, m
 
 
 def test_phantom_test_patients_are_of_the_private_population_and_never_trained_on(drawn):
-    s = thorax_sources(CONFIG)
-    assert (s.name, s.modality) == ("phantom-xray", "xray")
+    s = private_and_test(CONFIG)
+    assert (s.private.dataset, s.test.dataset, s.private.modality) == ("phantom-xray", "phantom-xray", "xray")
     assert (s.private.patients, s.test.patients) == (5, 3)
     assert (len(s.private), len(s.test)) == (10, 6)
     assert not set(s.private.patient.tolist()) & set(s.test.patient.tolist())
@@ -65,27 +66,27 @@ def test_phantom_test_patients_are_of_the_private_population_and_never_trained_o
 
 
 def test_the_start_of_the_denoiser_depends_on_whether_images_are_real(drawn, make_set):
-    assert thorax_sources(CONFIG).pretrained == "phantom"
-    real = make_set(attributes=make_set().attributes.assign(licence="CC BY 4.0"))
-    unknown = make_set(attributes=make_set().attributes.drop(columns="licence"))
-    for s in (real, unknown):
-        assert Sources("x", "xray", s, s).pretrained == "real"
+    assert denoiser_kind(private_and_test(CONFIG).private) == "phantom"
+    # a licence says nothing of where images come from
+    for s in (make_set(origin="scan"), make_set(origin="synthetic"), make_set(origin="synthetic", people=True)):
+        assert denoiser_kind(s) == "real"
+    assert denoiser_kind(make_set(origin="synthetic", people=False)) == "phantom"
 
 
 def test_a_file_without_splits_is_split_by_patient(tmp_path):
-    s = thorax_sources(CONFIG, write(tmp_path))
+    s = private_and_test(CONFIG, write(tmp_path))
     assert (s.private.patients, s.test.patients) == (7, 3)
     assert not set(s.private.patient.tolist()) & set(s.test.patient.tolist())
     assert (s.private.role, s.test.role) == ("private", "eval")
     assert s.private.spatial == s.test.spatial == (8, 8)
-    assert s.name == "mine"
-    other = thorax_sources(CONFIG, write(tmp_path), seed=1)
+    assert (s.private.dataset, s.test.name) == ("mine", "mine/test")
+    other = private_and_test(CONFIG, write(tmp_path), seed=1)
     assert set(other.test.patient.tolist()) != set(s.test.patient.tolist())
 
 
 def test_the_splits_of_a_file_are_respected(tmp_path):
     split = np.array(["train"] * 10 + ["val"] * 4 + ["test"] * 6)
-    s = thorax_sources(CONFIG, write(tmp_path, split=split))
+    s = private_and_test(CONFIG, write(tmp_path, split=split))
     assert sorted(set(s.private.patient.tolist())) == [0, 1, 2, 3, 4]
     assert sorted(set(s.test.patient.tolist())) == [7, 8, 9]
 
@@ -93,15 +94,15 @@ def test_the_splits_of_a_file_are_respected(tmp_path):
 def test_roles_by_row_give_the_unseen_patients(tmp_path):
     role = np.array(["public"] * 4 + ["private"] * 8 + ["eval"] * 8)
     split = np.array(["train"] * 12 + ["val"] * 4 + ["test"] * 4)
-    s = thorax_sources(CONFIG, write(tmp_path, "cxr_kermany_128", role=role, split=split, subtype=np.zeros(20, int)))
+    s = private_and_test(CONFIG, write(tmp_path, "cxr_kermany_128", role=role, split=split, subtype=np.zeros(20, int)))
     assert sorted(set(s.private.patient.tolist())) == [2, 3, 4, 5]
     assert sorted(set(s.test.patient.tolist())) == [8, 9]
-    assert s.pretrained == "real" and s.private.data_licence == "CC BY 4.0"
+    assert denoiser_kind(s.private) == "real" and s.private.data_licence == "CC BY 4.0"
 
 
 def test_files_of_our_own_work_too(tmp_path, make_set):
     path = replace(make_set(20, role="private"), name="saved").save(tmp_path / "saved.npz")
-    s = thorax_sources(CONFIG, str(path))
+    s = private_and_test(CONFIG, str(path))
     assert (s.private.role, s.test.role) == ("private", "eval")
     assert set(s.private.split.tolist()) == {"train"} and set(s.test.split.tolist()) == {"test"}
 
@@ -110,34 +111,34 @@ def test_files_of_our_own_work_too(tmp_path, make_set):
 def test_nothing_to_train_on_or_to_measure_against_is_said(tmp_path, missing, parts):
     path = write(tmp_path, split=np.repeat(parts, 10))
     with pytest.raises(ValueError, match=f"mine.npz: no '{missing}' rows; its `split` holds"):
-        thorax_sources(CONFIG, path)
+        private_and_test(CONFIG, path)
 
 
 def test_unknown_modality_and_missing_file(tmp_path):
     with pytest.raises(ValueError, match="modality 'mri'; expected one of"):
-        thorax_sources(CONFIG, modality="mri")
+        private_and_test(CONFIG, modality="mri")
     with pytest.raises(FileNotFoundError, match=r"did you mean 'mine.npz'"):
-        thorax_sources(CONFIG, write(tmp_path).replace("mine", "mime"))
+        private_and_test(CONFIG, write(tmp_path).replace("mine", "mime"))
 
 
 def test_ct_that_may_be_published_freely_goes_first(tmp_path):
     hounsfield = np.random.default_rng(0).integers(-1000, 400, (20, 16, 16)).astype(np.int16)
     licence = np.array(["CC BY 3.0"] * 12 + ["CC BY-NC 4.0"] * 8)
-    s = thorax_sources(CONFIG, write(tmp_path, image=hounsfield, license=licence), "ct")
+    s = private_and_test(CONFIG, write(tmp_path, image=hounsfield, license=licence), "ct")
     assert s.private.patients + s.test.patients == 6 and s.private.data_licence == s.test.data_licence == "CC BY 3.0"
     assert (s.private.unit, s.private.role, s.private.spatial) == ("HU", "private", (8, 8))
-    only = thorax_sources(CONFIG, write(tmp_path, "nc", image=hounsfield, license=np.full(20, "CC BY-NC 4.0")), "ct")
+    only = private_and_test(CONFIG, write(tmp_path, "nc", image=hounsfield, license=np.full(20, "CC BY-NC 4.0")), "ct")
     assert only.private.patients + only.test.patients == 10 and only.private.data_licence == "CC BY-NC 4.0"
     with pytest.raises(ValueError, match="mine: images in '1'; CT is read in Hounsfield units"):
-        thorax_sources(CONFIG, write(tmp_path), "ct")
+        private_and_test(CONFIG, write(tmp_path), "ct")
 
 
 def test_stacks_become_slices_of_patients(tmp_path):
     stacks = np.random.default_rng(0).integers(1, 256, (20, 6, 16, 16), dtype=np.uint8)
     stacks[:, 4:] = 0
-    s = thorax_sources(CONFIG, write(tmp_path, image=None, volume=stacks), "mr")
+    s = private_and_test(CONFIG, write(tmp_path, image=None, volume=stacks), "mr")
     # the middle two of four planes, of two stacks for each of ten patients
     assert (len(s.private), s.private.patients, len(s.test), s.test.patients) == (28, 7, 12, 3)
     assert s.private.spatial == (8, 8) and not set(s.private.patient.tolist()) & set(s.test.patient.tolist())
     with pytest.raises(ValueError, match="expected square 2D images"):
-        thorax_sources(CONFIG, write(tmp_path, image=None, volume=stacks))
+        private_and_test(CONFIG, write(tmp_path, image=None, volume=stacks))

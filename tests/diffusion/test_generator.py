@@ -33,7 +33,7 @@ def ledger(cache):
 
 @pytest.fixture
 def generator(private, settings, ledger, shipped):
-    return train_generator(private, "xray", **settings, ledger=ledger)
+    return train_generator(private, **settings, ledger=ledger)
 
 
 def test_draws_keep_their_wishes_and_their_role(generator, private, ledger):
@@ -98,7 +98,7 @@ def test_a_long_training_is_guided_by_its_own_beginning(steps, trained, private,
     monkeypatch.setattr(synthesis, "train_denoiser", note)
     monkeypatch.setattr(synthesis, "train_refiner", lambda *_, steps, **__: steps)
     longer = settings | {"diffusion": replace(settings["diffusion"], steps=steps)}
-    made = train_generator(private, "xray", **longer, ledger=ledger, seed=3)
+    made = train_generator(private, **longer, ledger=ledger, seed=3)
     assert asked == [(s, 3) for s in trained] and made.refiner == 0.4 * steps and made.model.role == "private"
     guided = len(trained) == 2
     assert isinstance(made.model, Autoguided) == guided and made.sampling.seed == 3
@@ -111,9 +111,9 @@ def test_another_architecture_is_trained_from_scratch(private, settings, ledger,
     monkeypatch.setattr(
         synthesis, "train_denoiser", lambda *_, start, **__: (starts.append(start), (torch.nn.Identity(), None))[1]
     )
-    train_generator(private, "xray", **settings, ledger=ledger)
+    train_generator(private, **settings, ledger=ledger)
     larger = settings | {"denoiser": replace(settings["denoiser"], residual_blocks=2)}
-    train_generator(private, "xray", **larger, ledger=ledger)
+    train_generator(private, **larger, ledger=ledger)
     assert starts == ["phantom", None]
 
 
@@ -121,11 +121,12 @@ def test_the_gate_takes_the_threshold_of_the_modality(private, ledger, monkeypat
     monkeypatch.setattr(
         synthesis, "calibrated", lambda name, dims, modality: Threshold({"phantom-ct": 0.25, "ct": 0.5}[modality], "so")
     )
-    gate = private_gate(private, "ct", ledger=ledger, phi="pixels")
+    private = replace(private, modality="ct")
+    gate = private_gate(private, ledger=ledger, phi="pixels")
     assert gate.tau == 0.25 and not gate.accepts(private.select(np.arange(2))).any()
     assert [e.stage for e in ledger.entries()] == ["gate"]
-    scanned = private.with_images(private.images, attributes=private.attributes.assign(licence="CC BY 4.0"))
-    assert shipped_threshold(scanned, "ct", "pixels").tau == 0.5
+    scanned = replace(private, origin="scan", people=None)
+    assert shipped_threshold(scanned, "pixels").tau == 0.5
     monkeypatch.setattr(synthesis, "calibrated", lambda *_, **__: None)
     with pytest.raises(ValueError, match="no calibrated threshold for phantom-ct"):
-        private_gate(private, "ct", ledger=ledger, phi="pixels")
+        private_gate(private, ledger=ledger, phi="pixels")

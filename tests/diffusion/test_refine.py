@@ -127,7 +127,7 @@ def checkered(make_set) -> PublicSet:
     level = np.random.default_rng(0).choice([-0.5, 0.5], 32)[:, None, None, None]
     pattern = np.where(np.indices((16, 16)).sum(0) % 2, 0.3, -0.3)[None, None]
     images = (level + np.sign(level) * pattern + 1) / 2
-    return PublicSet(make_set(32, images=images.astype(np.float32)), "xray", False)
+    return PublicSet(make_set(32, images=images.astype(np.float32)))
 
 
 def test_detail_that_follows_from_the_coarse_image_is_learnt(checkered, monkeypatch):
@@ -150,8 +150,16 @@ def test_phantoms_are_shown_several_times_with_other_noise(checkered, monkeypatc
     monkeypatch.setattr(pretraining, "CROP", 16)
     shown = SimpleNamespace()
     monkeypatch.setattr(pretraining, "train_latents", lambda model, detail, given, *_: vars(shown).update(d=detail, g=given))
-    kinds = {"x": ("xray", False), "ct": ("ct", False), "heart": ("other", False), "real": ("ct", True)}
-    sets = {name: PublicSet(checkered.images, *kind) for name, kind in kinds.items()}
+    kinds = {
+        "x": ("xray", "phantom", True),
+        "ct": ("ct", "phantom", True),
+        "heart": ("mr", "phantom", False),
+        "real": ("ct", "scan", True),
+    }
+    sets = {
+        name: PublicSet(replace(checkered.images, modality=modality, origin=origin, people=None), thorax=thorax)
+        for name, (modality, origin, thorax) in kinds.items()
+    }
     pretrain_refiner(sets, Means(), replace(SMALL, latent_noise=0.2), DiffusionConfig(steps=1), device="cpu")
     assert len(shown.d) == len(shown.g) == (2 + 4 + 1 + 1) * 32
     assert not torch.equal(shown.g[:32], shown.g[32:64])
@@ -163,7 +171,7 @@ def test_phantoms_are_shown_several_times_with_other_noise(checkered, monkeypatc
 
 @pytest.mark.parametrize("role", ["private", "eval"])
 def test_only_public_sets_may_shape_what_ships(checkered, role):
-    sets = {"a": PublicSet(checkered.images.with_role(role), "xray", False)}
+    sets = {"a": PublicSet(checkered.images.with_role(role))}
     with pytest.raises(ValueError, match="a: not public"):
         pretrain_refiner(sets, Means(), SMALL, DiffusionConfig(steps=1), device="cpu")
 

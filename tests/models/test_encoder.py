@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def people(make_set) -> PublicSet:
     first = ndimage.gaussian_filter(rng.random((8, 1, 64, 64)), (0, 0, 4, 4)) + 0.01 * rng.random((8, 1, 64, 64))
     both = np.stack([first, 0.9 * first], 1).reshape(16, 1, 64, 64)
     images = (both - both.min()) / np.ptp(both)
-    return PublicSet(make_set(16, images=images.astype(np.float32), split=None), "xray", False)
+    return PublicSet(make_set(16, images=images.astype(np.float32), split=None))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_views_are_of_the_same_patients_and_differ(people):
     assert all(torch.equal(a, b) for a, b in zip((views, placed, same), again, strict=True))
     # more than there are is all of them; slices of a volume are no other scans
     assert two_views(store, 99, step_generator(0, 1))[0].shape[1] == 8
-    slices = training._store(PublicSet(people.images, "other", False), 2, "cpu")
+    slices = training._store(PublicSet(people.images, thorax=False), 2, "cpu")
     assert all(two_views(slices, 8, step_generator(0, i))[2].all() for i in range(5))
     assert not all(two_views(store, 8, step_generator(0, i))[2].all() for i in range(5))
 
@@ -219,21 +220,21 @@ def test_training_learns_and_resumes(people, tmp_path: Path, monkeypatch):
 
 def test_volumes_are_trained_on_by_the_same_code(make_set):
     volumes = make_set(8, shape=(1, 6, 32, 32), split=None)
-    state, card = train_encoder({"hearts": PublicSet(volumes, "other", False)}, spatial_dims=3, steps=2, patients_per_step=4)
+    state, card = train_encoder({"hearts": PublicSet(volumes, thorax=False)}, spatial_dims=3, steps=2, patients_per_step=4)
     net = EncoderNet(3)
     net.load_state_dict(state)
     assert card["spatial_dims"] == 3 and all(torch.isfinite(v).all() for v in state.values())
 
 
 def test_private_sets_are_refused(people):
-    private = PublicSet(people.images.with_role("private"), "xray", False)
+    private = PublicSet(people.images.with_role("private"))
     with pytest.raises(ValueError, match="a: not public"):
         train_encoder({"a": private}, steps=1)
 
 
 def test_private_patients_may_teach_it_where_a_ledger_says_so(people, tmp_path):
     ledger, images = Ledger(tmp_path / "ledger"), people.images.with_role("private")
-    state, _ = train_encoder({"a": PublicSet(images, "xray", False)}, steps=2, patients_per_step=4, ledger=ledger)
+    state, _ = train_encoder({"a": PublicSet(images)}, steps=2, patients_per_step=4, ledger=ledger)
     (entry,) = ledger.entries()
     assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("train encoder", images.name, images.patients, "none")
     net = EncoderNet()
@@ -249,11 +250,11 @@ def test_the_sets_it_learns_from(monkeypatch, people):
         return people.images
 
     monkeypatch.setattr(training, "cached_thorax", thorax)
-    monkeypatch.setattr(training, "real_sets", lambda folder, split: {"cxr": PublicSet(people.images, split, True)})
+    monkeypatch.setattr(training, "real_sets", lambda folder, split: {"cxr": PublicSet(replace(people.images, name=split))})
     sets = training.encoder_sets(Path("data"), 8)
     assert all(a["scans"] == 2 and a["patients"] == 8 for a in drawn)
     assert sorted(sets) == ["cxr", "phantom-ct", "phantom-heart", "phantom-mr", "phantom-pet", "phantom-xray"]
-    assert sets["cxr"].modality == "train"
+    assert sets["cxr"].images.name == "train"
     hearts = training.encoder_sets(Path("data"), 2, spatial_dims=3)
     assert [s.images.spatial for s in hearts.values()] == [(8, 64, 64)]
     assert training._odds(sets["phantom-xray"]) > training._odds(sets["phantom-ct"]) and FRAME < 1

@@ -278,8 +278,8 @@ def test_thorax_condition_column_by_column(make_set):
             "licence": pd.array(["generated"] * 6, dtype="string"),
         }
     )
-    s = make_set(6, attributes=table)
-    made = pd.DataFrame(thorax_condition(s, "ct"), columns=THORAX)
+    s = make_set(6, attributes=table, modality="ct")
+    made = pd.DataFrame(thorax_condition(s), columns=THORAX)
     assert made.to_numpy().dtype == np.float32 and made.shape == (6, len(THORAX))
     assert made[list(MODALITIES)].to_numpy().tolist() == [[0, 1, 0, 0]] * 6
     assert (made["phantom"] == 1).all()
@@ -296,12 +296,12 @@ def test_thorax_condition_column_by_column(make_set):
 
 
 def test_thorax_condition_of_real_images_without_attributes(make_set):
-    s = make_set(4, attributes=pd.DataFrame({"licence": ["CC BY 4.0"] * 4}))
-    made = pd.DataFrame(thorax_condition(s, "xray"), columns=THORAX)
+    s = make_set(4, attributes=pd.DataFrame({"licence": ["generated"] * 4}), origin="scan")
+    made = pd.DataFrame(thorax_condition(s), columns=THORAX)
     assert made[["xray", "ct", "phantom"]].to_numpy().tolist() == [[1, 0, 0]] * 4
     assert made[[*FINDINGS, "age", "sex", "bmi"]].isna().all(axis=None)
-    with pytest.raises(ValueError, match="tiny: modality 'mri'; expected one of"):
-        thorax_condition(s, "mri")
+    with pytest.raises(ValueError, match="tiny: its modality is not known; expected one of"):
+        thorax_condition(replace(s, modality=""))
 
 
 # shipped weights

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medsynth.phantoms.heart.heart import FIELD_OF_VIEW, cardiac, cardiac_labels, measure_volumes
+from medsynth.phantoms.heart.heart import cardiac, cardiac_labels, measure_volumes
 from medsynth.phantoms.heart.people import CONDITIONS, POPULATIONS, draw_person
+from medsynth.phantoms.heart.shape import FIELD_OF_VIEW
 
 PATIENTS = 24
 

@@ -17,7 +17,8 @@ from medsynth.phantoms.thorax.axial import ct
 from medsynth.phantoms.thorax.growth import breathe, draw_anatomy
 from medsynth.phantoms.thorax.pathology import FINDINGS, SHARES, carry, consolidation, draw_lesion, effusion, nodule
 from medsynth.phantoms.thorax.scanner import SCANNERS, draw_scan
-from medsynth.phantoms.thorax.thorax import LIMIT, MODALITIES, SITES, thorax
+from medsynth.phantoms.thorax.thorax import LIMIT, SITES, thorax
+from medsynth.vocabulary import MODALITIES
 
 LIMITS = {"xray": ("1", 0, 1), "ct": ("HU", -1000, 400), "mr": ("1", 0, 1), "pet": ("SUV", 0, 10)}
 

@@ -24,7 +24,7 @@ def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypa
         return make_set(2 * k["patients"], (1, 8, 8), role=k["population"], split=None)
 
     monkeypatch.setattr(gates, "attack_trial", trial)
-    monkeypatch.setattr(gates, "shipped_threshold", lambda private, modality, name: SimpleNamespace(tau=0.5))
+    monkeypatch.setattr(gates, "shipped_threshold", lambda private, name: SimpleNamespace(tau=0.5))
     monkeypatch.setattr(gates, "cached_thorax", drawn)
     monkeypatch.setattr(
         gates, "load_npz", lambda path, role: make_set(12, (1, 8, 8), role=role, split=np.full(12, "test"), name=path.stem)
@@ -45,12 +45,12 @@ def test_slices_are_those_of_the_chapter_on_restoration(monkeypatch, make_set, t
 
     def sources(config, data, modality):
         asked.append((Path(data).name, modality, config.size))
-        return SimpleNamespace(private=make_set(role="private"), test=make_set(role="eval"))
+        return make_set(role="private", modality=modality), make_set(role="eval")
 
-    monkeypatch.setattr(gates, "thorax_sources", sources)
+    monkeypatch.setattr(gates, "private_and_test", sources)
     found = gates.slices(tmp_path, 8)
     assert asked == [("ct_tcia_hu_256.npz", "ct", 8), ("mri_acdc_3d.npz", "mr", 8)]
-    assert {k: (t.modality, t.private.role, t.unseen.role, t.scans) for k, t in found.items()} == {
+    assert {k: (t.private.modality, t.private.role, t.unseen.role, t.scans) for k, t in found.items()} == {
         "ct_tcia_hu_256": ("ct", "private", "eval", None), "mri_acdc_3d": ("mr", "private", "eval", None),
     }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """The refitted last layer of the extractor: even and independent features, public sets only."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,7 +30,7 @@ def textures(n=150, seed=0, role="public"):
 
 
 def public(images, real=False):
-    return PublicSet(images, "other", real)
+    return PublicSet(replace(images, origin="scan" if real else "phantom", people=None), thorax=False)
 
 
 def untrained():

@@ -16,7 +16,6 @@ from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.extractor import ExtractorNet
 from medsynth.models.weights import DENOISERS, load_card, shipped_autoencoder, shipped_denoiser, shipped_refiner
-from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain import __main__ as command
 from medsynth.pretrain import denoiser as denoiser_module
 from medsynth.pretrain import public
@@ -32,6 +31,7 @@ from medsynth.pretrain.autoencoder import (
 from medsynth.pretrain.denoiser import REAL_REPEATS, pretrain_denoiser
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
 from medsynth.training import step_generator
+from medsynth.vocabulary import MODALITIES
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,12 @@ def smooth_sets(make_set) -> dict[str, PublicSet]:
 
     real = make_set(6).attributes.assign(licence="CC BY 4.0")
     return {
-        "phantom": PublicSet(make_set(8, images=stripes(8, 64, 0), name="a"), "xray", False),
-        "hu": PublicSet(make_set(6, images=stripes(6, 64, 1) * 1e3 - 700, range=(-1000, 400), unit="HU", name="b"), "ct", False),
-        "real": PublicSet(make_set(6, images=stripes(6, 128, 2), attributes=real, name="c"), "xray", True),
-        "heart": PublicSet(make_set(4, images=stripes(4, 64, 3) ** 2, name="d"), "other", False),
+        "phantom": PublicSet(make_set(8, images=stripes(8, 64, 0), name="a")),
+        "hu": PublicSet(
+            make_set(6, images=stripes(6, 64, 1) * 1e3 - 700, range=(-1000, 400), unit="HU", name="b", modality="ct")
+        ),
+        "real": PublicSet(make_set(6, images=stripes(6, 128, 2), attributes=real, name="c", origin="scan")),
+        "heart": PublicSet(make_set(4, images=stripes(4, 64, 3) ** 2, name="d"), thorax=False),
     }
 
 
@@ -218,7 +220,7 @@ def stub_phantoms(monkeypatch, make_set) -> list[dict]:
 
     def cached_thorax(*, patients, size, modality, seed):
         calls.append({"modality": modality, "patients": patients, "size": size, "seed": seed})
-        return make_set(patients, (1, size, size), seed, name=modality)
+        return make_set(patients, (1, size, size), seed, name=modality, modality=modality)
 
     def cardiac(*, patients, slices, size, seed, jobs):
         calls.append({"modality": "heart", "patients": patients, "size": size, "seed": seed})
@@ -232,8 +234,8 @@ def stub_phantoms(monkeypatch, make_set) -> list[dict]:
 def test_phantoms_of_every_modality_and_hearts_at_64(stub_phantoms):
     sets = phantoms(4, 64, seed=5, jobs=1)
     assert list(sets) == [*(f"phantom-{m}-64" for m in MODALITIES), "phantom-heart-64"]
-    assert [s.modality for s in sets.values()] == [*MODALITIES, "other"]
-    assert not any(s.real for s in sets.values()) and {c["seed"] for c in stub_phantoms} == {5}
+    assert [s.images.modality if s.thorax else "other" for s in sets.values()] == [*MODALITIES, "other"]
+    assert not any(s.images.people for s in sets.values()) and {c["seed"] for c in stub_phantoms} == {5}
     assert sets["phantom-heart-64"].images.images.shape == (2 * 16, 1, 64, 64)
     assert list(phantoms(2, 128, seed=5, jobs=1)) == [f"phantom-{m}-128" for m in MODALITIES]
 
@@ -264,7 +266,7 @@ def test_real_sets_keep_to_the_public_role_and_licences(real_folder):
     }  # fmt: skip
     assert sets["cxr_kermany"].images.patient.tolist() == [0, 1]
     for s in sets.values():
-        assert s.real and s.images.role == "public" and set(s.images.split.tolist()) == {"train"}
+        assert s.images.people and s.images.role == "public" and set(s.images.split.tolist()) == {"train"}
         assert "NC" not in s.images.data_licence.replace("NIH", "")
     assert [s.images.spatial[-1] for s in sets.values()] == [128, 64, 128, 12]
     held_out = real_sets(real_folder, "test")
@@ -276,7 +278,7 @@ def test_sets_at_a_size_leave_out_what_is_smaller(real_folder):
     assert list(at_size(sets, 128)) == ["cxr_kermany", "cxr_covid"]
     small = at_size(sets, 64)
     assert list(small) == ["cxr_kermany", "cxr_nih", "cxr_covid"]
-    assert all(s.images.spatial == (64, 64) and s.real for s in small.values())
+    assert all(s.images.spatial == (64, 64) and s.images.people for s in small.values())
     (row,) = describe({"x": small["cxr_nih"]})
     assert row == {
         "name": "x", "images": 4, "patients": 4, "size": 64, "licence": "NIH Clinical Center, attribution",

@@ -13,7 +13,6 @@ import pytest
 from medsynth.evaluation.statistics import bootstrap_mean
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
-from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain import thresholds
 from medsynth.pretrain.public import PublicSet
 from medsynth.privacy.gate import calibration
@@ -29,6 +28,7 @@ from medsynth.privacy.gate.calibration import (
     scan_distances,
     threshold_at,
 )
+from medsynth.vocabulary import MODALITIES
 
 
 class Means:
@@ -230,7 +230,7 @@ def test_a_threshold_for_each_set_ships(people, strangers, monkeypatch, tmp_path
     drawn: list[dict] = []
     monkeypatch.setattr(thresholds, "cached_thorax", lambda **k: drawn.append(k) or strangers)
     monkeypatch.setattr(thresholds, "cardiac", lambda **k: strangers)
-    real = {"cxr_kermany": PublicSet(other, "xray", True), "cxr_nih": PublicSet(other.select([0, 1]), "xray", True)}
+    real = {"cxr_kermany": PublicSet(other), "cxr_nih": PublicSet(other.select([0, 1]))}
     monkeypatch.setattr(thresholds, "FEWEST", 12)
     generous = functools.partial(calibrate, miss=0.3, pair_miss=0.3)
     monkeypatch.setattr(thresholds, "calibrate", generous)

@@ -15,11 +15,11 @@ from medsynth.data.sources import cached_thorax
 from medsynth.models.encoder import EncoderNet
 from medsynth.models.extractor import resize
 from medsynth.models.weights import save_card
-from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.privacy.gate import feature_maps as distances
 from medsynth.privacy.gate.alterations import GALLERY_HASH
 from medsynth.privacy.gate.feature_maps import BATCH, MAPS, UntrainedVGG, calibrated, encoder_map, feature_map
 from medsynth.privacy.gate.gate import Gate
+from medsynth.vocabulary import MODALITIES
 
 
 @pytest.fixture(scope="module")

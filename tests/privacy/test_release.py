@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.data.folder import Loaded, Values, load
+from medsynth.data.folder import Values, load
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.release import certify as certify_module
@@ -53,7 +53,7 @@ def check(folder: Path, **arguments: object) -> str:
     return verify(folder, maps=lambda _: Pixels(), gate=plain_gate, **arguments)
 
 
-def make(out: Path, candidates: ImageSet | Loaded, private: ImageSet | Loaded, **changes: object) -> Release:
+def make(out: Path, candidates: ImageSet, private: ImageSet, **changes: object) -> Release:
     arguments: dict[str, object] = {"tau": TAU, "how": "chosen for tests", "out": out, "key": "pixels", "gate": plain_gate}
     return certify(candidates, private, Pixels(), **(arguments | changes))
 
@@ -66,20 +66,21 @@ def private(make_set) -> ImageSet:
 
 
 @pytest.fixture(scope="module")
-def mixed(make_set, private) -> Loaded:
-    """Five candidates that are far, a copy, a mirrored copy, one close, one constant, and two damaged files."""
+def mixed(make_set, private) -> ImageSet:
+    """Five candidates that are far, a copy, a mirrored copy, one close and one constant."""
     far = make_set(9, (1, SIDE, SIDE), seed=1, role="private", name="drawn-by-model").images.copy()
     far[5], far[6] = private.images[3], private.images[2][..., ::-1]
     far[7] = np.clip(private.images[0] + 0.01, 0, 1)
     far[8] = 0.5
     images = make_set(9, images=far, role="private", name="drawn-by-model", patient=np.arange(9), split=None)
     named = images.attributes.assign(file=[f"source-{i}" for i in range(9)])
-    return Loaded(replace(images, attributes=named), {"source-9": "not finite", "source-10": "cannot be read"})
+    return replace(images, attributes=named)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, mixed, private) -> Release:
-    return make(tmp_path_factory.mktemp("made") / "out", mixed, private)
+    damaged = {"source-9": "not finite", "source-10": "cannot be read"}
+    return make(tmp_path_factory.mktemp("made") / "out", mixed, private, unusable=damaged)
 
 
 @pytest.fixture
@@ -91,12 +92,12 @@ def copy(made, tmp_path) -> Path:
 def test_what_is_far_is_released(made, mixed, private):
     assert made.released == 5
     assert made.refused == {"copy": 2, "too close": 1, "constant": 1, "not finite": 1, "cannot be read": 1}
-    found = load(made.folder / "release", role="public").images
+    found = load(made.folder / "release", role="public")
     assert found.attributes["file"].tolist() == [f"{i:06d}.png" for i in range(1, 6)]
     # each is one of the far candidates, up to quantisation
-    difference = np.abs(found.images[:, None] - mixed.images.images[None, :5]).max(axis=(2, 3, 4))
+    difference = np.abs(found.images[:, None] - mixed.images[None, :5]).max(axis=(2, 3, 4))
     assert sorted(difference.argmin(1).tolist()) == [0, 1, 2, 3, 4] and difference.min(1).max() <= 0.5 / 65535 + 1e-7
-    line = check(made.folder, private=Loaded(private))
+    line = check(made.folder, private=private)
     assert line == (
         "verified: 7 files and the certificate, the feature map 'pixels for tests', no signature, so whoever passed it "
         "on could have written it, the private set and 5 distances"
@@ -148,8 +149,8 @@ def test_the_audit_is_for_the_owner_alone(made, mixed, private):
     assert sorted(r["released"] for r in rows[:5]) == [f"{i:06d}.png" for i in range(1, 6)]
     assert all(float(r["distance"]) > TAU for r in rows[:5]) and float(rows[5]["distance"]) == 0
     # the audit's line for a released file is about that file
-    found = load(made.folder / "release").images
-    for row, original in zip(rows[:5], mixed.images.images[:5], strict=True):
+    found = load(made.folder / "release")
+    for row, original in zip(rows[:5], mixed.images[:5], strict=True):
         at = found.attributes["file"].tolist().index(row["released"])
         assert np.abs(found.images[at] - original).max() < 1e-5
     body = json.loads((audit / "audit.json").read_text())
@@ -172,7 +173,7 @@ def test_file_names_are_in_no_order_of_the_candidates(tmp_path, make_set, privat
     orders = []
     for run in range(2):
         make(tmp_path / str(run), candidates, private)
-        found = load(tmp_path / str(run) / "release").images
+        found = load(tmp_path / str(run) / "release")
         orders.append(np.abs(found.images[:, None] - candidates.images[None]).max(axis=(2, 3, 4)).argmin(1).tolist())
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(12))
     # each of these happens by chance once in 479 million runs
@@ -192,20 +193,20 @@ def test_a_release_can_be_gated_again(made, private, tmp_path):
 def test_the_files_are_judged_and_not_the_floats(tmp_path, make_set):
     """Planted bug: a check before quantisation would let these pass."""
     rng = np.random.default_rng(0)
-    codes = rng.integers(10, 240, (4, 1, SIDE, SIDE))
-    private = make_set(4, images=codes / 255, role="private")
-    # one half code up, nearly: in float far enough, and a private image once written with 8 bit
-    shifted = (codes + 0.49) / 255
+    codes = rng.integers(10, 65000, (4, 1, SIDE, SIDE))
+    private = make_set(4, images=codes / 65535, role="private")
+    # one half code up, nearly: in float far enough, and a private image once written with 16 bit
+    shifted = (codes + 0.49) / 65535
     # or one code away in a few pixels
     few = codes + 0.45
     few[..., 0, :2] += 1
-    floats = make_set(8, images=np.concatenate([shifted, few / 255]), patient=np.arange(8), split=None)
-    tau = 0.6 * 2 * 0.49 / 255
+    floats = make_set(8, images=np.concatenate([shifted, few / 65535]), patient=np.arange(8), split=None)
+    tau = 0.6 * 2 * 0.49 / 65535
     before = plain_gate(private, Pixels(), tau).judge(floats)
     assert before.accepted.all()
     far = make_set(1, (1, SIDE, SIDE), seed=9).images
     candidates = floats.with_images(np.concatenate([far, floats.images[1:]]))
-    made = make(tmp_path / "out", Loaded(candidates, files="png8"), private, tau=tau)
+    made = make(tmp_path / "out", candidates, private, tau=tau)
     assert (made.released, made.refused) == (1, {"copy": 3, "too close": 4})
 
 
@@ -218,7 +219,7 @@ def test_what_is_judged_is_what_is_released(tmp_path, make_set, private):
             return super().judge(candidates)
 
     make(tmp_path / "out", make_set(5, (1, SIDE, SIDE), seed=1), private, gate=lambda *a: Spy(*a, copies=few))
-    np.testing.assert_array_equal(load(tmp_path / "out" / "release").images.images, seen[0].images)
+    np.testing.assert_array_equal(load(tmp_path / "out" / "release").images, seen[0].images)
     assert seen[0].name == "candidates" and not len(seen[0].attributes.columns)
 
 
@@ -238,7 +239,7 @@ def test_images_are_accepted_only_beyond_the_margin(tmp_path, make_set):
     near = make_set(2, images=np.concatenate([base + 20, base + 21]), range=(0.0, 255.0), patient=np.arange(2), split=None)
     # the distance of the first is 2 * 20 / 255, beyond tau but within tau and margin
     tau = float(2 * 20 / 255) * (1 - 5e-5)
-    made = make(tmp_path / "out", Loaded(near, files="png8"), private, tau=tau)
+    made = make(tmp_path / "out", near, private, tau=tau)
     assert (made.released, made.refused) == (1, {"too close": 1})
 
 
@@ -249,12 +250,12 @@ def test_units_spacing_and_volumes_survive(tmp_path, make_set, shape, suffix):
     spacing = (2.5, 0.7, 0.8)[-(len(shape) - 1) :]
     ct = {"unit": "HU", "range": (-1000.0, 400.0), "spacing": spacing}
     private = make_set(3, images=hu[:3], role="private", **ct)
-    made = make(tmp_path / "out", Loaded(make_set(3, images=hu[3:], **ct), orientation="LPS"[: len(shape) - 1]), private)
+    made = make(tmp_path / "out", make_set(3, images=hu[3:], orientation="LPS"[: len(shape) - 1], **ct), private)
     assert made.released == 3
     found = load(tmp_path / "out" / "release")
-    assert (found.images.unit, found.images.range, found.images.spacing) == ("HU", (-1000.0, 400.0), spacing)
-    assert found.orientation == "LPS"[: len(shape) - 1] and found.images.attributes["file"][0] == f"000001{suffix}"
-    order = np.abs(found.images.images[:, None] - hu[None, 3:]).reshape(3, 3, -1).max(-1)
+    assert (found.unit, found.range, found.spacing) == ("HU", (-1000.0, 400.0), spacing)
+    assert found.orientation == "LPS"[: len(shape) - 1] and found.attributes["file"][0] == f"000001{suffix}"
+    order = np.abs(found.images[:, None] - hu[None, 3:]).reshape(3, 3, -1).max(-1)
     assert order.min(1).max() <= (0 if len(shape) == 4 else 0.011)
 
 
@@ -292,18 +293,17 @@ def test_other_sets_that_cannot_be_compared(tmp_path, make_set, private):
     with pytest.raises(ValueError, match="private set ward-7-scans: holds no usable images"):
         make(tmp_path / "out", candidates, private.select(np.zeros(0, int)))
     with pytest.raises(ValueError, match=r"orientation of the candidates .* is RA, of the private set .* LP; turn one of them"):
-        make(tmp_path / "out", Loaded(candidates, orientation="RA"), Loaded(private, orientation="LP"))
+        make(tmp_path / "out", replace(candidates, orientation="RA"), replace(private, orientation="LP"))
     colour = make_set(2, (3, SIDE, SIDE), role="private")
     with pytest.raises(ValueError, match="3 channels; only images of one channel"):
         make(tmp_path / "out", make_set(2, (3, SIDE, SIDE), seed=1), colour)
     # unknown on one side is no contradiction
-    assert make(tmp_path / "out", replace(candidates, spacing=(1.0, 1.0)), Loaded(private, orientation="LP")).released == 2
+    assert make(tmp_path / "out", replace(candidates, spacing=(1.0, 1.0)), replace(private, orientation="LP")).released == 2
 
 
 def test_nothing_is_written_when_nothing_is_accepted(tmp_path, private):
-    copies = Loaded(private, {"bad.png": "cannot be read"})
     with pytest.raises(ValueError, match=r"none of 7 candidates was accepted \(1 cannot be read, 6 copy\); nothing was written"):
-        make(tmp_path / "out", copies, private)
+        make(tmp_path / "out", private, private, unusable={"bad.png": "cannot be read"})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -456,7 +456,7 @@ def test_consistent_forgeries(copy, made, private):
     rewrite(copy, plain=True, tau=replace(old.tau, value=2.0))
     assert "no signature" in check(copy)  # without one, or the audit, nobody can tell
     with pytest.raises(VerificationError, match=r"^certificate\.json: is not the one that the audit belongs to"):
-        check(copy, private=Loaded(private))
+        check(copy, private=private)
     rewrite(copy, plain=True, tau=old.tau)
     rewrite(copy, released=4)
     with pytest.raises(VerificationError, match=r"^images: 5 are there; the certificate says 4"):
@@ -512,10 +512,10 @@ def test_a_private_set_that_has_changed(copy, private, make_set):
     ]  # fmt: skip
     for other in changed:
         with pytest.raises(VerificationError, match=r"^private set: it is not the one of this release: its commitment differs"):
-            check(copy, private=Loaded(other))
+            check(copy, private=other)
     # order, names and patient numbers are not pixels
     same = replace(private.select([3, 1, 5, 0, 2, 4]), name="x", patient=np.arange(6), split=None)
-    assert "5 distances" in check(copy, private=Loaded(same))
+    assert "5 distances" in check(copy, private=same)
 
 
 def test_a_copy_that_lies_on_its_side_is_refused(tmp_path, make_set, private):
@@ -534,12 +534,12 @@ def test_other_orientations(copy, private):
             self.orientations = self.orientations[:1]
 
     with pytest.raises(VerificationError, match=r"^orientations: the installed ones are not the certificate's"):
-        verify(copy, private=Loaded(private), maps=lambda _: Pixels(), gate=lambda *a: OneWay(*a, copies=few))
+        verify(copy, private=private, maps=lambda _: Pixels(), gate=lambda *a: OneWay(*a, copies=few))
 
 
 def test_other_transformations(copy, private):
     with pytest.raises(VerificationError, match=r"^transformations: the installed ones are not the certificate's"):
-        verify(copy, private=Loaded(private), maps=lambda _: Pixels(), gate=lambda *a: Gate(*a, copies=lambda s: [("copy", s)]))
+        verify(copy, private=private, maps=lambda _: Pixels(), gate=lambda *a: Gate(*a, copies=lambda s: [("copy", s)]))
 
 
 def test_distances_that_are_not_beyond_tau(copy, private, monkeypatch):
@@ -555,12 +555,12 @@ def test_distances_that_are_not_beyond_tau(copy, private, monkeypatch):
     make(copy, private.select([4]), private, gate=lambda *a: Blind(*a, copies=few))
     assert "verified" in check(copy)
     with pytest.raises(VerificationError, match=r"^images/000001\.png: holds the pixels of a private image"):
-        check(copy, private=Loaded(private))
+        check(copy, private=private)
     shutil.rmtree(copy)
     near = private.select([4]).with_images(np.clip(private.images[[4]] + 0.01, 0, 1))
     make(copy, near, private, gate=lambda *a: Blind(*a, copies=few))
     with pytest.raises(VerificationError, match=r"^images/000001\.png: too close: its distance 0\.01\d* is not above tau, 0\.2"):
-        check(copy, private=Loaded(private))
+        check(copy, private=private)
 
 
 @pytest.mark.parametrize(
@@ -591,16 +591,16 @@ def test_an_audit_that_does_not_fit(copy, private, change, message):
     change(copy / "audit")
     assert "verified" in check(copy)
     with pytest.raises(VerificationError, match=f"^{message}"):
-        check(copy, private=Loaded(private))
+        check(copy, private=private)
 
 
 def test_where_there_is_nothing_to_verify(tmp_path, copy, private):
     with pytest.raises(FileNotFoundError, match=r"no release; expected a folder with certificate.json"):
         check(tmp_path / "gone")
-    assert "5 distances" in check(copy / "release", private=Loaded(private))
+    assert "5 distances" in check(copy / "release", private=private)
     shutil.rmtree(copy / "audit")
     with pytest.raises(FileNotFoundError, match="no audit beside the release; distances can only be checked by whoever holds it"):
-        check(copy / "release", private=Loaded(private))
+        check(copy / "release", private=private)
 
 
 def test_the_private_set_is_loaded_again_as_it_was(tmp_path, private, make_set):
@@ -611,7 +611,7 @@ def test_the_private_set_is_loaded_again_as_it_was(tmp_path, private, make_set):
         for i, image in enumerate(np.random.default_rng(seed).integers(0, 255, (4, SIDE, SIDE), dtype=np.uint8)):
             Image.fromarray(image).save(tmp_path / name / f"{i}.png")
     values = Values((-1000.0, 400.0), "HU")
-    make(tmp_path / "out", load(tmp_path / "theirs", values=values), load(tmp_path / "mine", values=values))
+    make(tmp_path / "out", load(tmp_path / "theirs", values=values), load(tmp_path / "mine", values=values), values=values)
     assert "4 distances" in check(tmp_path / "out", private=tmp_path / "mine")
     (tmp_path / "mine" / "0.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"0\.png: cannot be read"):
@@ -773,6 +773,6 @@ def test_a_release_is_not_taken_for_another_that_lies_in_it(copy):
 
 
 def test_an_audit_that_others_may_open_is_noticed(copy, private):
-    assert "others may open" not in check(copy, private=Loaded(private))
+    assert "others may open" not in check(copy, private=private)
     (copy / "audit").chmod(0o755)
-    assert f"but others may open {copy / 'audit'}: chmod 700 it" in check(copy, private=Loaded(private))
+    assert f"but others may open {copy / 'audit'}: chmod 700 it" in check(copy, private=private)

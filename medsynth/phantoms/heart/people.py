@@ -8,9 +8,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsynth.phantoms.heart.render import PUBLIC_SCANNER, Scanner
-
 CONDITIONS = ("normal", "dilated", "hypertrophic", "rv-enlarged")
+
+
+class Scanner(NamedTuple):
+    """Mean tissue signals (before windowing), noise and coil of one site."""
+
+    blood: float
+    myocardium: float
+    fat: float
+    noise: float  # standard deviation of each of the two noise channels
+    bias: float  # log-signal lost across the field of view, away from the coil
+    blur: float  # pixels, Gaussian sigma of the in-plane point spread
+    window: float  # percentile of the stack that becomes 1
+
+
+PUBLIC_SCANNER = Scanner(blood=0.74, myocardium=0.28, fat=0.85, noise=0.013, bias=0.5, blur=0.40, window=98.7)
 
 
 @dataclass(frozen=True)

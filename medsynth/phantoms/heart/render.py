@@ -8,29 +8,13 @@ only then made magnitudes.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-if TYPE_CHECKING:
-    from medsynth.phantoms.heart.heart import Shape
-    from medsynth.phantoms.heart.people import Person
-
-
-class Scanner(NamedTuple):
-    """Mean tissue signals (before windowing), noise and coil of one site."""
-
-    blood: float
-    myocardium: float
-    fat: float
-    noise: float  # standard deviation of each of the two noise channels
-    bias: float  # log-signal lost across the field of view, away from the coil
-    blur: float  # pixels, Gaussian sigma of the in-plane point spread
-    window: float  # percentile of the stack that becomes 1
-
-
-PUBLIC_SCANNER = Scanner(blood=0.74, myocardium=0.28, fat=0.85, noise=0.013, bias=0.5, blur=0.40, window=98.7)
+from medsynth.phantoms.heart.people import Person, Scanner
+from medsynth.phantoms.heart.shape import Shape
 
 
 class _Tissue(NamedTuple):

@@ -9,8 +9,8 @@ import numpy as np
 from medsynth.phantoms.thorax.anatomy import Anatomy, cage, turned
 from medsynth.phantoms.thorax.sampling import noise
 from medsynth.phantoms.thorax.surfaces import capsule_distance, ellipsoid_distance, fraction, heart_distance
+from medsynth.vocabulary import PHANTOM_FINDINGS
 
-FINDINGS = ("none", "nodule", "effusion", "consolidation", "cardiomegaly")
 SHARES = (0.40, 0.15, 0.15, 0.15, 0.15)
 
 
@@ -31,7 +31,7 @@ class Lesion:
 
 def draw_lesion(rng: np.random.Generator, anatomy: Anatomy) -> tuple[Anatomy, Lesion]:
     """A finding in the shares of `SHARES`, and the anatomy with its heart enlarged if that is the finding."""
-    finding = FINDINGS[int(rng.choice(len(FINDINGS), p=SHARES))]
+    finding = PHANTOM_FINDINGS[int(rng.choice(len(PHANTOM_FINDINGS), p=SHARES))]
     growth = float(rng.uniform(1.12, 1.3))
     wide = float(rng.uniform(-88, 22))
     at_heart = float(rng.uniform(anatomy.dome + 15, anatomy.dome + 75))

@@ -11,15 +11,15 @@ from joblib import Parallel, delayed
 from medsynth.imageset import ImageSet
 from medsynth.phantoms.thorax.axial import ct, mr, pet
 from medsynth.phantoms.thorax.growth import breathe, draw_anatomy
-from medsynth.phantoms.thorax.pathology import FINDINGS, carry, draw_lesion
+from medsynth.phantoms.thorax.pathology import carry, draw_lesion
 from medsynth.phantoms.thorax.radiograph import xray
 from medsynth.phantoms.thorax.scanner import SCANNERS, draw_scan
+from medsynth.vocabulary import CT_WINDOW, MODALITIES, PHANTOM_FINDINGS
 
 LIMIT = 1_000_000  # patients of one population, so that numbers of two populations never meet
-MODALITIES = ("xray", "ct", "mr", "pet")
 _RENDER = {"xray": xray, "ct": ct, "mr": mr, "pet": pet}
 _UNIT = {"xray": "1", "ct": "HU", "mr": "1", "pet": "SUV"}
-_RANGE = {"xray": (0.0, 1.0), "ct": (-1000.0, 400.0), "mr": (0.0, 1.0), "pet": (0.0, 10.0)}
+_RANGE = {"xray": (0.0, 1.0), "ct": CT_WINDOW, "mr": (0.0, 1.0), "pet": (0.0, 10.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,8 @@ def thorax(
         name=f"thorax-{modality}-{population}",
         role=POPULATIONS[population].role,
         spacing=(pixel, pixel),
+        modality=modality,
+        origin="phantom",
         attributes=pd.DataFrame([row for _, rows in done for row in rows]),
     )
 
@@ -100,7 +102,7 @@ def _patient(number: int, low: int, high: int, size: int, modality: str, populat
         here = replace(here, level=here.level + scan.step)
         grain = np.random.default_rng([seed, number, 3, k, MODALITIES.index(modality)])
         images[k] = _RENDER[modality](posed, here, scan, scanner, size, grain)
-        flags = {name: int(lesion.finding == name) for name in FINDINGS[1:]}
+        flags = {name: int(lesion.finding == name) for name in PHANTOM_FINDINGS[1:]}
         rows.append({"age": age, "sex": sex, "bmi": bmi, "finding": lesion.finding, **flags, "scan": k, "licence": "generated"})
     return images, rows
 

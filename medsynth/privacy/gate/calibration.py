@@ -113,7 +113,7 @@ def calibrate(
         for family, distance in distances.items()
     )  # fmt: skip
     return Calibration(
-        float(needed["tau"].max()), phi.name, phi.hash, images.name, images.data_licence == "generated", images.patients,
+        float(needed["tau"].max()), phi.name, phi.hash, images.name, not images.people, images.patients,
         miss, pair_miss, confidence, needed, tuple(left_out),
     )  # fmt: skip
 

@@ -17,8 +17,8 @@ from medsynth.imageset import ImageSet
 from medsynth.models.encoder import SIDE, SMOOTHING, EncoderNet
 from medsynth.models.extractor import resize
 from medsynth.models.weights import load_card, shipped_autoencoder, weights_folder
-from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.privacy.gate.alterations import GALLERY_HASH
+from medsynth.vocabulary import MODALITIES
 
 MAPS = ("encoder", "encoder_3d", "pixels", "autoencoder", "untrained_vgg")
 PHANTOM = "phantom-"  # how names of sets begin that nobody was scanned for

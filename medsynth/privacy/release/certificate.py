@@ -17,11 +17,10 @@ import textwrap
 from dataclasses import asdict, dataclass, fields
 
 from medsynth.config import parse
-from medsynth.data.folder import IMAGES, MANIFEST
+from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, SIGNATURE
 from medsynth.imageset import ImageSet
 
 FORMAT = "medsynth.certificate/2"
-CERTIFICATE, SIGNATURE, README = "certificate.json", "certificate.sig", "README.txt"
 AUDIT, CANDIDATES, KEY = "audit.json", "candidates.csv", "commitment.key"
 KEY_BYTES = 32  # of the key of the commitment
 # float32 features of the same image differ by about 1e-6 of their length between machines; images are accepted only this far

@@ -12,27 +12,25 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from medsynth.data.folder import IMAGES, MANIFEST, Loaded, write_manifest
+from medsynth.data.folder import Values
 from medsynth.data.imagefile import Encoding
+from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, write_manifest
 from medsynth.evaluation.statistics import Estimate, clopper_pearson
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.gate import Gate, Verdicts
 from medsynth.privacy.release.certificate import (
     AUDIT,
     CANDIDATES,
-    CERTIFICATE,
     KEY,
     KEY_BYTES,
     MARGIN,
-    README,
-    SIGNATURE,
     Certificate,
     EncoderEntry,
     FileEntry,
@@ -65,13 +63,15 @@ class Release(NamedTuple):
 
 
 def certify(
-    candidates: ImageSet | Loaded,
-    private: ImageSet | Loaded,
+    candidates: ImageSet,
+    private: ImageSet,
     phi: FeatureMap,
     *,
     tau: float,
     how: str,
     out: str | Path,
+    unusable: Mapping[str, str] | None = None,
+    values: Values | None = None,
     key: str = "",
     sign: str | Path | None = None,
     strangers: ImageSet | None = None,
@@ -80,15 +80,16 @@ def certify(
     """Write candidates to files, judge the files against a private set, and release those that keep their distance in `out`.
 
     phi: a FeatureMap, `key` its name in the registry; tau, how: the threshold and how it was chosen; sign: an Ed25519 key in PEM;
+    unusable: files of candidates that hold no usable image -> reason; values: what the loader of the private set was told;
     strangers: one image each of people who are not in the private set, to say what share of them the gate would refuse;
     gate: makes the gate from (private, phi, tau). `out` must not exist or be empty, and is not touched unless all succeeds.
     Raises ValueError for sets that cannot be compared, a threshold that is not positive, or when nothing is accepted.
     """
-    candidates, private, out = _loaded(candidates), _loaded(private), Path(out)
+    out, unusable, values = Path(out), unusable or {}, values or Values()
     if not 0 < tau < math.inf:
         raise ValueError(f"tau is {tau}; expected a positive, finite distance")
     comparable(candidates, private)
-    encoding = Encoding.for_images(candidates.images, candidates.files, candidates.orientation)
+    encoding = Encoding.for_images(candidates)
     signer = None if sign is None else load_private_key(Path(sign))
     free_place(out)
     temporary = out.absolute().with_name(f".{out.absolute().name}.{secrets.token_hex(8)}")
@@ -100,12 +101,12 @@ def certify(
         for folder in (audit, staged):
             folder.mkdir(mode=0o700)
         # files are written, numbered and released in an order of chance that nobody can draw again
-        order = secrets.SystemRandom().sample(range(len(candidates.images)), len(candidates.images))
-        judged = _written(candidates.images, encoding, order, staged)
-        sentry = gate(private.images, phi, tau * (1 + MARGIN))
-        verdicts = _without_copies(sentry.judge(judged), same_files(judged, private.images, encoding))
+        order = secrets.SystemRandom().sample(range(len(candidates)), len(candidates))
+        judged = _written(candidates, encoding, order, staged)
+        sentry = gate(private, phi, tau * (1 + MARGIN))
+        verdicts = _without_copies(sentry.judge(judged), same_files(judged, private, encoding))
         price = None if strangers is None else _price(sentry, strangers)
-        refused = Counter(verdicts.reason[~verdicts.accepted].tolist()) + Counter(candidates.refused.values())
+        refused = Counter(verdicts.reason[~verdicts.accepted].tolist()) + Counter(unusable.values())
         names = _release(staged, release / IMAGES, encoding, verdicts.accepted)
         if not names:
             found = ", ".join(f"{n} {reason}" for reason, n in sorted(refused.items()))
@@ -118,7 +119,7 @@ def certify(
             orientations=sentry.orientations,
             released=len(names),
             files=(),
-            commitment=commitment(private.images, key_bytes),
+            commitment=commitment(private, key_bytes),
             versions=tuple(f"{name} {version}" for name, version in sorted(package_versions().items())),
             signed_by=None if signer is None else public_half(signer),
         )
@@ -129,8 +130,10 @@ def certify(
         if signer is not None:
             (release / SIGNATURE).write_bytes(signed(content, signer))
         shutil.rmtree(staged)
-        rows = _rows(candidates, private, order, names, verdicts)
-        _write_audit(audit, content, key_bytes, candidates, private, refused, price, rows)
+        rows = _rows(candidates, private, order, names, verdicts) + [
+            [file, "", why, math.nan, ""] for file, why in unusable.items()
+        ]
+        _write_audit(audit, content, key_bytes, candidates, private, values, refused, price, rows)
         for path in (*release.rglob("*"), release):
             os.utime(path, (_EPOCH, _EPOCH))
         os.sync()
@@ -157,12 +160,12 @@ def _without_copies(verdicts: Verdicts, copies: np.ndarray) -> Verdicts:
     return replace(verdicts, accepted=verdicts.accepted & ~copies, reason=reason)
 
 
-def comparable(candidates: Loaded, private: Loaded, files: str = "candidates") -> None:
+def comparable(candidates: ImageSet, private: ImageSet, files: str = "candidates") -> None:
     """ValueError naming the first thing in which two sets differ that must agree, or the one that is empty."""
-    for images, part in ((private.images, "private set"), (candidates.images, files)):
+    for images, part in ((private, "private set"), (candidates, files)):
         if not len(images):
             raise ValueError(f"{part} {images.name}: holds no usable images; expected at least one")
-    mine, its = candidates.images, private.images
+    mine, its = candidates, private
     if min(its.spatial[-2:]) < SMALLEST:
         raise ValueError(f"private set {its.name}: images of {its.spatial} pixels; expected at least {SMALLEST} a side")
     pairs = {
@@ -170,19 +173,16 @@ def comparable(candidates: Loaded, private: Loaded, files: str = "candidates") -
         "unit": (mine.unit, its.unit, "convert one of them, or say what plain files hold with --unit"),
         "range": (mine.range, its.range, "convert one of them, or say what plain files hold with --range LOW HIGH"),
         "spacing": (mine.spacing, its.spacing, "resample one of them"),
-        "orientation": (candidates.orientation, private.orientation, "turn one of them"),
+        "modality": (mine.modality, its.modality, "compare images of one modality"),
+        "orientation": (mine.orientation, its.orientation, "turn one of them"),
     }
     for what, (left, right, action) in pairs.items():
-        # spacing and orientation may be unknown on one side
-        same = left == right or (what in ("spacing", "orientation") and None in (left, right))
+        # of some things one side may not know
+        same = left == right or (what in ("spacing", "orientation", "modality") and not (left and right))
         if what == "spacing" and left and right:
             same = np.allclose(left, right, rtol=1e-4, atol=0)
         if not same:
             raise ValueError(f"{what} of the {files} ({mine.name}) is {left}, of the private set ({its.name}) {right}; {action}")
-
-
-def _loaded(images: ImageSet | Loaded) -> Loaded:
-    return images if isinstance(images, Loaded) else Loaded(images)
 
 
 def free_place(out: Path) -> None:
@@ -205,7 +205,8 @@ def _written(images: ImageSet, encoding: Encoding, order: list[int], staged: Pat
         rows[i, 0] = encoding.read(path)
     return ImageSet(
         images=rows, patient=np.arange(len(order)), unit=encoding.unit, range=encoding.range, spacing=encoding.spacing,
-        name="candidates", role=images.role,
+        name="candidates", role=images.role, modality=images.modality, origin=images.origin, people=images.people,
+        orientation=encoding.orientation,
     )  # fmt: skip
 
 
@@ -223,16 +224,18 @@ def _entries(release: Path) -> Iterator[FileEntry]:
         yield FileEntry(name, (release / name).stat().st_size, file_hash(release / name))
 
 
-def _rows(candidates: Loaded, private: Loaded, order: list[int], names: dict[int, str], verdicts: Verdicts) -> list[list[object]]:
-    """The audit's line for each candidate, in the candidates' order; damaged files last."""
-    table = candidates.images.attributes
-    files = table["file"].tolist() if "file" in table else [str(i) for i in range(len(candidates.images))]
-    people = dict(zip(private.images.patient.tolist(), _patient_ids(private.images), strict=True))
+def _rows(
+    candidates: ImageSet, private: ImageSet, order: list[int], names: dict[int, str], verdicts: Verdicts
+) -> list[list[object]]:
+    """The audit's line for each candidate, in the candidates' order."""
+    table = candidates.attributes
+    files = table["file"].tolist() if "file" in table else [str(i) for i in range(len(candidates))]
+    people = dict(zip(private.patient.tolist(), _patient_ids(private), strict=True))
     rows: list[list[object]] = [[]] * len(order)
     for i, row in enumerate(order):
         patient = people.get(int(verdicts.patient[i]), "")
         rows[row] = [files[row], names.get(i, ""), verdicts.reason[i], float(verdicts.distance[i]), patient]
-    return rows + [[file, "", reason, math.nan, ""] for file, reason in candidates.refused.items()]
+    return rows
 
 
 def _patient_ids(images: ImageSet) -> list[str]:
@@ -246,8 +249,9 @@ def _write_audit(
     audit: Path,
     certificate: bytes,
     key: bytes,
-    candidates: Loaded,
-    private: Loaded,
+    candidates: ImageSet,
+    private: ImageSet,
+    values: Values,
     refused: Counter[str],
     price: Estimate | None,
     rows: list[list[object]],
@@ -256,10 +260,10 @@ def _write_audit(
         "format": "medsynth.audit/1",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "certificate_sha256": hashlib.sha256(certificate).hexdigest(),
-        "candidates": {"name": candidates.images.name, "number": len(rows), "refused": dict(sorted(refused.items()))},
+        "candidates": {"name": candidates.name, "number": len(rows), "refused": dict(sorted(refused.items()))},
         "private": {
-            "name": private.images.name, "images": len(private.images), "patients": private.images.patients,
-            "content_hash": private.images.content_hash, "values": asdict(private.values),
+            "name": private.name, "images": len(private), "patients": private.patients, "modality": private.modality,
+            "content_hash": private.content_hash, "values": asdict(values),
         },
         "strangers": None if price is None else {"refused": price.value, "low": price.low, "high": price.high, "n": price.n},
     }  # fmt: skip

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsynth.config import parse
-from medsynth.data.folder import IMAGES, MANIFEST, Loaded, Values, load, read_manifest
+from medsynth.data.folder import Values, load
 from medsynth.data.imagefile import Encoding
+from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, read_manifest
+from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.release.certificate import (
     AUDIT,
     CANDIDATES,
-    CERTIFICATE,
     KEY,
     KEY_BYTES,
-    README,
-    SIGNATURE,
     Certificate,
     commitment,
     read_certificate,
@@ -47,7 +46,7 @@ class VerificationError(ValueError):
 def verify(
     folder: str | Path,
     *,
-    private: str | Path | Loaded | None = None,
+    private: str | Path | ImageSet | None = None,
     patients: str | Path | None = None,
     public_key: str | Path | None = None,
     ledger: Ledger | None = None,
@@ -80,14 +79,15 @@ def verify(
         key, recorded = _audit(audit, content)
         if audit.stat().st_mode & 0o077:
             done.append(f"but others may open {audit}: chmod 700 it")
-        if not isinstance(private, Loaded):
-            private = load(private, role="private", patients=patients, values=_values(audit))
+        if not isinstance(private, ImageSet):
+            values, modality = _told(audit)
+            private = load(private, role="private", modality=modality, patients=patients, values=values)
         if ledger is not None:
-            ledger.use_private(private.images, stage="verify", output="whether a release keeps its distance")
-        if not hmac.compare_digest(commitment(private.images, key), certificate.commitment):
+            ledger.use_private(private, stage="verify", output="whether a release keeps its distance")
+        if not hmac.compare_digest(commitment(private, key), certificate.commitment):
             raise VerificationError("private set: it is not the one of this release: its commitment differs")
         _no_copies(images, private, read_manifest(release))
-        _distances(certificate, images, gate(private.images, phi, certificate.tau.value), recorded)
+        _distances(certificate, images, gate(private, phi, certificate.tau.value), recorded)
         done.append(f"the private set and {certificate.released} distances")
     return f"verified: {', '.join(done)}"
 
@@ -159,13 +159,13 @@ def _regular(release: Path, name: str) -> int:
     return found.st_size
 
 
-def _images(release: Path, certificate: Certificate) -> Loaded:
+def _images(release: Path, certificate: Certificate) -> ImageSet:
     try:
         images = load(release, role="public")
     except (ValueError, OSError) as error:
         raise VerificationError(f"images: cannot be loaded: {error}") from error
-    if len(images.images) != certificate.released:
-        raise VerificationError(f"images: {len(images.images)} are there; the certificate says {certificate.released}")
+    if len(images) != certificate.released:
+        raise VerificationError(f"images: {len(images)} are there; the certificate says {certificate.released}")
     return images
 
 
@@ -202,10 +202,11 @@ def _audit(audit: Path, content: bytes) -> tuple[bytes, dict[str, float]]:
     return key, recorded
 
 
-def _values(audit: Path) -> Values:
-    """How the private set was loaded."""
+def _told(audit: Path) -> tuple[Values, str]:
+    """What the loader of the private set was told: the meaning of its numbers, and its modality."""
     try:
-        return parse(Values, _read_json(audit / AUDIT)["private"]["values"], AUDIT)
+        private = _read_json(audit / AUDIT)["private"]
+        return parse(Values, private["values"], AUDIT), str(private.get("modality", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise VerificationError(f"audit: {AUDIT} is damaged ({error})") from error
 
@@ -222,19 +223,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     return body
 
 
-def _no_copies(images: Loaded, private: Loaded, encoding: Encoding) -> None:
+def _no_copies(images: ImageSet, private: ImageSet, encoding: Encoding) -> None:
     comparable(images, private)
-    for file, copy in zip(images.images.attributes["file"], same_files(images.images, private.images, encoding), strict=True):
+    for file, copy in zip(images.attributes["file"], same_files(images, private, encoding), strict=True):
         if copy:
             raise VerificationError(f"{IMAGES}/{file}: holds the pixels of a private image")
 
 
-def _distances(certificate: Certificate, images: Loaded, sentry: Gate, recorded: dict[str, float]) -> None:
+def _distances(certificate: Certificate, images: ImageSet, sentry: Gate, recorded: dict[str, float]) -> None:
     for what, installed in (("transformations", sentry.copies), ("orientations", sentry.orientations)):
         if installed != getattr(certificate, what):
             raise VerificationError(f"{what}: the installed ones are not the certificate's; install the version that it names")
-    verdicts = sentry.judge(images.images)
-    files = images.images.attributes["file"].tolist()
+    verdicts = sentry.judge(images)
+    files = images.attributes["file"].tolist()
     for i, file in enumerate(files):
         if not verdicts.accepted[i]:
             raise VerificationError(
