@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -89,7 +90,7 @@ def _joined(parts: list[ImageSet], order: np.ndarray) -> ImageSet:
     images = np.concatenate([p.images for p in parts])
     attributes = pd.concat([p.attributes for p in parts], ignore_index=True)
     back = np.argsort(order)
-    return ImageSet(
-        images=images[back], patient=np.arange(len(order)), unit=first.unit, range=first.range, name=first.name, role=first.role,
-        spacing=first.spacing, attributes=attributes.iloc[back].reset_index(drop=True),
+    return replace(
+        first, images=images[back], patient=np.arange(len(order)), split=None,
+        attributes=attributes.iloc[back].reset_index(drop=True),
     )  # fmt: skip
