@@ -184,7 +184,14 @@ def gate(
     # before, so that no release is without its line
     price = "" if strangers is None else " and the share of other people it refuses"
     ledger.use_private(ours, stage="gate", output=f"verdicts of the gate{price}, for {out.name}")
-    chosen = {"tau": threshold.tau, "how": threshold.how, "strangers": strangers, "unusable": unusable, "values": meaning}
+    chosen = {
+        "tau": threshold.tau,
+        "how": threshold.how,
+        "calibrated": tau is None,
+        "strangers": strangers,
+        "unusable": unusable,
+        "values": meaning,
+    }
     done = certify(theirs, ours, features, **chosen, out=out, key=key, sign=sign)
     total = done.released + sum(done.refused.values())
     reasons = "".join(f", {n} {reason}" for reason, n in sorted(done.refused.items()))

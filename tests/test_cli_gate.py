@@ -99,8 +99,9 @@ def test_a_folder_of_png_files(call, sets, cache):
     assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("gate", "ward", 2, "none")
     line = "verified: 5 files and the certificate, the feature map 'pixels for tests'"
     line += ", no signature, so whoever passed it on could have written it"
-    assert call("verify", "out") == (0, f"{line}\n", "")
-    assert call("verify", "out", "--private", private) == (0, f"{line}, the private set and 3 distances\n", "")
+    chosen = "; tau = 0.3, as tests are\n"
+    assert call("verify", "out") == (0, line + chosen, "")
+    assert call("verify", "out", "--private", private) == (0, f"{line}, the private set and 3 distances{chosen}", "")
     assert [e.stage for e in ledger_of("ward", cache).entries()] == ["gate", "verify"]
     assert set(call.asked) == {"encoder"}
     # a list of patients may lie among their images
@@ -118,7 +119,9 @@ def test_a_folder_of_png_files(call, sets, cache):
 def test_what_fails_is_named_with_code_one(call, sets):
     candidates, private = sets
     call("gate", candidates, "--private", private, "--out", "out", "--tau", "0.2")
-    assert "given by the operator, not calibrated" in " ".join(Path("out/release/README.txt").read_text().split())
+    told = Path("out/release/README.txt").read_text()
+    assert told.startswith("NOT CALIBRATED") and "given by the operator, not calibrated" in " ".join(told.split())
+    assert call("verify", "out")[1].startswith("NOT CALIBRATED")
     assert call("verify", "out", "--private", candidates) == (
         1, "", "failed: private set: it is not the one of this release: its commitment differs\n",
     )  # fmt: skip

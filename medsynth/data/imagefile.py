@@ -224,6 +224,16 @@ class Encoding:
         codes = self.codes(values)
         return self._nifti(codes) if self.files == "nifti16" else _png(codes)
 
+    def besides_pixels(self, content: bytes) -> str:
+        """What the bytes of a file that `read` accepts hold beside what `to_bytes` writes; "" if nothing.
+
+        How well pixels are packed differs between versions of zlib, so they are compared unpacked, and all around them as bytes.
+        """
+        try:
+            return _besides_nifti(content, self) if self.files == "nifti16" else _besides_png(content)
+        except zlib.error as error:
+            return f"pixels that do not unpack ({error})"
+
     def read(self, path: Path) -> np.ndarray:
         """The pixel values of a file of this encoding, float32; UnreadableError if it is damaged, ValueError if it is another."""
         if kind_of(path) != (NIFTI if self.files == "nifti16" else PNG):
@@ -256,6 +266,42 @@ def as_read(images: ImageSet) -> ImageSet:
     """The images as a recipient of their files reads them, with the usual encoding of such a set."""
     encoding = Encoding.for_images(images)
     return images.with_images(encoding.values(encoding.codes(images.images)))
+
+
+def _besides_png(content: bytes) -> str:
+    at, kinds, packed = 8, [], b""
+    while at < len(content):
+        length, kind = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
+        kinds.append(kind)
+        if kind == b"IHDR" and content[at + 18 : at + 21] != bytes(3):
+            return "pixels packed in an unusual way"
+        packed += content[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+        at += 12 + length
+        if kind == b"IEND":
+            break
+    odd = [kind for kind in kinds if kind not in (b"IHDR", b"IDAT", b"IEND")]
+    if odd or at < len(content):
+        return f"a chunk {odd[0].decode('ascii', 'replace')!r}" if odd else f"{len(content) - at} bytes after its end"
+    width, height, depth = int.from_bytes(content[16:20]), int.from_bytes(content[20:24]), content[24]
+    return _unpacked(packed, zlib.MAX_WBITS, height * (1 + width * depth // 8))[1]
+
+
+def _besides_nifti(content: bytes, encoding: Encoding) -> str:
+    ours = encoding.to_bytes(np.full(encoding.shape, encoding.range[0]))
+    if content[:10] != ours[:10]:
+        return "a name, a time or a comment in its gzip header"
+    empty = gzip.decompress(ours)
+    unpacked, besides = _unpacked(content, zlib.MAX_WBITS | 16, len(empty))
+    return besides or ("" if unpacked[:352] == empty[:352] else "another header than the manifest's")
+
+
+def _unpacked(packed: bytes, window: int, size: int) -> tuple[bytes, str]:
+    """What one stream unpacks to, and what there is besides `size` bytes of it."""
+    stream = zlib.decompressobj(window)
+    unpacked = stream.decompress(packed) + stream.flush()
+    if len(unpacked) != size or not stream.eof:
+        return unpacked, f"{len(unpacked)} bytes of pixels where {size} are expected"
+    return unpacked, f"{len(stream.unused_data)} bytes after its pixels" if stream.unused_data else ""
 
 
 _LARGEST = {"png8": 255, "png16": 65535, "nifti16": 65535}

@@ -250,7 +250,11 @@ def test_the_sets_it_learns_from(monkeypatch, people):
         return people.images
 
     monkeypatch.setattr(training, "cached_thorax", thorax)
-    monkeypatch.setattr(training, "real_sets", lambda folder, split: {"cxr": PublicSet(replace(people.images, name=split, origin="scan", people=None))})
+    monkeypatch.setattr(
+        training,
+        "real_sets",
+        lambda folder, split: {"cxr": PublicSet(replace(people.images, name=split, origin="scan", people=None))},
+    )
     sets = training.encoder_sets(Path("data"), 8)
     assert all(a["scans"] == 2 and a["patients"] == 8 for a in drawn)
     assert sorted(sets) == ["cxr", "phantom-ct", "phantom-heart", "phantom-mr", "phantom-pet", "phantom-xray"]

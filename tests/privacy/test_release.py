@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import inspect
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import shutil
 import stat
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,7 +102,7 @@ def test_what_is_far_is_released(made, mixed, private):
     line = check(made.folder, private=private)
     assert line == (
         "verified: 7 files and the certificate, the feature map 'pixels for tests', no signature, so whoever passed it "
-        "on could have written it, the private set and 5 distances"
+        "on could have written it, the private set and 5 distances; tau = 0.2, chosen for tests"
     )
     assert check(made.folder) == check(made.folder / "release")
 
@@ -118,11 +120,11 @@ def test_nothing_in_a_release_says_where_it_came_from(made, private, tmp_path):
 def test_the_certificate_holds_no_private_output(made):
     body = json.loads((made.folder / "release" / "certificate.json").read_text())
     assert set(body) == {
-        "encoder", "tau", "transformations", "orientations", "released", "files", "commitment", "versions", "signed_by",
+        "about", "encoder", "tau", "transformations", "orientations", "released", "files", "commitment", "versions", "signed_by",
         "margin", "exactness", "commitment_is", "statement", "mode", "format", "digest",
     }  # fmt: skip
     assert body["encoder"] == {"key": "pixels", "name": "pixels for tests", "hash": "0" * 32}
-    assert body["tau"] == {"value": TAU, "how": "chosen for tests"}
+    assert body["tau"] == {"value": TAU, "how": "chosen for tests", "calibrated": True}
     assert body["transformations"] == ["copy", "flip"] and body["released"] == 5 and body["signed_by"] is None
     assert body["digest"] == made.certificate.digest and len(body["digest"]) == 64
     assert any(v.startswith("numpy ") for v in body["versions"])
@@ -464,10 +466,12 @@ def test_consistent_forgeries(copy, made, private):
     for change in ({"mode": "dp"}, {"statement": "This is differential privacy."}, {"exactness": "none"}, {"margin": 0.0}):
         with pytest.raises(ValueError, match=f"its {next(iter(change))} is not that of 'medsynth.certificate/2'"):
             read_certificate(replace(old, **change).to_bytes())
-    outside = [replace(f, name="../audit/audit.json") if f.name == "README.txt" else f for f in old.files]
-    rewrite(copy, files=tuple(outside))
-    with pytest.raises(VerificationError, match=r"^README\.txt: is in the release but not"):
-        check(copy)
+    for name in ("../audit/audit.json", "/etc/hosts", "images/../README.txt", "images/1.png", "images/000001.tiff", "extra.txt"):
+        outside = tuple(replace(f, name=name) if f.name == "README.txt" else f for f in old.files)
+        with pytest.raises(ValueError, match=f"it names the file '{re.escape(name)}'; expected manifest.json, README.txt and"):
+            read_certificate(replace(old, files=outside).to_bytes())
+    with pytest.raises(ValueError, match=r"it names the file 'README.txt' twice; expected each once"):
+        read_certificate(replace(old, files=(*old.files, next(f for f in old.files if f.name == "README.txt"))).to_bytes())
     manifest = copy / "release" / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b"png16", b"png99"))
     entry = FileEntry("manifest.json", manifest.stat().st_size, file_hash(manifest))
@@ -481,6 +485,101 @@ def test_consistent_forgeries(copy, made, private):
             read_certificate(text.encode())
     with pytest.raises(ValueError, match="not JSON"):
         read_certificate(b"[" * 100_000)
+
+
+def hashes_redone(folder: Path) -> None:
+    """A forger's last step: the certificate states the files as they are."""
+    path = folder / "release" / "certificate.json"
+    found = read_certificate(path.read_bytes())
+    files = (
+        FileEntry(f.name, (folder / "release" / f.name).stat().st_size, file_hash(folder / "release" / f.name))
+        for f in found.files
+    )
+    path.write_bytes(replace(found, files=tuple(files)).to_bytes())
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("payload", "found"),
+    [
+        (lambda png: png + b"a patient's name", "16 bytes after its end"),
+        (lambda png: png[:33] + chunk(b"tEXt", b"Name\0Someone") + png[33:], "a chunk 'tEXt'"),
+        (lambda png: png[:33] + chunk(b"zTXt", b"Name\0\0") + png[33:], "a chunk 'zTXt'"),
+        (lambda png: png[:-12] + chunk(b"eXIf", b"MM\0*") + png[-12:], "a chunk 'eXIf'"),
+        (lambda png: png[:-12] + chunk(b"IDAT", b"hidden") + png[-12:], "6 bytes after its pixels"),
+    ],
+)
+def test_a_png_holds_pixels_and_nothing_else(copy, payload, found):
+    path = copy / "release" / "images" / "000001.png"
+    path.write_bytes(payload(path.read_bytes()))
+    hashes_redone(copy)
+    with pytest.raises(VerificationError, match=rf"^images/000001\.png: holds {found}; a released file holds pixels and nothing"):
+        check(copy)
+
+
+def _header(nifti: bytes, at: int, text: bytes) -> bytes:
+    raw = bytearray(gzip.decompress(nifti))
+    raw[at : at + len(text)] = text
+    return gzip.compress(bytes(raw), 6, mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("payload", "found"),
+    [
+        (lambda nifti: nifti + gzip.compress(b"a second member", mtime=0), r"\d+ bytes after its pixels"),
+        (
+            lambda nifti: gzip.compress(gzip.decompress(nifti) + b"more", 6, mtime=0),
+            r"\d+ bytes of pixels where \d+ are expected",
+        ),
+        (lambda nifti: _header(nifti, 148, b"Someone, 12.3.1956"), "another header than the manifest's"),
+        (lambda nifti: nifti[:4] + b"\1\2\3\4" + nifti[8:], "a name, a time or a comment in its gzip header"),
+    ],
+)
+def test_a_nifti_holds_pixels_and_nothing_else(tmp_path, make_set, payload, found):
+    volumes = {"shape": (1, 3, SIDE, SIDE), "split": None}
+    private = make_set(3, role="private", **volumes)
+    made = make(tmp_path / "out", make_set(3, seed=1, **volumes), private)
+    assert "verified" in check(made.folder)
+    path = made.folder / "release" / "images" / "000001.nii.gz"
+    # gzip.compress names an operating system, which our writer does not
+    changed = bytearray(payload(path.read_bytes()))
+    changed[9] = 255
+    path.write_bytes(changed)
+    hashes_redone(made.folder)
+    with pytest.raises(VerificationError, match=rf"^images/000001\.nii\.gz: holds {found}"):
+        check(made.folder)
+
+
+def test_pixels_packed_by_another_zlib_are_pixels(copy):
+    path = copy / "release" / "images" / "000001.png"
+    content = path.read_bytes()
+    at = content.index(b"IDAT")
+    length = int.from_bytes(content[at - 4 : at])
+    stored = zlib.compress(zlib.decompress(content[at + 4 : at + 4 + length]), 0)
+    path.write_bytes(content[: at - 4] + chunk(b"IDAT", stored) + content[at + 8 + length :])
+    hashes_redone(copy)
+    assert "verified" in check(copy)
+
+
+def test_a_threshold_given_by_hand_says_so_first(tmp_path, make_set, private):
+    made = make(tmp_path / "out", make_set(3, (1, SIDE, SIDE), seed=1), private, how="given by the operator", calibrated=False)
+    release = made.folder / "release"
+    first = json.loads((release / "certificate.json").read_text())
+    assert next(iter(first)) == "about" and first["about"].startswith("NOT CALIBRATED")
+    assert (release / "certificate.json").read_text().splitlines()[1].startswith(' "about": "NOT CALIBRATED')
+    assert (release / "README.txt").read_text().startswith("NOT CALIBRATED")
+    assert check(made.folder).startswith("NOT CALIBRATED") and check(made.folder).endswith("tau = 0.2, given by the operator")
+    with pytest.raises(ValueError, match="it begins with 'NOT CALIBRATED"):
+        read_certificate(replace(made.certificate, tau=replace(made.certificate.tau, calibrated=True)).to_bytes())
+
+
+def test_what_was_not_tried_is_named(made):
+    told = " ".join((made.folder / "release" / "README.txt").read_text().split())
+    for kind in ("a part of an image", "overlays", "uneven shading", "CLAHE", "tone curves", "three alterations at once"):
+        assert kind in told
 
 
 def test_another_feature_map(copy, made, private):

@@ -13,11 +13,12 @@ import hashlib
 import hmac
 import json
 import math
+import re
 import textwrap
 from dataclasses import asdict, dataclass, fields
 
 from medsynth.config import parse
-from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, SIGNATURE
+from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE
 from medsynth.imageset import ImageSet
 
 FORMAT = "medsynth.certificate/2"
@@ -34,6 +35,13 @@ _EXACTNESS = (
     "no released file holds the pixels that a private image has when it is written in the same way"
 )
 _FIXED = ("margin", "exactness", "commitment_is", "statement", "mode")  # what no certificate of this format may say otherwise
+NOT_CALIBRATED = "NOT CALIBRATED: synthetic images beyond a distance that was given by hand; what copies it lets pass is unknown"
+NOT_TRIED = (
+    "copies of a part of an image, crops beyond the scaling above, overlays, text and boxes, blends with another image, uneven "
+    "shading, local contrast (CLAHE) and other tone curves, elastic warps, what an autoencoder or a generator makes of an image, "
+    "and three alterations at once"
+)
+_NAME = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(README)}|{IMAGES}/[0-9]{{6,}}(\.png|\.nii\.gz)")
 STATEMENT = (
     "This is not differential privacy. A gate leaves a hole around every private image, and a hole can be found: whoever holds a "
     "patient's image, and knows how many images would lie near it had no gate been used, can take their absence as a sign that "
@@ -52,10 +60,11 @@ class EncoderEntry:
 
 @dataclass(frozen=True)
 class TauEntry:
-    """The threshold, a Euclidean distance of features, and how it was chosen."""
+    """The threshold, a Euclidean distance of features, how it was chosen, and whether on altered copies of anybody's images."""
 
     value: float
     how: str
+    calibrated: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class FileEntry:
 class Certificate:
     """What is public about a release; `digest` is the sha256 of all the rest."""
 
+    about: str  # sorts before all other keys, so that whoever opens the file reads it first
     encoder: EncoderEntry
     tau: TauEntry
     transformations: tuple[str, ...]  # of every private image
@@ -95,6 +105,11 @@ class Certificate:
         return _canonical(content)
 
 
+def about(tau: TauEntry) -> str:
+    """What a release is, in one line: the first of certificate, README and verification."""
+    return "Synthetic images with a certified distance to a private set" if tau.calibrated else NOT_CALIBRATED
+
+
 def read_certificate(content: bytes) -> Certificate:
     """Parse a certificate; ValueError unless it is, byte for byte, what `to_bytes` writes."""
     try:
@@ -111,6 +126,13 @@ def read_certificate(content: bytes) -> Certificate:
         raise ValueError(
             f"tau is {certificate.tau.value}, with {versions} versions in {ways} orientations; that guarantees nothing"
         )
+    if certificate.about != about(certificate.tau):
+        raise ValueError(f"it begins with {certificate.about!r}; expected {about(certificate.tau)!r}")
+    names = [entry.name for entry in certificate.files]
+    if odd := next((name for name in names if not _NAME.fullmatch(name)), None):
+        raise ValueError(f"it names the file {odd!r}; expected {MANIFEST}, {README} and numbered files in {IMAGES}")
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"it names the file {double!r} twice; expected each once")
     for field in fields(Certificate):
         if field.name in _FIXED and getattr(certificate, field.name) != field.default:
             raise ValueError(f"its {field.name} is not that of {FORMAT!r}: {getattr(certificate, field.name)!r}")
@@ -130,12 +152,12 @@ def readme(certificate: Certificate) -> str:
     """The plain statement that goes with a release."""
     signature = f"\n{SIGNATURE} is the signature of {CERTIFICATE} (Ed25519)." if certificate.signed_by else ""
     versions, ways = len(certificate.transformations), len(certificate.orientations)
-    how, statement = (
+    how, statement, untried = (
         textwrap.fill(text, width=120, initial_indent="  ", subsequent_indent="  ")
-        for text in (f"How tau was chosen: {certificate.tau.how}", STATEMENT)
+        for text in (f"How tau was chosen: {certificate.tau.how}", STATEMENT, f"Not tried, and so not covered: {NOT_TRIED}.")
     )
-    return f"""Synthetic images with a certified distance to a private set
-============================================================
+    return f"""{certificate.about}
+{"=" * len(certificate.about)}
 
 What is guaranteed
   There are {certificate.released} images in {IMAGES}/. Each, as the file you have, was compared with every image of a private set
@@ -151,6 +173,7 @@ What is not guaranteed
   Distance is what this one feature map sees: an image can be far in it and still show what somebody recognises. The maps that
   come with medsynth look at 64 x 64 pixels, whatever the size of the image.
   Another scan of the same patient is not a copy, and may pass.
+{untried}
   A threshold lets a share of altered copies pass; how tau was chosen says what share was aimed at.
   Nothing is said about what the images reveal on average, such as how frequent a disease is in the private set.
   Nobody looked for names or numbers that are part of the picture.

@@ -35,6 +35,7 @@ from medsynth.privacy.release.certificate import (
     EncoderEntry,
     FileEntry,
     TauEntry,
+    about,
     commitment,
     read_certificate,
     readme,
@@ -70,6 +71,7 @@ def certify(
     tau: float,
     how: str,
     out: str | Path,
+    calibrated: bool = True,
     unusable: Mapping[str, str] | None = None,
     values: Values | None = None,
     key: str = "",
@@ -79,7 +81,8 @@ def certify(
 ) -> Release:
     """Write candidates to files, judge the files against a private set, and release those that keep their distance in `out`.
 
-    phi: a FeatureMap, `key` its name in the registry; tau, how: the threshold and how it was chosen; sign: an Ed25519 key in PEM;
+    phi: a FeatureMap, `key` its name in the registry; tau, how, calibrated: the threshold, how it was chosen, and whether on
+    altered copies of images; sign: an Ed25519 key in PEM;
     unusable: files of candidates that hold no usable image -> reason; values: what the loader of the private set was told;
     strangers: one image each of people who are not in the private set, to say what share of them the gate would refuse;
     gate: makes the gate from (private, phi, tau). `out` must not exist or be empty, and is not touched unless all succeeds.
@@ -88,6 +91,7 @@ def certify(
     out, unusable, values = Path(out), unusable or {}, values or Values()
     if not 0 < tau < math.inf:
         raise ValueError(f"tau is {tau}; expected a positive, finite distance")
+    threshold = TauEntry(float(tau), how, calibrated)
     comparable(candidates, private)
     encoding = Encoding.for_images(candidates)
     signer = None if sign is None else load_private_key(Path(sign))
@@ -114,7 +118,8 @@ def certify(
         key_bytes = secrets.token_bytes(KEY_BYTES)
         unsigned = Certificate(
             encoder=EncoderEntry(key, phi.name, phi.hash),
-            tau=TauEntry(float(tau), how),
+            about=about(threshold),
+            tau=threshold,
             transformations=sentry.copies,
             orientations=sentry.orientations,
             released=len(names),

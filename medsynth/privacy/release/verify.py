@@ -23,6 +23,7 @@ from medsynth.privacy.release.certificate import (
     CANDIDATES,
     KEY,
     KEY_BYTES,
+    NOT_CALIBRATED,
     Certificate,
     commitment,
     read_certificate,
@@ -53,10 +54,11 @@ def verify(
     maps: Callable[[str], FeatureMap] | None = None,
     gate: Callable[..., Gate] = Gate,
 ) -> str:
-    """One line that says what was verified. `folder` is what `certify` wrote, or the part of it that was released.
+    """One line that says what was verified, and where the threshold came from.
 
-    private: the private set, whose commitment and distances are checked too, with the audit beside the release; patients: the
-    CSV in a private folder; ledger: gets a line when private images are read.
+    folder: what `certify` wrote, or the part of it that was released; private: the private set, whose commitment and distances
+    are checked too, with the audit beside the release; patients: the CSV in a private folder; ledger: gets a line when private
+    images are read.
     maps: registry key -> FeatureMap, by default `medsynth.privacy.gate.feature_maps.feature_map`; gate: as in `certify`.
     Raises VerificationError naming the first failure, ValueError or OSError where there is nothing that could be verified.
     """
@@ -89,7 +91,9 @@ def verify(
         _no_copies(images, private, read_manifest(release))
         _distances(certificate, images, gate(private, phi, certificate.tau.value), recorded)
         done.append(f"the private set and {certificate.released} distances")
-    return f"verified: {', '.join(done)}"
+    tau = certificate.tau
+    chosen = f"tau = {tau.value:.6g}, {tau.how}"
+    return f"{'verified' if tau.calibrated else NOT_CALIBRATED}: {', '.join(done)}; {chosen}"
 
 
 def _locate(folder: Path) -> tuple[Path, Path | None]:
@@ -166,6 +170,10 @@ def _images(release: Path, certificate: Certificate) -> ImageSet:
         raise VerificationError(f"images: cannot be loaded: {error}") from error
     if len(images) != certificate.released:
         raise VerificationError(f"images: {len(images)} are there; the certificate says {certificate.released}")
+    encoding = read_manifest(release)
+    for name in images.attributes["file"]:
+        if found := encoding.besides_pixels((release / IMAGES / name).read_bytes()):
+            raise VerificationError(f"{IMAGES}/{name}: holds {found}; a released file holds pixels and nothing else")
     return images
 
 
