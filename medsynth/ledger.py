@@ -10,8 +10,8 @@ from pathlib import Path
 import filelock
 import numpy as np
 
-from medsynth.data.resample import resize
 from medsynth.imageset import ImageSet
+from medsynth.resample import resize
 
 _USUAL_SIZES = (32, 64, 96, 128, 256)  # pixels
 MECHANISMS = ("none",)  # DP mechanisms join here with the accountant that charges them

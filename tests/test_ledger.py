@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth.data.resample import resize
 from medsynth.ledger import Entry, Ledger, RoleError
+from medsynth.resample import resize
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from medsynth.data.resample import resize
+from medsynth.resample import resize
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 ledger, who = Ledger(Path(sys.argv[1])), sys.argv[2]

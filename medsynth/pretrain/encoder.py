@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from medsynth.data.resample import slices_of
 from medsynth.data.sources import cached_thorax
 from medsynth.evaluation.features import require_public
 from medsynth.ledger import Ledger
@@ -20,6 +19,7 @@ from medsynth.phantoms.heart.heart import cardiac
 from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.pretrain.public import PublicSet, at_size, real_sets
 from medsynth.privacy.gate.alterations import GAIN, GAMMA, JPEG_QUALITY, NOISE, OFFSET, ROTATION, SHIFT, ZOOM
+from medsynth.resample import slices_of
 from medsynth.runs import Tensors, Workspace
 from medsynth.training import fit, step_generator
 

@@ -11,7 +11,6 @@ import pandas as pd
 
 from medsynth.config import ThoraxConfig, load_profile
 from medsynth.data.npz import load_npz
-from medsynth.data.resample import resize
 from medsynth.data.sources import cached_thorax, thorax_sources
 from medsynth.diffusion.generator import private_gate, shipped_threshold, train_generator
 from medsynth.evaluation.statistics import bootstrap, clopper_pearson
@@ -20,6 +19,7 @@ from medsynth.ledger import Ledger
 from medsynth.models.weights import shipped_hash, weights_folder
 from medsynth.privacy.gate.calibration import attack_trial
 from medsynth.privacy.gate.feature_maps import feature_map
+from medsynth.resample import resize
 from medsynth.results import Row, write_results
 from medsynth.runs import cache_folder, file_hash
 

@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medsynth.data.npz import load_npz, without_noncommercial
-from medsynth.data.resample import resize, slices_of
 from medsynth.data.sources import cached_thorax
 from medsynth.evaluation import ruler
 from medsynth.evaluation.features import Extractor, PCAExtractor, random_twin, shipped_extractor
@@ -30,6 +29,7 @@ from medsynth.pretrain.public import real_sets
 from medsynth.privacy.attacks.verification import identify
 from medsynth.privacy.gate.calibration import one_per_patient
 from medsynth.privacy.gate.feature_maps import feature_map
+from medsynth.resample import resize, slices_of
 from medsynth.results import Row, table_of, write_results
 from medsynth.runs import cache_folder
 

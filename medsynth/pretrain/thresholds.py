@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medsynth.data.resample import resize
 from medsynth.data.sources import cached_thorax
 from medsynth.ledger import Ledger
 from medsynth.models.weights import weights_folder
@@ -18,6 +17,7 @@ from medsynth.pretrain.public import PublicSet, real_sets
 from medsynth.privacy.gate.alterations import GALLERY_HASH
 from medsynth.privacy.gate.calibration import calibrate, one_per_patient
 from medsynth.privacy.gate.feature_maps import PHANTOM, FeatureMap, feature_map
+from medsynth.resample import resize
 from medsynth.runs import cache_folder, write_json
 
 SIZE = 64

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medsynth.data.npz import CT_WINDOW, KNOWN, load_npz, without_noncommercial
-from medsynth.data.resample import resize
+from medsynth.resample import resize
 
 
 def write(folder: Path, name: str, n: int = 6, **arrays: object) -> Path:
