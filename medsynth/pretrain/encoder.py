@@ -85,7 +85,7 @@ def train_encoder(
         require_public({k: s.images for k, s in sets.items()})
     else:
         for s in sets.values():
-            ledger.use(s.images, stage="train encoder", output=f"weights of an identity encoder {spatial_dims}d")
+            ledger.read(s.images, stage="train encoder", output=f"weights of an identity encoder {spatial_dims}d")
     stores = [_store(s, spatial_dims, device) for s in sets.values()]
     odds = torch.tensor([_odds(s) for s in sets.values()])
     with torch.random.fork_rng(devices=[]):

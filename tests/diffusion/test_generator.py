@@ -28,7 +28,7 @@ def settings(tiny):
 
 @pytest.fixture
 def ledger(cache):
-    return Ledger(cache / "ledger")
+    return Ledger()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from medsynth.config import parse
 from medsynth.data.folder import IMAGES, MANIFEST, Loaded, Values, load, read_manifest
 from medsynth.data.imagefile import Encoding
+from medsynth.ledger import Ledger
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.release.certificate import (
     AUDIT,
@@ -34,7 +35,6 @@ from medsynth.privacy.release.signature import is_signature, load_public_key
 from medsynth.runs import file_hash
 
 if TYPE_CHECKING:
-    from medsynth.ledger import Ledger
     from medsynth.privacy.gate.feature_maps import FeatureMap
 
 _AGAIN = 1e-3  # by how much, relative to it, a distance may differ when another machine measures it
@@ -57,7 +57,7 @@ def verify(
     """One line that says what was verified. `folder` is what `certify` wrote, or the part of it that was released.
 
     private: the private set, whose commitment and distances are checked too, with the audit beside the release; patients: the
-    CSV in a private folder; ledger: gets a line when private images are read.
+    CSV in a private folder; ledger: gets a line when private images are read, by default the cache's.
     maps: registry key -> FeatureMap, by default `medsynth.privacy.gate.feature_maps.feature_map`; gate: as in `certify`.
     Raises VerificationError naming the first failure, ValueError or OSError where there is nothing that could be verified.
     """
@@ -82,8 +82,7 @@ def verify(
             done.append(f"but others may open {audit}: chmod 700 it")
         if not isinstance(private, Loaded):
             private = load(private, role="private", patients=patients, values=_values(audit))
-        if ledger is not None:
-            ledger.use_private(private.images, stage="verify", output="whether a release keeps its distance")
+        (ledger or Ledger()).read(private.images, stage="verify", output="whether a release keeps its distance")
         if not hmac.compare_digest(commitment(private.images, key), certificate.commitment):
             raise VerificationError("private set: it is not the one of this release: its commitment differs")
         _no_copies(images, private, read_manifest(release))
