@@ -196,7 +196,8 @@ class Ledger:
                 np.save(f, hashes, allow_pickle=False)
 
     def _append(self, entry: Entry) -> None:
-        line = json.dumps(asdict(entry), sort_keys=True, allow_nan=False)
+        said = asdict(entry, dict_factory=lambda items: {key: value for key, value in items if value is not None})
+        line = json.dumps(said, sort_keys=True, allow_nan=False)
         self._own_folder()
         with filelock.FileLock(self.folder / ".lock"):
             written = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
