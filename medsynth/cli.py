@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 import sys
@@ -169,7 +168,7 @@ def gate(
     meaning = Values(values or window, unit, clip=window is not None, codes=codes)
     ours = load(private, role="private", modality=kind, patients=patients, values=meaning)
     theirs, unusable = load_candidates(candidates, modality=kind, values=meaning)
-    ledger = Ledger(_ledger_of(private))
+    ledger = Ledger()
     key = "encoder_3d" if (phi, len(ours.spatial)) == ("encoder", 3) else phi
     features = feature_map(key)
     strangers = None
@@ -183,7 +182,7 @@ def gate(
         threshold = _chosen(phi, key, ours, modality, tau)
     # before, so that no release is without its line
     price = "" if strangers is None else " and the share of other people it refuses"
-    ledger.use_private(ours, stage="gate", output=f"verdicts of the gate{price}, for {out.name}")
+    ledger.read(ours, stage="gate", output=f"verdicts of the gate{price}, for {out.name}")
     chosen = {
         "tau": threshold.tau,
         "how": threshold.how,
@@ -211,16 +210,13 @@ def verify(
     public_key: Annotated[Path | None, typer.Option(help="Ed25519 public key in PEM, of the expected sender.")] = None,
 ) -> None:
     """Check a release against its certificate; exit 1 at the first thing that is not as it says."""
-    from medsynth.ledger import Ledger
     from medsynth.privacy.release.verify import VerificationError
     from medsynth.privacy.release.verify import verify as check_release
 
     if patients and not private:
         raise ValueError("--patients belongs to a private folder; give --private too")
-    # of a set that is not there no ledger is made
-    ledger = Ledger(_ledger_of(private)) if private and private.exists() else None
     try:
-        _say(check_release(folder, private=private, patients=patients, public_key=public_key, ledger=ledger))
+        _say(check_release(folder, private=private, patients=patients, public_key=public_key))
     except VerificationError as error:
         print(f"failed: {error}", file=sys.stderr, flush=True)
         raise typer.Exit(1) from None
@@ -254,15 +250,6 @@ def _chosen(phi: str, key: str, private: ImageSet, modality: str, tau: float | N
     return ships
 
 
-def _ledger_of(private: Path) -> Path:
-    """Where the ledger of a private set lies: a file's by its name, as in the chapters; folders often share theirs."""
-    from medsynth.runs import cache_folder
-
-    place = private.resolve()
-    whose = "" if private.is_file() else f"-{hashlib.blake2b(str(place).encode(), digest_size=4).hexdigest()}"
-    return cache_folder() / "ledger" / f"{place.stem if private.is_file() else place.name}{whose}"
-
-
 def _of_other_people(others: ImageSet, private: ImageSet, ledger: Ledger, miss: float) -> ImageSet:
     """Images of people who are not in the private set, enough for a threshold; a line in the ledger."""
     from medsynth.privacy.gate.calibration import may_miss
@@ -276,11 +263,11 @@ def _of_other_people(others: ImageSet, private: ImageSet, ledger: Ledger, miss: 
     ledger.declare(private)
     if known := ledger.private_rows_in(others):
         raise ValueError(
-            f"--others: {known} of {len(others)} images are in the private set, or in another that its ledger "
+            f"--others: {known} of {len(others)} images are in the private set, or in another that the ledger "
             f"({ledger.folder}) knows; a threshold found on them would be made from private images; give those of other people"
         )
     # how a threshold was found is published, the name of a hospital's folder is not
-    return replace(ledger.measure(others, stage="gate", output="threshold"), name="a set of the sender's")
+    return replace(ledger.read(others, stage="gate", output="threshold"), name="a set of the sender's")
 
 
 def _found_on(others: ImageSet, phi: FeatureMap, miss: float) -> Threshold:

@@ -13,12 +13,12 @@ from pathlib import Path
 PACKAGE = "medsynth"
 # settings enter a hash by their values; a ledger writes down what was read, and changes nothing that is made of it
 UNCOUNTED = ("medsynth.config", "medsynth.dependencies", "medsynth.ledger")
-_LOGGERS = ("log", "logger", "logging", "warnings")
+_LOGGERS = ("log", "logger", "logging", "warnings", "ledger")
 _UNREAD = ("__version__", "__all__")
 
 
 def program(code: ast.Module) -> str:
-    """What code does, as text: without comments, layout, docstrings, imports, annotations, and words of errors and of logs."""
+    """What code does, as text: no comments, layout, docstrings, imports, annotations, words of errors, logs and ledger lines."""
     return ast.dump(_Meaning().visit(copy.deepcopy(code)))
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from PIL import Image
 from medsynth import cli
 from medsynth.data.folder import load
 from medsynth.imageset import ImageSet
-from medsynth.ledger import Ledger
+from medsynth.ledger import NONE, Ledger
 from medsynth.privacy.gate import calibration
 from medsynth.privacy.gate import feature_maps as distances
 
@@ -69,18 +68,12 @@ def pngs(folder: Path, seed: int, n: int = 3, side: int = SIDE) -> Path:
     return folder
 
 
-def ledger_of(folder: str, cache: Path) -> Ledger:
-    """That of the private folder of this name."""
-    (place,) = (cache / "ledger").glob(f"{folder}-*")
-    return Ledger(place)
-
-
 @pytest.fixture
 def sets(tmp_path) -> tuple[Path, Path]:
     return pngs(tmp_path / "drawn", 1), pngs(tmp_path / "ward", 0)
 
 
-def test_a_folder_of_png_files(call, sets, cache):
+def test_a_folder_of_png_files(call, sets):
     candidates, private = sets
     Image.open(private / "scan1.png").save(candidates / "scan3.png")
     (candidates / "scan4.png").write_bytes(b"no image")
@@ -95,14 +88,14 @@ def test_a_folder_of_png_files(call, sets, cache):
     assert len(load("out/release")) == 3
     assert "scan3.png,,copy,0.0,B\n" in Path("out/audit/candidates.csv").read_text()
     assert "as tests are" in Path("out/release/README.txt").read_text()
-    (entry,) = ledger_of("ward", cache).entries()
-    assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("gate", "ward", 2, "none")
+    (entry,) = Ledger().entries()
+    assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("gate", "ward", 2, NONE)
     line = "verified: 5 files and the certificate, the feature map 'pixels for tests'"
     line += ", no signature, so whoever passed it on could have written it"
     chosen = "; tau = 0.3, as tests are\n"
     assert call("verify", "out") == (0, line + chosen, "")
     assert call("verify", "out", "--private", private) == (0, f"{line}, the private set and 3 distances{chosen}", "")
-    assert [e.stage for e in ledger_of("ward", cache).entries()] == ["gate", "verify"]
+    assert [e.stage for e in Ledger().entries()] == ["gate", "verify"]
     assert set(call.asked) == {"encoder"}
     # a list of patients may lie among their images
     people = private / "people.csv"
@@ -208,7 +201,7 @@ def test_signed_releases(call, sets):
     assert "its signature by the key given" in call("verify", "out/release", "--public-key", "k.pem")[1]
 
 
-def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
+def test_a_threshold_found_on_other_people(call, sets, monkeypatch):
     candidates, private = sets
     monkeypatch.setattr(calibration, "FAMILIES", (("gain and offset",), ("noise",), ("gain and offset", "noise")))
     strangers = pngs(Path("others"), 2, n=20)
@@ -217,7 +210,7 @@ def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
         "error: --others: 20 patients; expected at least 299 to say with 95% confidence that at most 1.00% slip through; give "
         "images of more people, or let more copies pass with --miss\n"
     )
-    assert not Path("out").exists() and not ledger_of("ward", cache).entries()
+    assert not Path("out").exists() and not Ledger().entries()
     for share in ("0", "2", "nan"):
         assert f"--miss {share}; expected a share between 0 and 0.5" in call(*base, "--miss", share)[2]
     code, out, _ = call(*base, "--miss", "0.2")
@@ -226,7 +219,7 @@ def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
     said = " ".join(Path("out/release/README.txt").read_text().split())
     assert "one image each of 20 other patients (a set of the sender's); " in said and "(others)" not in said
     assert "at most 20.00% of any one attack and 50.00% of any one pair" in said
-    threshold, verdicts = ledger_of("ward", cache).entries()[-2:]
+    threshold, verdicts = Ledger().entries()[-2:]
     assert (threshold.reads, threshold.output, verdicts.stage) == ("others", "threshold", "gate")
     assert verdicts.output == "verdicts of the gate and the share of other people it refuses, for out"
     assert call(*base[:4], "--out", "tenth", *base[6:], "--miss", "0.14")[0] == 0
@@ -239,15 +232,22 @@ def test_a_threshold_found_on_other_people(call, sets, monkeypatch, cache):
     (strangers / "mine.png").write_bytes((private / "scan0.png").read_bytes())
     code, _, err = call(*base[:4], "--out", "again", "--others", strangers, "--miss", "0.2")
     assert (code, Path("again").exists()) == (2, False)
-    assert err.startswith("error: --others: 1 of 21 images are in the private set, or in another that its ledger (")
+    assert err.startswith("error: --others: 1 of 21 images are in the private set, or in another that the ledger (")
 
 
-def test_folders_of_one_name_have_ledgers_of_their_own(call, sets, cache):
-    candidates, private = sets
-    for place in ("north", "south"):
-        shutil.copytree(private, Path(place) / "ward")
-        assert call("gate", candidates, "--private", Path(place) / "ward", "--tau", 0.2, "--out", place + "-out")[0] == 0
-    assert len(list((cache / "ledger").iterdir())) == 2
+def test_folders_of_one_name_share_no_history_and_a_renamed_one_keeps_its_own(call, sets):
+    candidates, _ = sets
+    for seed, place in enumerate(("north", "south")):
+        Path(place).mkdir()
+        ward = pngs(Path(place) / "ward", 5 + seed)
+        assert call("gate", candidates, "--private", ward, "--tau", 0.2, "--out", place + "-out")[0] == 0
+    north, south = (load(Path(place) / "ward") for place in ("north", "south"))
+    assert [e.output for e in Ledger().entries(north)] == ["verdicts of the gate, for north-out"]
+    assert [e.output for e in Ledger().entries(south)] == ["verdicts of the gate, for south-out"]
+    (Path("north") / "ward").rename("archive")
+    assert "3 distances" in call("verify", "north-out", "--private", "archive")[1]
+    assert [(e.stage, e.reads) for e in Ledger().entries(north)] == [("gate", "ward"), ("verify", "archive")]
+    assert len(Ledger().entries(south)) == 1
 
 
 @pytest.mark.parametrize(("shape", "modality", "said"), [

@@ -58,6 +58,7 @@ def hash_of(tmp_path, monkeypatch):
         ('f"x is {x}"', '"negative"'),
         ('ValueError(f"x is {x}")', 'ValueError(f"x is {x}") from None'),
         ("return b.g(x)", 'log.info("step %d", x)\n    return b.g(x)'),
+        ("return b.g(x)", 'ledger.read(x, stage="f")\n    return b.g(x)'),
         ("from medsynth import b, config", "from medsynth import b, c, config\nimport numpy as np"),
         ("from medsynth import b, config", "import medsynth.b as b"),
         (
@@ -138,7 +139,8 @@ def test_a_word_more_in_the_ledger_or_a_docstring_in_an_image_set_orphans_no_net
 
     before = hashes()
     for name, old, new in (
-        ("privacy/ledger", '("none",)', '("none", "dp-sgd")'),
+        ("ledger", '"none": ((), ()),', '"none": ((), ()),\n    "another": ((), ()),'),
+        ("downstream/restoration", 'stage="train restoration net"', 'stage="train another net"'),
         ("imageset", '"""The one type', '"""The type'),
         ("imageset", "is empty; expected", "is empty: expected"),
         ("training", "%.3g s each", "%.3g seconds each"),

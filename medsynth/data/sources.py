@@ -10,10 +10,10 @@ import filelock
 
 from medsynth.config import ThoraxConfig, config_hash
 from medsynth.data.npz import load_npz, without_noncommercial
-from medsynth.data.resample import resize, slices_of
 from medsynth.dependencies import code_hash
 from medsynth.imageset import ImageSet
 from medsynth.phantoms.thorax.thorax import thorax
+from medsynth.resample import resize, slices_of
 from medsynth.runs import cache_folder
 from medsynth.vocabulary import MODALITIES
 

@@ -46,7 +46,7 @@ def train_refiner(images: ImageSet, *, steps: int, ledger: Ledger, seed: int = 0
         given, detail = (torch.cat(parts) for parts in zip(*views, strict=True))
         return train_latents(refiner.requires_grad_(True), detail, given, diffusion, workspace)
 
-    ledger.use(images, stage="train refiner", output=f"weights of {images.name}")
+    ledger.read(images, stage="train refiner", output=f"weights of {images.name}")
     refiner.load_state_dict(load_or_train("refiner", {"diffusion": diffusion}, inputs, train, device=device).weights)
     return refiner.requires_grad_(False).eval()
 

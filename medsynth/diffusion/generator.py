@@ -102,19 +102,20 @@ def train_generator(
         )  # fmt: skip
         return model
 
-    model: Denoiser | Autoguided = trained(diffusion.steps)
-    if diffusion.steps > GUIDE_STEPS:
-        # guidance brings back the fine structure that epsilon scaling is for
-        model, sampling = Autoguided(model, trained(GUIDE_STEPS)).eval(), replace(sampling, epsilon_scale=1.0)
-    refiner = train_refiner(private, steps=max(1, round(REFINER_SHARE * diffusion.steps)), ledger=ledger, seed=seed)
-    ledger.use_private(private, stage="draw conditions", output="finding, age, sex, BMI of sampled rows")
+    with ledger.making(f"a generator of {private.name}"):
+        model: Denoiser | Autoguided = trained(diffusion.steps)
+        if diffusion.steps > GUIDE_STEPS:
+            # guidance brings back the fine structure that epsilon scaling is for
+            model, sampling = Autoguided(model, trained(GUIDE_STEPS)).eval(), replace(sampling, epsilon_scale=1.0)
+        refiner = train_refiner(private, steps=max(1, round(REFINER_SHARE * diffusion.steps)), ledger=ledger, seed=seed)
+        ledger.read(private, stage="draw conditions", output="finding, age, sex, BMI of sampled rows")
     return Generator(model, autoencoder, refiner, private, diffusion, sampling)
 
 
 def private_gate(private: ImageSet, *, ledger: Ledger, phi: str = "encoder") -> Gate:
     """The gate around a private set at the threshold that comes with the package for such images; a line in the ledger."""
     threshold = shipped_threshold(private, phi)
-    ledger.use_private(private, stage="gate", output="synthetic images accepted")
+    ledger.read(private, stage="gate", output="synthetic images accepted")
     return Gate(private, feature_map(phi), threshold.tau)
 
 

@@ -112,7 +112,7 @@ def train_denoiser(
         latents = latents_of(autoencoder, torch.from_numpy(images.scaled()))
         return train_latents(model.to(device), latents, torch.from_numpy(condition), diffusion, workspace)
 
-    ledger.use(images, stage="train denoiser", output=f"weights of {images.name}")
+    ledger.read(images, stage="train denoiser", output=f"weights of {images.name}")
     trained = load_or_train("denoiser", config, inputs, train, device=device)
     model = Denoiser(denoiser, names, autoencoder.latent_channels)
     model.load_state_dict(trained.weights)

@@ -79,7 +79,7 @@ def train_restoration(
 
     model = build()
     # the clean set stands for both: its rows are those that a ledger can recognise
-    ledger.use(clean, stage="train restoration net", output=f"weights of {degraded.name}")
+    ledger.read(clean, stage="train restoration net", output=f"weights of {degraded.name}")
     config = {"net": net, "training": training, "consistency": None if consistency is None else consistency.description}
     inputs = {"degraded": degraded.content_hash, "clean": clean.content_hash, "code": code_hash(__name__)}
     trained = load_or_train("restoration", config, inputs, train, device=device)

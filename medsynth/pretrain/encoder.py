@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from medsynth.data.resample import slices_of
 from medsynth.data.sources import cached_thorax
 from medsynth.evaluation.features import require_public
 from medsynth.ledger import Ledger
@@ -19,6 +18,7 @@ from medsynth.models.extractor import resize
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.pretrain.public import PublicSet, at_size, real_sets
 from medsynth.privacy.gate.alterations import GAIN, GAMMA, JPEG_QUALITY, NOISE, OFFSET, ROTATION, SHIFT, ZOOM
+from medsynth.resample import slices_of
 from medsynth.runs import Tensors, Workspace
 from medsynth.training import fit, step_generator
 from medsynth.vocabulary import MODALITIES
@@ -84,7 +84,7 @@ def train_encoder(
         require_public({k: s.images for k, s in sets.items()})
     else:
         for s in sets.values():
-            ledger.use(s.images, stage="train encoder", output=f"weights of an identity encoder {spatial_dims}d")
+            ledger.read(s.images, stage="train encoder", output=f"weights of an identity encoder {spatial_dims}d")
     stores = [_store(s, spatial_dims, device) for s in sets.values()]
     odds = torch.tensor([_odds(s) for s in sets.values()])
     with torch.random.fork_rng(devices=[]):

@@ -11,7 +11,6 @@ import pandas as pd
 
 from medsynth.config import ThoraxConfig, load_profile
 from medsynth.data.npz import load_npz
-from medsynth.data.resample import resize
 from medsynth.data.sources import cached_thorax, private_and_test
 from medsynth.diffusion.generator import private_gate, shipped_threshold, train_generator
 from medsynth.evaluation.statistics import bootstrap, clopper_pearson
@@ -20,8 +19,9 @@ from medsynth.ledger import Ledger
 from medsynth.models.weights import shipped_hash, weights_folder
 from medsynth.privacy.gate.calibration import attack_trial
 from medsynth.privacy.gate.feature_maps import feature_map
+from medsynth.resample import resize
 from medsynth.results import Row, write_results
-from medsynth.runs import cache_folder, file_hash
+from medsynth.runs import file_hash
 
 TABLES = ("gate-attacks", "gate-attacks-slices", "gate-samples")
 PROFILE = "full"  # whose generators draw
@@ -79,7 +79,7 @@ def attack_tables(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tupl
     """
     met = [images for sets in tried.values() for images in (sets.private, sets.unseen, sets.scans) if images is not None]
     for images in met:
-        ledger.measure(images, stage="try the gate", output="result rows")
+        ledger.read(images, stage="try the gate", output="result rows")
     tables = []
     for name, sets in tried.items():
         for measured_in in sets.maps:
@@ -97,8 +97,8 @@ def sample_rows(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tuple[
     settings, rows = load_profile(PROFILE), []
     config = {name: getattr(settings, name) for name in ("denoiser", "diffusion", "sampling")}
     for name, sets in tried.items():
-        ledger.measure(sets.private, stage="judge samples", output="result rows")
-        ledger.measure(sets.unseen, stage="judge samples", output="result rows")
+        ledger.read(sets.private, stage="judge samples", output="result rows")
+        ledger.read(sets.unseen, stage="judge samples", output="result rows")
         generator = train_generator(sets.private, **config, ledger=ledger, seed=seed)
         gate = private_gate(sets.private, ledger=ledger)
         drawn = generator.draw(generator.wishes(min(settings.restoration.images, len(sets.private)), seed=seed))
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="*", default=TABLES, choices=TABLES, help="those to write; default: all")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    ledger = Ledger(cache_folder() / "ledger" / "report")
+    ledger = Ledger()
     made = {
         "gate-attacks": lambda: attack_tables(of_known_kind(args.real, args.size, args.patients), args.seed, ledger),
         "gate-attacks-slices": lambda: attack_tables(slices(args.real, args.size), args.seed, ledger),

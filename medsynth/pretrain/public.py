@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsynth.data.npz import load_npz, without_noncommercial
-from medsynth.data.resample import resize, slices_of
 from medsynth.data.sources import cached_thorax
 from medsynth.imageset import ImageSet
 from medsynth.phantoms.heart.heart import cardiac
+from medsynth.resample import resize, slices_of
 from medsynth.vocabulary import MODALITIES
 
 

@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medsynth.data.npz import load_npz, without_noncommercial
-from medsynth.data.resample import resize, slices_of
 from medsynth.data.sources import cached_thorax
 from medsynth.evaluation import ruler
 from medsynth.evaluation.features import Extractor, PCAExtractor, random_twin, shipped_extractor
@@ -29,8 +28,8 @@ from medsynth.pretrain.public import real_sets
 from medsynth.privacy.attacks.verification import identify
 from medsynth.privacy.gate.calibration import one_per_patient
 from medsynth.privacy.gate.feature_maps import feature_map
+from medsynth.resample import resize, slices_of
 from medsynth.results import Row, table_of, write_results
-from medsynth.runs import cache_folder
 from medsynth.vocabulary import MODALITIES
 
 TABLES = ("reconstruction", "identification", "ruler-levels", "ruler-power")
@@ -195,10 +194,10 @@ def main() -> None:
 
     phantoms = {f"phantom-{m}": drawn(m) for m in MODALITIES}
     sets = unseen(args.real, args.size)
-    ledger = Ledger(cache_folder() / "ledger" / "report")
+    ledger = Ledger()
     for images in (phantoms | sets).values():
         # measured, never trained on; what leaves is the published rows
-        ledger.measure(images, stage="measure shipped weights", output="result rows")
+        ledger.read(images, stage="measure shipped weights", output="result rows")
     shared = {"parameters": {"size": args.size, "extractor": extractor.name}, "seeds": [args.seed]}
     described = {
         "inputs": {k: s.content_hash for k, s in (phantoms | sets).items()} | {"autoencoder": shipped_hash("autoencoder")},
@@ -212,7 +211,7 @@ def main() -> None:
         twice = people_seen_twice(args.real, args.size, args.phantoms // 2)
         met = [images for images, _ in twice.values()]
         for images in met:
-            ledger.measure(images, stage="measure the identity encoder", output="result rows")
+            ledger.read(images, stage="measure the identity encoder", output="result rows")
         seen = {
             "inputs": _hashes(met) | {name: shipped_hash(name) for name in ("encoder", "encoder_3d")},
             "data_licence": _licences(met), "notes": ACDC,
@@ -236,7 +235,7 @@ def main() -> None:
         # one population does not tell extractors apart: the interval of its power is about two wide
         noticed = {f"phantom-{m}": [drawn(m, i) for i in range(args.populations)] for m in _STUDIED}
         for images in (images for v in noticed.values() for images in v):
-            ledger.measure(images, stage="measure shipped weights", output="result rows")
+            ledger.read(images, stage="measure shipped weights", output="result rows")
         noticed |= {k: [sets[k]] for k in _LABEL}
         labelled = {k: [(s, _labels(k, s)) for s in v] for k, v in noticed.items()}
         powers = [r for k, v in labelled.items() for r in power_rows(k, v, rivals, args.seed)]

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medsynth.data.resample import resize
 from medsynth.data.sources import cached_thorax
 from medsynth.ledger import Ledger
 from medsynth.models.weights import weights_folder
@@ -17,7 +16,8 @@ from medsynth.pretrain.public import PublicSet, real_sets
 from medsynth.privacy.gate.alterations import GALLERY_HASH
 from medsynth.privacy.gate.calibration import calibrate, one_per_patient
 from medsynth.privacy.gate.feature_maps import PHANTOM, FeatureMap, feature_map
-from medsynth.runs import cache_folder, write_json
+from medsynth.resample import resize
+from medsynth.runs import write_json
 from medsynth.vocabulary import MODALITIES
 
 SIZE = 64
@@ -73,13 +73,13 @@ def main() -> None:
     args = parser.parse_args()
     file = args.out / "thresholds.json"
     entries = json.loads(file.read_text()) if file.exists() else {}
-    ledger = Ledger(cache_folder() / "ledger" / "thresholds")
+    ledger = Ledger()
     for key in args.maps:
         name, dims = key.split()
         patients = args.patients or PATIENTS[key]
         sets = unseen_images(args.real, patients) if dims == "2d" else unseen_volumes(patients)
         for s in sets.values():
-            ledger.measure(s.images, stage="calibrate thresholds", output=str(file))
+            ledger.read(s.images, stage="calibrate thresholds", output=str(file))
         entries[key] = entry(feature_map(name, folder=args.out), sets, seed=args.seed)
         # each map takes minutes: what is done stays done
         write_json(file, entries)

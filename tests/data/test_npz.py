@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medsynth.data.npz import KNOWN, load_npz, without_noncommercial
-from medsynth.data.resample import resize
+from medsynth.resample import resize
 from medsynth.vocabulary import CT_WINDOW
 
 

@@ -27,7 +27,7 @@ from medsynth.diffusion.sample import (
 )
 from medsynth.diffusion.schedule import BETAS, PREDICTIONS, noise_schedule, objective, solver
 from medsynth.diffusion.train import diffusion_loss, train_denoiser, train_latents
-from medsynth.ledger import Ledger, RoleError
+from medsynth.ledger import NONE, Ledger, RoleError
 from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import load_card, save_card, shipped_autoencoder, shipped_denoiser
@@ -362,7 +362,7 @@ def test_training_is_remembered_and_recorded(job, monkeypatch):
     model, trained = train_denoiser(**job)
     assert not model.training and model.names == THORAX
     (entry,) = job["ledger"].entries()
-    assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("train denoiser", "scans", 3, "none")
+    assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("train denoiser", "scans", 3, NONE)
     assert entry.content_hash == job["images"].content_hash
     assert trained.manifest["inputs"]["images"] == job["images"].content_hash
 

@@ -12,7 +12,7 @@ from medsynth.data.imagefile import Encoding
 from medsynth.diffusion import generator as synthesis
 from medsynth.diffusion.generator import private_gate, shipped_threshold, train_generator
 from medsynth.diffusion.guidance import Autoguided
-from medsynth.ledger import Ledger
+from medsynth.ledger import NONE, CoverError, Ledger, Mechanism
 from medsynth.privacy.gate.feature_maps import Threshold
 
 
@@ -28,7 +28,7 @@ def settings(tiny):
 
 @pytest.fixture
 def ledger(cache):
-    return Ledger(cache / "ledger")
+    return Ledger()
 
 
 @pytest.fixture
@@ -46,6 +46,19 @@ def test_draws_keep_their_wishes_and_their_role(generator, private, ledger):
     assert [e.stage for e in ledger.entries()] == ["train denoiser", "train refiner", "draw conditions"]
     some = generator.draw(wishes, np.array([0, 3]))
     assert some.attributes["age"].tolist() == wishes.attributes["age"].iloc[[0, 3]].tolist()
+
+
+def test_a_generator_trained_under_a_mechanism_may_not_take_its_conditions_from_private_rows(private, settings, shipped, cache):
+    class Private(Ledger):
+        """As if every training were private."""
+
+        def read(self, images, *, stage, output=""):
+            proved = Mechanism("dp-sgd", unit="patient", epsilon=8.0, delta=1e-6, accountant="prv", q=0.1, steps=6)
+            return super().read(images, stage=stage, output=output, mechanism=proved if stage.startswith("train") else NONE)
+
+    with pytest.raises(CoverError, match=r"of ward: 'train denoiser' claims dp-sgd.* but 'draw conditions' reads ward"):
+        train_generator(private, **settings, ledger=Private())
+    assert [e.stage for e in Ledger().entries(private)] == ["train denoiser", "train refiner"]
 
 
 def test_what_is_drawn_is_what_its_files_hold(generator, tmp_path):

@@ -16,7 +16,7 @@ from medsynth.diffusion import refine as refining
 from medsynth.diffusion.detail import cut, decoded_with_noise, lost_detail, train_refiner
 from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_latents
-from medsynth.ledger import Ledger
+from medsynth.ledger import NONE, Ledger
 from medsynth.models.refiner import Refiner, detail_scale, shuffled, unshuffled
 from medsynth.models.weights import shipped_refiner
 from medsynth.pretrain import refiner as pretraining
@@ -209,7 +209,7 @@ def test_crops_lie_anywhere_and_detail_is_what_they_lack(monkeypatch):
 
 @pytest.fixture
 def ledger(cache) -> Ledger:
-    return Ledger(cache / "ledger")
+    return Ledger()
 
 
 def test_training_on_brings_it_nearer_to_the_set_and_is_on_record(shipped, checkered, ledger, monkeypatch):
@@ -228,7 +228,7 @@ def test_training_on_brings_it_nearer_to_the_set_and_is_on_record(shipped, check
         return float((velocity + wanted).square().mean() / wanted.square().mean())
 
     assert error(trained) < 0.5 * error(shipped_refiner())
-    assert [(e.stage, e.patients, e.mechanism) for e in ledger.entries()] == [("train refiner", private.patients, "none")]
+    assert [(e.stage, e.patients, e.mechanism) for e in ledger.entries()] == [("train refiner", private.patients, NONE)]
     assert not trained.training and not any(p.requires_grad for p in trained.parameters())
 
 
@@ -248,7 +248,7 @@ def test_it_is_trained_once_for_a_set_a_seed_and_a_number_of_steps(shipped, make
     train_refiner(private, steps=2, ledger=ledger, seed=1)
     train_refiner(private.select(np.arange(3)), steps=2, ledger=ledger)
     assert [(r.steps, r.seed) for r in runs] == [(2, 0), (3, 0), (2, 1), (2, 0)]
-    assert {e.stage for e in ledger.entries()} == {"train refiner"} and {e.mechanism for e in ledger.entries()} == {"none"}
+    assert {e.stage for e in ledger.entries()} == {"train refiner"} and {e.mechanism for e in ledger.entries()} == {NONE}
 
 
 def test_volumes_do_not_train_it(shipped, make_set, ledger):

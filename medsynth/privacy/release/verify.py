@@ -17,6 +17,7 @@ from medsynth.data.folder import Values, load
 from medsynth.data.imagefile import Encoding
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, read_manifest
 from medsynth.imageset import ImageSet
+from medsynth.ledger import Ledger
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.release.certificate import (
     AUDIT,
@@ -34,7 +35,6 @@ from medsynth.privacy.release.signature import is_signature, load_public_key
 from medsynth.runs import file_hash
 
 if TYPE_CHECKING:
-    from medsynth.ledger import Ledger
     from medsynth.privacy.gate.feature_maps import FeatureMap
 
 _AGAIN = 1e-3  # by how much, relative to it, a distance may differ when another machine measures it
@@ -58,7 +58,7 @@ def verify(
 
     folder: what `certify` wrote, or the part of it that was released; private: the private set, whose commitment and distances
     are checked too, with the audit beside the release; patients: the CSV in a private folder; ledger: gets a line when private
-    images are read.
+    images are read, by default the cache's.
     maps: registry key -> FeatureMap, by default `medsynth.privacy.gate.feature_maps.feature_map`; gate: as in `certify`.
     Raises VerificationError naming the first failure, ValueError or OSError where there is nothing that could be verified.
     """
@@ -84,8 +84,7 @@ def verify(
         if not isinstance(private, ImageSet):
             values, modality = _told(audit)
             private = load(private, role="private", modality=modality, patients=patients, values=values)
-        if ledger is not None:
-            ledger.use_private(private, stage="verify", output="whether a release keeps its distance")
+        (ledger or Ledger()).read(private, stage="verify", output="whether a release keeps its distance")
         if not hmac.compare_digest(commitment(private, key), certificate.commitment):
             raise VerificationError("private set: it is not the one of this release: its commitment differs")
         _no_copies(images, private, read_manifest(release))

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from medsynth.data.resample import pad_square, resize, slices_of
 from medsynth.imageset import ImageSet
+from medsynth.resample import pad_square, resize, slices_of
 
 
 def image_set(images: np.ndarray, **changes: object) -> ImageSet:

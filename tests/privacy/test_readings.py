@@ -1,0 +1,64 @@
+"""What a private set goes through from training to a verified release, as chapters do it: no reading is without its line."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medsynth.config import SamplingConfig
+from medsynth.diffusion import generator as synthesis
+from medsynth.diffusion.generator import private_gate, train_generator
+from medsynth.downstream.restoration import RestorationTraining, train_restoration
+from medsynth.downstream.restoration_nets import RestorationConfig
+from medsynth.ledger import Ledger
+from medsynth.pretrain import gates
+from medsynth.privacy.gate.feature_maps import Threshold, feature_map
+from medsynth.privacy.release.certify import certify
+from medsynth.privacy.release.verify import verify
+
+
+@pytest.fixture
+def people(make_set):
+    """A private set, and patients of whom the generator sees nothing."""
+    return make_set(8, role="private", name="ward"), make_set(8, seed=1, role="eval", name="unseen")
+
+
+def test_training_gate_attack_and_verification_each_leave_a_line(people, tiny, shipped, cache, monkeypatch, tmp_path):
+    private, unseen = people
+    ledger = Ledger()
+    monkeypatch.setattr(synthesis, "calibrated", lambda *_, **__: Threshold(1e-3, "as tests are"))
+    table = SimpleNamespace(at_its_own_and_at_equal_price=lambda tau, seed: pd.DataFrame({"tau": [tau]}))
+    monkeypatch.setattr(gates, "attack_trial", lambda *_, **__: table)
+
+    models = {"denoiser": tiny.denoiser, "diffusion": tiny.diffusion, "sampling": SamplingConfig(images=4, steps=2)}
+    generator = train_generator(private, **models, ledger=ledger)
+    drawn = generator.draw(generator.wishes(4, seed=0))
+    assert private_gate(private, ledger=ledger, phi="pixels").accepts(drawn).any()
+    gates.attack_tables({"ward": gates.Attacked(private, unseen, maps=("pixels",))}, 0, ledger)
+    training = RestorationTraining(steps=1, batch=2, patch=None)
+    noisy = private.with_images(np.clip(private.images + 0.1, 0, 1), name="noisy")
+    train_restoration(noisy, private, net=RestorationConfig("edsr", width=4, blocks=1), training=training, ledger=ledger)
+    certify(drawn, private, feature_map("pixels"), tau=1e-3, how="as tests are", out=tmp_path / "out", key="pixels")
+    # who verifies need not bring a ledger
+    verify(tmp_path / "out", private=private)
+
+    assert [(e.stage, e.reads, e.content_hash == private.content_hash) for e in Ledger().entries(private, unseen)] == [
+        ("train denoiser", "ward", True),
+        ("train refiner", "ward", True),
+        ("draw conditions", "ward", True),
+        ("gate", "ward", True),
+        ("try the gate", "ward", True),
+        ("try the gate", "unseen", False),
+        ("train restoration net", "ward", True),
+        ("verify", "ward", True),
+    ]
+    # and nothing was trained on images that are in no line
+    runs = [json.loads(file.read_text()) for file in (cache / "runs").glob("*/manifest.json")]
+    trained_on = {run["kind"]: run["inputs"][key] for run in runs for key in ("images", "clean") if key in run["inputs"]}
+    assert set(trained_on) == {"denoiser", "refiner", "restoration"}
+    assert set(trained_on.values()) <= {e.content_hash for e in Ledger().entries()}
+    assert Ledger().private_rows_in(private) == len(private)
