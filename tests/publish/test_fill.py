@@ -13,8 +13,10 @@ BOOK = [*sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "book" / "decisio
 
 
 def row(arm="pooled real, all", **changes):
-    fields = {"chapter": "05", "dataset": "clinic", "metric": "PSNR", "value": 0.5, "low": 0.25, "high": 0.75, "n": 9}
-    return Row(arm=arm, **fields | {"extra": {"net": "edsr", "tau": 0.25, "verdict": "not shown"}} | changes)
+    fields = {"chapter": "05", "dataset": "clinic", "metric": "PSNR", "unit": "dB", "value": 0.5, "low": 0.25}
+    return Row(
+        arm=arm, **fields | {"high": 0.75, "n": 9, "extra": {"net": "edsr", "tau": 0.25, "verdict": "not shown"}} | changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,17 @@ def results(tmp_path_factory):
         ("{{row: full/sites; arm=pooled*; show=n}}", "9"),
         ("{{row: full/sites; seed=}}", "0.5 [0.25, 0.75] (n = 9)"),
         ("{{row: full/sites; arm=encoder*; seed=1}}", "2 [0.25, 0.75] (n = 9)"),
+        ("{{row: full/sites; arm=nobody | pooled*}}", "0.5 [0.25, 0.75] (n = 9)"),
         ("{{row: trials/solver/steps; tau=0.25}}", "0.5 [0.125, 0.75] (n = 9)"),
+        (
+            "{{table: full/sites; seed=; lines=arm,net; show=value,verdict}}",
+            "| arm | net | PSNR (dB) | verdict |\n| --- | --- | --- | --- |\n"
+            "| pooled real, all | edsr | 0.5 [0.25, 0.75] (n = 9) | not shown |",
+        ),
+        (
+            "{{table: full/sites; arm=encoder*; lines=arm; columns=seed}}",
+            "| arm | 0 | 1 |\n| --- | --- | --- |\n| encoder 3bf9 (64 px) | 1 [0.25, 0.75] (n = 9) | 2 [0.25, 0.75] (n = 9) |",
+        ),
     ],
 )
 def test_a_placeholder_becomes_its_row(results, placeholder, shown):
@@ -49,6 +61,9 @@ def test_a_placeholder_becomes_its_row(results, placeholder, shown):
         ("row: full/sites; arm=encoder*", "2 rows fit; they differ in seed: say which"),
         ("row: full/sites; arms=x", "the table has no column 'arms'; it has chapter, dataset, metric, arm"),
         ("row: full/sites; seed=; show=seed", "its row has no 'seed'; it has chapter"),
+        ("table: full/sites; arm=encoder*; lines=arm", "several rows fit one place of the table; arm do not tell them apart"),
+        ("table: full/sites; lines=arms", "the table has no column 'arms'"),
+        ("table: full/sites; arm=x; lines=arm", "no row has arm=x"),
         ("row: full/site; arm=x", "no such results; did you mean 'sites'"),
         ("row: half/sites; arm=x", "no such results"),
         ("row: full/sites; arm", "not a placeholder"),
