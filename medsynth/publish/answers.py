@@ -58,28 +58,27 @@ CELLS = (
     Cell(method=REAL, question=QUESTIONS[2], kind="by definition", says="Yes: an image is one patient and nobody else."),
     Cell(
         method=REAL, question=QUESTIONS[3], kind="measured", table="restoration", where={"metric": "PSNR", "arm": "real"},
-        says="PSNR (dB) of restoration networks trained on them, on unseen patients",
+        says="PSNR (dB) of restoration networks trained on them, on held-out patients",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[0], kind="measured", table="gate", where={"metric": "share too close", "arm": "no gate"},
-        says="share of samples within the gate's distance of a private patient's image",
+        says="share of samples within the gate's distance of a private patient's image; n counts samples of one generator",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[0], kind="measured", table="gate-samples", beside="private_patients",
         where={"metric": "share too close", "arm": "no gate"},
-        says="the same of generators of CT and MR of real patients, of whom there are few",
+        says="the same of generators of CT and MR of real patients, of whom there are few. It shows a likeness to the training "
+        "patients, not that images were stored: how near private slices lie to one another is not beside it; n counts samples",
     ),
     Cell(
-        method=DRAWN, question=QUESTIONS[1], kind="measured", table="gate",
-        where={"metric": "negative-space AUC", "arm": "no gate"},
-        beside="expected",
-        says="AUC at telling members from others by empty space around them (0.5: a guess); beside it, how many images the "
-        "attacker expected around a member: far below 1 there is nothing to see",
+        method=DRAWN, question=QUESTIONS[1], kind="by definition",
+        says="Not measured: the one attack that was run looks for the holes that a gate leaves, and cannot see whether samples "
+        "repeat their training images.",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[3], kind="measured", table="gate",
         where={"metric": "KID ratio to floor", "arm": "no gate"},
-        says="KID to unseen patients, as a multiple of what real images have",
+        says="KID to held-out patients, as a multiple of what real images have",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[3], kind="measured", table="generator", pick="highest",
@@ -100,13 +99,13 @@ CELLS = (
     Cell(
         method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "attack"} | _ATTACKS,
         columns=_REFUSED, pick="lowest", beside="family",
-        says="share of altered copies that are refused, for the worst alteration (of PET noise, gain and offset are not covered, "
-        "as its certificates say)",
+        says="share of altered copies that are refused, for the worst of the alterations that the encoder was trained on; others "
+        "were not tried (of PET noise, gain and offset are not covered, as its certificates say)",
     ),
     Cell(
         method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "pair"} | _ATTACKS,
         columns=_REFUSED, pick="lowest", beside="family",
-        says="share of copies altered twice that are refused, for the worst pair (of PET one with what is not covered)",
+        says="share of copies altered twice that are refused, for the worst pair of these (of PET one with what is not covered)",
     ),
     *(
         Cell(
@@ -118,13 +117,14 @@ CELLS = (
         method=GATED, question=QUESTIONS[1], kind="measured", table="gate",
         where={"metric": "negative-space AUC", "arm": "distance gate"},
         beside="expected",
-        says="AUC at telling members from others by empty space around them (0.5: a guess); beside it, how many images the "
-        "attacker expected around a member: far below 1 there is nothing to see",
+        says="AUC at telling members from non-members by empty space around them (0.5: a guess), in a release of 1,000 images on "
+        "profile full and 200 on laptop: a larger one shows more. Beside it, how many images the attacker expected around a "
+        "member: far below 1 there is nothing to see",
     ),
     Cell(
         method=GATED, question=QUESTIONS[3], kind="measured", table="gate",
         where={"metric": "KID ratio to floor", "arm": "distance gate"},
-        says="KID to unseen patients, as a multiple of what real images have",
+        says="KID to held-out patients, as a multiple of what real images have",
     ),
     Cell(
         method=GATED, question=QUESTIONS[3], kind="measured", table="restoration", beside="verdict",

@@ -18,6 +18,7 @@ import pandas as pd
 
 from medsynth.publish.answers import MARK as SHARE_MARK
 from medsynth.publish.answers import share_section
+from medsynth.publish.fill import fill_page
 from medsynth.results import COLUMNS, Results, both, published_names, read_results, side_by_side, table_names
 from medsynth.runs import write_json
 
@@ -53,7 +54,10 @@ def build_book(root: Path, folder: Path, *, say: Callable[[str], None] = print) 
 
 
 def assemble(root: Path, folder: Path) -> Path:
-    """Lay out the sources of the book of `folder` in folder/book: book/, executed chapters, published and own results."""
+    """Lay out the sources of the book of `folder` in folder/book: book/, executed chapters, published and own results.
+
+    Raises FileNotFoundError if no chapter has run, ValueError for a placeholder in the prose that no published row fits.
+    """
     chapters = sorted((folder / "chapters").glob("[0-9][0-9]_*.ipynb"))
     chapters = [c for c in chapters if not c.name.endswith(".failed.ipynb")]
     if not chapters:
@@ -64,6 +68,8 @@ def assemble(root: Path, folder: Path) -> Path:
     (target / "chapters").mkdir()
     for chapter in chapters:
         shutil.copyfile(chapter, target / "chapters" / chapter.name)
+    for page in sorted([*target.rglob("*.md"), *target.rglob("*.ipynb")]):
+        fill_page(page, root / "results", f"book/{page.relative_to(target)}")
     published, own = root / "results" / "published", folder / "results"
     _fill(target / "published.md", MARK, published_section(published, own, target))
     _fill(target / "share.md", SHARE_MARK, share_section(published, own))

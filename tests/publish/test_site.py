@@ -6,6 +6,7 @@ import pytest
 from stub_project import ROOT, write_notebook
 
 from medsynth.publish import site as book
+from medsynth.publish.fill import PLACEHOLDER
 from medsynth.publish.site import MARK, assemble, build_book, published_section
 from medsynth.results import Row, write_results
 
@@ -20,6 +21,9 @@ def row(**changes):
 @pytest.fixture
 def project(tmp_path):
     shutil.copytree(ROOT / "book", tmp_path / "book", ignore=shutil.ignore_patterns("_build"))
+    # the published rows stay at home
+    for page in (tmp_path / "book").rglob("*.md"):
+        page.write_text(PLACEHOLDER.sub("0.5", page.read_text()))
     write_notebook(tmp_path / "build" / "smoke" / "chapters" / "00_first.ipynb", "1 + 1", title="First, with $a^2$")
     published = tmp_path / "results" / "published" / "xray-full"
     write_results(published, "quality", [row(), row(arm="a|b")], **SIDECAR)
@@ -62,6 +66,19 @@ def test_nothing_published_is_said(tmp_path):
     assert published_section(tmp_path / "none", tmp_path, tmp_path) == "Nothing has been published yet."
 
 
+def test_prose_and_chapters_are_filled_from_published_rows(project):
+    number = "{{row: xray-full/quality; arm=ours}}"
+    (project / "book" / "published.md").write_text(f"# Rows: {number}")
+    chapter = project / "build" / "smoke" / "chapters" / "00_first.ipynb"
+    write_notebook(chapter, "1 + 1", title=f"First: {number}")
+    target = assemble(project, project / "build" / "smoke")
+    for page in (target / "published.md", target / "chapters" / "00_first.ipynb"):
+        assert ": 0.5 [0.25, 0.75] (n = 9)" in page.read_text()
+    write_notebook(chapter, "1 + 1", title=number.replace("ours", "theirs"))
+    with pytest.raises(ValueError, match=r"book/chapters/00_first\.ipynb: .*no row has arm=theirs"):
+        assemble(project, project / "build" / "smoke")
+
+
 def test_a_book_needs_executed_chapters(project):
     folder = project / "build" / "smoke"
     (folder / "chapters" / "00_first.ipynb").rename(folder / "chapters" / "00_first.failed.ipynb")
@@ -75,7 +92,7 @@ def test_the_book_builds_without_a_warning_and_fetches_nothing(project):
     page = project / build_book(project, project / "build" / "smoke", say=said.append)
     assert page == project / "book" / "_build" / "html" / "index.html"
     pages = {p.stem: p.read_text() for p in page.parent.rglob("*.html")}
-    assert {"intro", "share", "00_first", "published", "built", "bibliography"} <= set(pages)
+    assert {"intro", "share", "00_first", "published", "architecture", "tour", "glossary", "bibliography"} <= set(pages)
     assert MARK not in pages["published"]
     assert "Distance gate" in pages["share"]
     assert "xray-full" in pages["published"]
