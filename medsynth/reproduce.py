@@ -105,7 +105,8 @@ def build_folder(root: Path, profile: str, data: Mapping[str, Path]) -> Path:
 def needs(root: Path, profile: str, chapter: str) -> dict[str, int]:
     """The first row of profiles/needs.csv for a chapter: `mem_mb`, `runtime` in minutes, `threads`, and `gpu` where it helps.
 
-    A name may hold `*`, as in a shell. Raises ValueError for a column without a whole number, or if no row is for the chapter.
+    A name may hold `*`, as in a shell. Chapters that run at once wait for a model that one of them trains: run time counts that.
+    Raises ValueError for a column without a whole number, or if no row is for the chapter.
     """
     path = root / "profiles" / "needs.csv"
     with path.open(newline="") as f:
