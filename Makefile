@@ -24,7 +24,7 @@ test: $(STAMP)
 # the smallest book as jobs of a Slurm cluster of this one machine; needs Debian's munge and slurm-wlm and
 # the extra slurm, no root; whatever is missing is named
 slurm-test: $(STAMP)
-	tests/slurm/one_node.sh sh -c 'rm -rf build/smoke book/_build && $(BIN)/medsynth reproduce --profile smoke --cluster slurm'
+	tests/slurm/one_node.sh sh -c 'rm -rf build/smoke book/_build && exec $(BIN)/medsynth reproduce --profile smoke --cluster slurm'
 	test -f book/_build/html/index.html
 
 lab: $(STAMP)
