@@ -12,7 +12,7 @@ STAMP := $(VENV)/.complete
 # folder of the public .npz files that the shipped weights are trained on
 REAL ?= data
 
-.PHONY: book test lab lint weights clean
+.PHONY: book test slurm-test lab lint weights clean
 .DEFAULT_GOAL := book
 
 book: $(STAMP)
@@ -20,6 +20,12 @@ book: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=medsynth --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+# the smallest book as jobs of a Slurm cluster of this one machine; needs Debian's munge and slurm-wlm and
+# the extra slurm, no root; whatever is missing is named
+slurm-test: $(STAMP)
+	tests/slurm/one_node.sh sh -c 'rm -rf build/smoke book/_build && exec $(BIN)/medsynth reproduce --profile smoke --cluster slurm'
+	test -f book/_build/html/index.html
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks

@@ -19,7 +19,11 @@ for number, chapter in enumerate(config["chapters"]):
             name=chapter["name"],
             fingerprint=chapter["fingerprint"],
         # Snakemake tells the chapter's libraries
-        threads: config["threads"]
+        threads: config["threads"] or chapter["needs"]["threads"]
+        # for executors that ask a cluster: mem_mb, runtime in minutes, gpu, slurm_partition
+        resources:
+            **{name: value for name, value in chapter["needs"].items() if name != "threads"},
+            **config["resources"],
         # chapters run in the order of their numbers, although none waits for another
         priority: 1000 - number
         shell:

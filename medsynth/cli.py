@@ -7,7 +7,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -37,24 +37,35 @@ def reproduce(
     profile: ProfileOption = "laptop",
     data: DataOption = None,
     only: Annotated[str | None, typer.Option(help="One chapter, e.g. generator or 02; the book is not built.")] = None,
-    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Chapters that run at the same time.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", min=1, help="Chapters that run at the same time; default 1, on a cluster all.")
+    ] = None,
+    cluster: Annotated[Literal["slurm"] | None, typer.Option(help="slurm: each chapter is a job of the cluster.")] = None,
+    partition: Annotated[str, typer.Option(help="Of the cluster; default its own.")] = "",
+    account: Annotated[str, typer.Option(help="That the cluster charges; default its own.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why.")] = False,
-    snakemake: Annotated[list[str] | None, typer.Argument(help="After --: options for Snakemake, e.g. --executor slurm.")] = None,
+    snakemake: Annotated[list[str] | None, typer.Argument(help="After --: options for Snakemake, e.g. --retries 1.")] = None,
 ) -> None:
     """Run every chapter that something has changed for, then build the book."""
     from medsynth.publish.plan import make_plan, measured, parse_data, run_plan
     from medsynth.publish.site import build_book
+    from medsynth.publish.slurm import SlurmRun
 
+    if (partition or account) and not cluster:
+        raise ValueError("--partition and --account belong to --cluster slurm; give it too")
     with measured() as cost:
         plan = make_plan(project_root(), profile, data=parse_data(data or []), only=only)
-        ran = run_plan(plan, jobs=jobs, dry_run=dry_run, options=snakemake or [], say=_say)
+        slurm = SlurmRun(plan.folder / "slurm", partition, account) if cluster else None
+        ran = run_plan(plan, jobs=jobs, slurm=slurm, dry_run=dry_run, options=snakemake or [], say=_say)
         page = None if only or dry_run else build_book(plan.root, plan.folder, say=_say)
     if dry_run:
         _say(f"{ran} of {len(plan.chapters)} chapters would run")
         return
     place = plan.folder.relative_to(plan.root)
     _say(f"{ran} of {len(plan.chapters)} chapters ran in profile {profile}; rows and figures are in {place}/results/")
-    _say(f"took {_minutes(cost.seconds)}, at most {cost.peak_bytes / 2**30:.1f} GiB of memory")
+    # what a chapter held on another machine is not known here
+    memory = "" if cluster else f", at most {cost.peak_bytes / 2**30:.1f} GiB of memory"
+    _say(f"took {_minutes(cost.seconds)}{memory}")
     if page:
         _say(f"the book is at {page}")
 

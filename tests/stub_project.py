@@ -27,7 +27,8 @@ def write_notebook(path, *cells, parameters=PARAMETERS, title="A chapter"):
 def make_project(folder):
     """Two chapters, one profile and the Snakefile; the second chapter writes one file to `out`."""
     (folder / "profiles").mkdir(parents=True)
-    (folder / "profiles" / "smoke.yaml").write_text((ROOT / "profiles" / "smoke.yaml").read_text())
+    for name in ("smoke.yaml", "needs.csv"):
+        (folder / "profiles" / name).write_text((ROOT / "profiles" / name).read_text())
     (folder / "Snakefile").write_text((ROOT / "Snakefile").read_text())
     read = "from medsynth.config import load_profile\np = load_profile(profile)"
     write_notebook(folder / "notebooks" / "00_first.ipynb", read, "print(p.thorax.size)", parameters='profile: str = "laptop"')

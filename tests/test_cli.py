@@ -28,16 +28,30 @@ def test_reproduce_runs_then_builds_then_says_what_it_took(call, monkeypatch, tm
     monkeypatch.setattr(
         "medsynth.publish.site.build_book", lambda root, folder, say: calls.append(folder) or "book/_build/html/index.html"
     )
-    code, out, _ = call("reproduce", "--profile", "smoke", "-j", "2", "--", "--executor", "slurm")
+    code, out, _ = call("reproduce", "--profile", "smoke", "-j", "2", "--", "--retries", "1")
     assert code == 0
     plan, options = calls[0]
     assert [c.name for c in plan.chapters] == ["00_first", "01_second"]
-    assert (options["jobs"], options["dry_run"], options["options"]) == (2, False, ["--executor", "slurm"])
+    assert (options["jobs"], options["dry_run"], options["options"]) == (2, False, ["--retries", "1"])
+    assert options["slurm"] is None
     assert calls[1] == tmp_path / "build" / "smoke"
     first, took, where = out.splitlines()
     assert first.startswith("2 of 2 chapters ran in profile smoke; rows and figures are in build/smoke/results/")
     assert took.startswith("took ") and took.endswith("GiB of memory")
     assert where == "the book is at book/_build/html/index.html"
+
+
+def test_a_cluster_gets_every_chapter_as_a_job(call, monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr("medsynth.publish.plan.run_plan", lambda plan, **options: seen.update(options) or 2)
+    monkeypatch.setattr("medsynth.publish.site.build_book", lambda root, folder, say: "index.html")
+    code, out, _ = call("reproduce", "--profile", "smoke", "--cluster", "slurm", "--partition", "long", "--account", "42")
+    assert code == 0
+    slurm = seen["slurm"]
+    assert (slurm.folder, slurm.partition, slurm.account) == (tmp_path / "build" / "smoke" / "slurm", "long", "42")
+    assert seen["jobs"] is None
+    # the memory of other machines is not known here
+    assert "GiB" not in out
 
 
 @pytest.mark.parametrize("arguments", [["--dry-run"], ["--only", "second"]])
@@ -53,6 +67,7 @@ def test_a_part_or_a_dry_run_builds_no_book(call, monkeypatch, arguments):
         (["reproduce", "--profile", "smok"], "did you mean 'smoke'"),
         (["reproduce", "--profile", "smoke", "--only", "secnd"], "did you mean 'second'"),
         (["reproduce", "--profile", "smoke", "--data", "thorax=gone.npz"], "no file at gone.npz"),
+        (["reproduce", "--profile", "smoke", "--partition", "long"], "belong to --cluster slurm"),
         (["book", "--profile", "smoke"], "no executed chapters"),
         (["run", "gone.ipynb"], "no such notebook"),
         (["run", "notebooks/00_first.ipynb", "-p", "profil=x"], "did you mean 'profile'"),

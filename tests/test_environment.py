@@ -29,7 +29,7 @@ def test_conda_users_get_the_same_pins():
     assert f"python {PROJECT['requires-python']}" in conda
 
 
-@pytest.mark.parametrize("pin", PINS)
+@pytest.mark.parametrize("pin", [*PINS, *PROJECT["optional-dependencies"]["slurm"]])
 def test_every_pin_holds_the_locked_version(pin):
     requirement = Requirement(pin)
     locked = LOCK[canonicalize_name(requirement.name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ import medsynth
 from medsynth.config import load_profile
 from medsynth.publish.fingerprint import changes, digest, fingerprint
 from medsynth.publish.notebook import ChapterError, check_parameters, declared_parameters, read_notebook, run_notebook
+from medsynth.publish.slurm import SlurmRun, errors
 from medsynth.runs import write_json
 
 # what `--data AREA=PATH` names -> the notebook parameter that receives the path
@@ -40,6 +43,7 @@ class Chapter:
     parameters: dict[str, str]
     depends: dict[str, str]
     fingerprint: str
+    needs: dict[str, int]  # what a cluster is asked for, by Snakemake's names of resources
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,24 @@ def build_folder(root: Path, profile: str, data: Mapping[str, Path]) -> Path:
     return root / "build" / "-".join([profile, *(path.stem for path in data.values())])
 
 
+def needs(root: Path, profile: str, chapter: str) -> dict[str, int]:
+    """The first row of profiles/needs.csv for a chapter: `mem_mb`, `runtime` in minutes, `threads`, and `gpu` where it helps.
+
+    A name may hold `*`, as in a shell. Chapters that run at once wait for a model that one of them trains: run time counts that.
+    Raises ValueError for a column without a whole number, or if no row is for the chapter.
+    """
+    path = root / "profiles" / "needs.csv"
+    with path.open(newline="") as f:
+        for number, row in enumerate(csv.DictReader(f), 2):
+            if fnmatchcase(profile, row["profile"]) and fnmatchcase(chapter, row["chapter"]):
+                try:
+                    found = {key: int(row[key]) for key in ("mem_mb", "runtime", "threads", "gpu")}
+                except (TypeError, ValueError, KeyError):
+                    raise ValueError(f"{path}: line {number} is {row}; expected whole numbers from mem_mb to gpu") from None
+                return {key: value for key, value in found.items() if value}
+    raise ValueError(f"{path}: no row for chapter {chapter} in profile {profile}; add one, such as *,*,16000,1440,4,0,estimated")
+
+
 def make_plan(root: Path, profile: str, *, data: Mapping[str, Path] | None = None, only: str | None = None) -> Plan:
     """What has to run for `profile`, with what, and what each run depends on. Raises ValueError or FileNotFoundError early."""
     data = data or {}
@@ -123,6 +145,7 @@ def make_plan(root: Path, profile: str, *, data: Mapping[str, Path] | None = Non
                 parameters=check_parameters(source, {k: v for k, v in given.items() if k in declared}),
                 depends=depends,
                 fingerprint=digest(depends),
+                needs=needs(root, profile, name),
             )
         )
     return Plan(root, folder, profile, tuple(chapters))
@@ -156,25 +179,43 @@ def run_chapter(plan_file: Path, name: str, *, log: Callable[[str], None] = prin
 
 
 def run_plan(
-    plan: Plan, *, jobs: int = 1, dry_run: bool = False, options: Sequence[str] = (), say: Callable[[str], None] = print
+    plan: Plan,
+    *,
+    jobs: int | None = None,
+    slurm: SlurmRun | None = None,
+    dry_run: bool = False,
+    options: Sequence[str] = (),
+    say: Callable[[str], None] = print,
 ) -> int:
-    """Run what has to run, `jobs` chapters at a time, which share the processors; the number of chapters that ran.
+    """Run what has to run, `jobs` chapters at a time; the number of chapters that ran.
 
-    options: further arguments for Snakemake, such as ("--executor", "slurm"). Raises ChapterError if a chapter failed.
+    Here chapters share the processors, and by default run one at a time. With `slurm` they are jobs of a cluster, by default all
+    at once, and each has what it needs. options: further arguments for Snakemake. Raises ChapterError if a chapter failed,
+    ValueError if there is no Slurm.
     """
+    jobs = jobs or (len(plan.chapters) if slurm else 1)
+    if slurm and not dry_run:
+        options = [*slurm.options(jobs), *options]
     why = {chapter.name: found for chapter in plan.chapters if (found := reasons(plan, chapter))}
-    for name, found in why.items():
-        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-        say(f"{name}: {'would run' if dry_run else 'runs'} ({', '.join(found[:4])}{more})")
+    for chapter in plan.chapters:
+        if found := why.get(chapter.name):
+            more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+            asks = f"; asks for {', '.join(f'{key} {value}' for key, value in chapter.needs.items())}" if slurm else ""
+            say(f"{chapter.name}: {'would run' if dry_run else 'runs'} ({', '.join(found[:4])}{more}){asks}")
     plan.folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(plan.folder / ".lock", timeout=0):
             # OpenMP allows a list, of which the first entry counts here
             told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
             threads = int(told) if told.isdigit() and int(told) else max(1, (os.cpu_count() or 1) // jobs)
-            config = {"root": str(plan.root), "python": sys.executable, "plan": str(plan.file), "threads": threads}
+            config = {"root": str(plan.root), "python": sys.executable, "plan": str(plan.file)}
+            # 0 threads: as many as each chapter needs
+            config |= {"threads": 0, "resources": slurm.resources()} if slurm else {"threads": threads, "resources": {}}
             write_json(plan.file, config | {"chapters": [asdict(c) for c in plan.chapters]})
-            _snakemake(plan, list(why), jobs * threads, dry_run, options)
+            if slurm and not dry_run:
+                _on_slurm(plan, list(why), slurm, options, say)
+            else:
+                _here(plan, list(why), jobs * threads, dry_run, options)
     except filelock.Timeout:
         raise ValueError(
             f"{plan.folder.relative_to(plan.root)} is in use by another `medsynth reproduce`; wait for it to end"
@@ -182,23 +223,50 @@ def run_plan(
     return len(why)
 
 
-def _snakemake(plan: Plan, forced: list[str], cores: int, dry_run: bool, options: Sequence[str]) -> None:
+def _command(plan: Plan, forced: list[str], *options: str) -> list[str]:
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(plan.root / "Snakefile"), "--configfile", str(plan.file),
         # its records lie beside the outputs they describe; our own lock also covers the time before and after
-        "--directory", str(plan.folder), "--nolock", "--cores", str(cores), "--rerun-incomplete", "--rerun-triggers", "params",
-        "--quiet", "all", *(["--dry-run"] if dry_run else []), *options,
+        "--directory", str(plan.folder), "--nolock", "--rerun-incomplete", "--rerun-triggers", "params", *options,
     ]  # fmt: skip
-    if forced:
-        command += ["--forcerun", *(f"chapter_{name}" for name in forced)]
+    return command + (["--forcerun", *(f"chapter_{name}" for name in forced)] if forced else [])
+
+
+def _environment() -> dict[str, str]:
     # Snakemake works in the plan's folder, where a relative path would lead nowhere
     paths = [str(Path(medsynth.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _here(plan: Plan, forced: list[str], cores: int, dry_run: bool, options: Sequence[str]) -> None:
+    dry = ["--dry-run"] if dry_run else []
+    command = _command(plan, forced, "--cores", str(cores), "--quiet", "all", *dry, *options)
     # what would run, and why, has been said in our words
     silence = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} if dry_run and not options else {}
-    if subprocess.run(command, cwd=plan.root, env=environment, **silence).returncode:
+    if subprocess.run(command, cwd=plan.root, env=_environment(), **silence).returncode:
         failed = [c.name for c in plan.chapters if (plan.folder / c.target).with_name(f"{c.name}.failed.ipynb").exists()]
         raise ChapterError(f"chapters that failed: {', '.join(failed) or 'none; Snakemake itself stopped, see above'}")
+
+
+def _on_slurm(plan: Plan, forced: list[str], slurm: SlurmRun, options: Sequence[str], say: Callable[[str], None]) -> None:
+    slurm.folder.mkdir(exist_ok=True)
+    log = slurm.folder / "snakemake.log"
+    with log.open("w") as f:
+        snakemake = subprocess.Popen(
+            _command(plan, forced, *options), cwd=plan.root, env=slurm.environment(_environment()), stdout=f, stderr=f
+        )
+        why = slurm.watch(snakemake, say)
+    # what counts is what the chapters left, whatever Slurm or Snakemake know of their jobs
+    failed = {chapter.name: slurm.jobs.get(chapter.name) for chapter in plan.chapters if reasons(plan, chapter)}
+    logs = {name: slurm.log(job) if job else log for name, job in failed.items()}
+    for path in dict.fromkeys(logs.values()):
+        for line in errors(path):
+            say(line)
+    words = [f"{name} ({job or 'no job'}, see {logs[name].relative_to(plan.root)})" for name, job in failed.items()]
+    if failed:
+        raise ChapterError(f"chapters that failed: {', '.join(words)}" + (f"; {why}" if why else ""))
+    if snakemake.returncode and not why:
+        raise ChapterError(f"chapters that failed: none; Snakemake itself stopped, see {log.relative_to(plan.root)}")
 
 
 @contextmanager

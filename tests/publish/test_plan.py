@@ -1,7 +1,10 @@
+import csv
 import json
 import shutil
+import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import filelock
 import pytest
@@ -15,12 +18,15 @@ from medsynth.publish.plan import (
     find_chapter,
     make_plan,
     measured,
+    needs,
     parse_data,
     reasons,
     run_chapter,
     run_plan,
 )
+from medsynth.publish.slurm import Job, SlurmRun
 
+ROOT = Path(__file__).resolve().parents[2]
 KNOWN = ["00_quickstart", "01_data", "02_generator"]
 
 
@@ -150,6 +156,164 @@ def test_a_chapter_starts_with_an_empty_folder(project, monkeypatch):
     monkeypatch.setattr(reproduce, "run_notebook", ran)
     assert run_chapter(plan.file, "01_second") == {"depends": plan.chapters[1].depends, "data": [], "wrote": ["new.csv"]}
     assert not stale.exists()
+
+
+def test_every_chapter_of_every_profile_has_its_needs():
+    profiles = [path.stem for path in (ROOT / "profiles").glob("*.yaml")]
+    for profile in profiles:
+        for chapter in chapter_sources(ROOT):
+            found = needs(ROOT, profile, chapter)
+            assert found["mem_mb"] > 2000 and found["runtime"] > 10 and found["threads"] in (2, 4, 8)
+            assert ("gpu" in found) == (profile == "paper")
+
+
+def test_no_need_is_of_a_chapter_that_is_not_there_and_all_say_where_they_are_from():
+    with (ROOT / "profiles" / "needs.csv").open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert {row["profile"] for row in rows} == {*(path.stem for path in (ROOT / "profiles").glob("*.yaml")), "*"}
+    assert {row["chapter"] for row in rows} <= {*chapter_sources(ROOT), "*"}
+    assert all(row["how"].startswith(("measured", "estimated")) for row in rows)
+
+
+def test_the_first_row_that_fits_counts(tmp_path):
+    table = tmp_path / "profiles" / "needs.csv"
+    table.parent.mkdir()
+    rows = "full,02_*,9,8,7,1,x\nfull,*,6,5,4,0,x\npaper,01_a,a,1,1,0,x\n"
+    table.write_text(f"profile,chapter,mem_mb,runtime,threads,gpu,how\n{rows}")
+    assert needs(tmp_path, "full", "02_generator") == {"mem_mb": 9, "runtime": 8, "threads": 7, "gpu": 1}
+    assert needs(tmp_path, "full", "03_gate") == {"mem_mb": 6, "runtime": 5, "threads": 4}
+    with pytest.raises(ValueError, match="no row for chapter 03_gate in profile mine"):
+        needs(tmp_path, "mine", "03_gate")
+    with pytest.raises(ValueError, match=r"needs\.csv: line 4 is .*'mem_mb': 'a'.*; expected whole numbers"):
+        needs(tmp_path, "paper", "01_a")
+
+
+def test_what_a_chapter_needs_is_no_part_of_its_fingerprint(project):
+    before = make_plan(project, "smoke").chapters
+    (project / "profiles" / "needs.csv").write_text("profile,chapter,mem_mb,runtime,threads,gpu,how\n*,*,1,2,3,4,estimated\n")
+    after = make_plan(project, "smoke").chapters
+    assert [c.fingerprint for c in after] == [c.fingerprint for c in before]
+    assert after[0].needs == {"mem_mb": 1, "runtime": 2, "threads": 3, "gpu": 4}
+
+
+class Here(SlurmRun):
+    """A cluster that is this machine: Snakemake runs the chapters itself, or only says what it would ask for."""
+
+    extra = ("--cores", "2")
+
+    def options(self, jobs):
+        return list(self.extra)
+
+    def watch(self, snakemake, say):
+        snakemake.wait()
+        return ""
+
+
+@pytest.mark.slow
+def test_a_rule_asks_for_what_its_chapter_needs(project):
+    table = "smoke,00_first,1234,56,2,0,x\nsmoke,*,2345,67,1,1,x\n"
+    (project / "profiles" / "needs.csv").write_text("profile,chapter,mem_mb,runtime,threads,gpu,how\n" + table)
+    slurm = Here(project / "build" / "smoke" / "slurm", partition="gpu-long")
+    slurm.extra = ("--cores", "8", "--dry-run")
+    with pytest.raises(ChapterError):  # a dry run leaves no results
+        run_plan(make_plan(project, "smoke"), slurm=slurm, say=lambda _: None)
+    rules = (slurm.folder / "snakemake.log").read_text().split("rule chapter_")[1:]
+    first, second = (next(rule for rule in rules if rule.startswith(name)) for name in ("00_first", "01_second"))
+    asked = lambda rule: dict(part.split("=") for part in rule.split("resources: ")[1].splitlines()[0].split(", "))  # noqa: E731
+    assert {"mem_mb": "1234", "runtime": "56", "slurm_partition": "gpu-long"}.items() <= asked(first).items()
+    assert {"mem_mb": "2345", "runtime": "67", "gpu": "1"}.items() <= asked(second).items()
+    assert "threads: 2" in first
+    assert "gpu" not in asked(first)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_cluster_counts_by_what_is_there(project):
+    slurm, said = Here(project / "build" / "smoke" / "slurm"), []
+    assert run_plan(make_plan(project, "smoke", only="first"), slurm=slurm, say=said.append) == 1
+    assert said == ["00_first: runs (not run yet); asks for mem_mb 3000, runtime 60, threads 2"]
+    assert run_plan(make_plan(project, "smoke", only="first"), slurm=slurm, say=said.append) == 0
+
+
+def fake_run(monkeypatch, slurm, *, leaves=(), why="", returncode=0, jobs=()):
+    """Snakemake ends at once with `returncode`, having left some targets; Slurm knew `jobs`, and the watch says `why`."""
+    process = subprocess.Popen(["sh", "-c", f"exit {returncode}"])
+    monkeypatch.setattr(reproduce.subprocess, "Popen", lambda *_, **__: process)
+
+    def watch(snakemake, say):
+        snakemake.wait()
+        slurm.jobs = {job.chapter: job for job in jobs}
+        for chapter, target in leaves:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remark = {"depends": chapter.depends, "wrote": []}
+            target.write_text(json.dumps({"cells": [], "metadata": {"medsynth": remark}, "nbformat": 4, "nbformat_minor": 5}))
+        return why
+
+    monkeypatch.setattr(slurm, "watch", watch)
+    monkeypatch.setattr(slurm, "options", lambda jobs: [])
+
+
+@pytest.fixture
+def cluster(project):
+    plan = make_plan(project, "smoke")
+    return plan, SlurmRun(plan.folder / "slurm"), [(c, plan.folder / c.target) for c in plan.chapters]
+
+
+def test_a_failed_job_is_named_with_its_chapter_its_log_and_its_error(cluster, monkeypatch):
+    plan, slurm, results = cluster
+    job = Job("12", "FAILED", "01_second", "0:10", "n1")
+    slurm.log(job).parent.mkdir(parents=True)
+    told = "error: chapter 01_second failed in code cell 2\n  1/0\n"
+    slurm.log(job).write_text(f"a line\n{told}what it did not say\nsrun: error: exit 1\n  x\n")
+    fake_run(monkeypatch, slurm, leaves=results[:1], returncode=1, jobs=[job])
+    said = []
+    log = "build/smoke/slurm/rule_chapter_01_second/12.log"
+    with pytest.raises(ChapterError) as caught:
+        run_plan(plan, slurm=slurm, say=said.append)
+    assert str(caught.value) == f"chapters that failed: 01_second (job 12 FAILED after 0:10, see {log})"
+    assert said[2:] == ["error: chapter 01_second failed in code cell 2", "  1/0", "srun: error: exit 1"]
+
+
+def test_a_chapter_that_slurm_did_not_take_is_named(cluster, monkeypatch):
+    plan, slurm, results = cluster
+    fake_run(monkeypatch, slurm, leaves=results[:1], returncode=1)
+    with pytest.raises(ChapterError, match=r"failed: 01_second \(no job, see build/smoke/slurm/snakemake\.log\)$"):
+        run_plan(plan, slurm=slurm, say=lambda _: None)
+
+
+@pytest.mark.parametrize("why", ["", "no job was in the queue"])
+def test_a_job_that_is_gone_without_a_result_is_a_failure(cluster, monkeypatch, why):
+    plan, slurm, results = cluster
+    fake_run(monkeypatch, slurm, leaves=results[:1], why=why, jobs=[Job("12", "GONE", "01_second", "0:10", "")])
+    with pytest.raises(ChapterError, match=r"01_second \(job 12 is gone from the queue after 0:10, see .*12\.log\)") as caught:
+        run_plan(plan, slurm=slurm, say=lambda _: None)
+    assert str(caught.value).endswith(f"; {why}" if why else ")")
+
+
+def test_a_job_that_is_gone_after_its_result_is_none(cluster, monkeypatch):
+    plan, slurm, results = cluster
+    fake_run(monkeypatch, slurm, leaves=results, why="no job was in the queue", returncode=1)
+    assert run_plan(plan, slurm=slurm, say=lambda _: None) == 2
+
+
+def test_snakemake_that_stops_for_another_reason_is_told(cluster, monkeypatch):
+    plan, slurm, results = cluster
+    fake_run(monkeypatch, slurm, leaves=results, returncode=1)
+    with pytest.raises(ChapterError, match=r"Snakemake itself stopped, see build/smoke/slurm/snakemake\.log"):
+        run_plan(plan, slurm=slurm, say=lambda _: None)
+
+
+def test_without_slurm_nothing_is_begun(project, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("medsynth.publish.slurm.importlib.util.find_spec", lambda _: object())
+    plan, said = make_plan(project, "smoke"), []
+    slurm = SlurmRun(plan.folder / "slurm")
+    with pytest.raises(ValueError, match="no sbatch on the PATH"):
+        run_plan(plan, slurm=slurm, say=said.append)
+    assert said == []
+    assert not plan.folder.exists()
+    # what would run can be asked anywhere
+    assert run_plan(plan, slurm=slurm, dry_run=True, say=said.append) == 2
+    assert said[1] == "01_second: would run (not run yet); asks for mem_mb 3000, runtime 60, threads 2"
 
 
 def test_two_at_once_in_one_folder_are_refused(project):
