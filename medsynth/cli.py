@@ -1,4 +1,4 @@
-"""The command line: `medsynth reproduce`, `book`, `run`, `check`, `gate` and `verify`."""
+"""The command line: `medsynth reproduce`, `book`, `run`, `promote`, `check`, `gate` and `verify`."""
 
 from __future__ import annotations
 
@@ -95,6 +95,25 @@ def run(
     root = project_root()
     target = target or root / "build" / "runs" / notebook.name
     _say(f"executed copy: {run_notebook(notebook, target, parse_parameters(notebook, parameter or []), cwd=root, log=_say)}")
+
+
+@app.command()
+def promote(
+    chapter: Annotated[str, typer.Argument(help="Whose tables and figures, e.g. gate or 03.")],
+    name: Annotated[str, typer.Option(help="The published run that receives them, e.g. phantoms-full.")],
+    profile: ProfileOption = "full",
+    data: DataOption = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Where they lie; default build/PROFILE[-DATA].")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Also where those of another commit are published.")] = False,
+) -> None:
+    """Put a chapter's rows and figures from build/ into results/published/NAME, if nothing speaks against it."""
+    from medsynth.publish.plan import build_folder, parse_data
+    from medsynth.publish.promote import promote as publish
+
+    root = project_root()
+    folder = source or build_folder(root, profile, parse_data(data or []))
+    tables = publish(root, chapter, name, folder, replace=replace)
+    _say(f"results/published/{name}: {', '.join(tables)}; look at them, then commit")
 
 
 @app.command()

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from medsynth.imageset import ImageSet
-from medsynth.results import Row, write_results
+from medsynth.results import Row, write_figure_data
 from medsynth.runs import atomic_path, file_hash
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (
 def save_figure(fig: Figure, folder: str | Path, name: str, rows: Iterable[Row] | pd.DataFrame, **sidecar: Any) -> Path:
     """Write `name.svg`, `name.png`, the rows shown as `name.csv` and their sidecar `name.json`; returns the path of the svg.
 
-    sidecar: the keyword arguments of `results.write_results`. The same figure gives the same bytes on one machine.
+    sidecar: as of `results.write_results`. The same figure gives the same bytes on one machine.
     """
     folder = Path(folder)
     options: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
@@ -93,7 +93,7 @@ def save_figure(fig: Figure, folder: str | Path, name: str, rows: Iterable[Row] 
             with atomic_path(folder / f"{name}.{ending}") as temporary:
                 fig.savefig(temporary, format=ending, metadata=metadata)
     hashes = {f"{ending}_sha256": file_hash(folder / f"{name}.{ending}") for ending in options}
-    write_results(folder, name, rows, **(sidecar | {"parameters": {**sidecar.get("parameters", {}), **hashes}}))
+    write_figure_data(folder, name, rows, **(sidecar | {"parameters": {**sidecar.get("parameters", {}), **hashes}}))
     return folder / f"{name}.svg"
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from medsynth import figures
 from medsynth.imageset import ImageSet
-from medsynth.results import Row, read_results
+from medsynth.results import FIGURE, Estimate, Row, read_results
 
 SIDECAR = {"parameters": {"steps": 3}, "seeds": [0], "inputs": {}, "data_licence": "generated"}
 ROWS = [
-    Row(chapter="02", dataset="phantom", metric="KID", arm="ours", value=0.5, low=0.25, high=0.75, n=9),
+    Row.of(Estimate(0.5, 0.25, 0.75, 9), chapter="02", dataset="phantom", metric="KID", arm="ours"),
     Row(chapter="02", dataset="phantom", metric="KID", arm="PCA", value=0.9),
 ]
 
@@ -42,7 +42,7 @@ def test_a_figure_is_saved_with_its_rows_and_the_same_bytes_each_time(tmp_path):
     for name in ("kid.svg", "kid.png", "kid.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     found = read_results(tmp_path / "a", "kid")
-    assert found.rows["arm"].tolist() == ["ours", "PCA"]
+    assert found.rows["arm"].tolist() == ["ours", "PCA"] and found.kind == FIGURE
     assert set(found.sidecar["parameters"]) == {"steps", "svg_sha256", "png_sha256"}
     assert not figures.has_pictures((tmp_path / "a" / "kid.svg").read_text())
 

@@ -10,31 +10,41 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medsynth import results
+from medsynth.evaluation.statistics import bootstrap_mean, clopper_pearson
 from medsynth.results import (
+    FIGURE,
+    ROWS,
+    Estimate,
     Row,
     both,
+    own_tables,
     published,
     published_names,
     read_results,
     show_value,
     side_by_side,
     table_of,
+    write_figure_data,
     write_results,
 )
+from medsynth.runs import file_hash
 
+NO_INTERVAL = {"low": math.nan, "high": math.nan, "level": math.nan}
 SIDECAR = {"parameters": {"steps": 3}, "seeds": [0, 1], "inputs": {"phantoms": "ab12"}, "data_licence": "generated"}
 
 
 def row(**changes):
     fields = {
-        "chapter": "02",
+        "chapter": "quality",
         "dataset": "phantom",
         "metric": "KID",
         "arm": "ours",
         "value": 0.5,
         "low": 0.25,
         "high": 0.75,
+        "level": 0.95,
         "n": 9,
+        "n_of": "patients",
     }
     return Row(**fields | changes)
 
@@ -46,25 +56,38 @@ values = st.floats(allow_nan=False, width=64)
 @given(name=names, unit=st.sampled_from(["", "1", "HU", "NA"]), value=values, n=st.none() | st.integers(0, 10**9), extra=values)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_come_back_as_they_were_written(tmp_path, name, unit, value, n, extra):
-    written = [row(arm=name, unit=unit, value=value, n=n, extra={"guidance": extra}), row(arm="NA", low=math.nan, high=math.nan)]
-    write_results(tmp_path, "table", written, **SIDECAR)
-    pd.testing.assert_frame_equal(read_results(tmp_path, "table").rows, table_of(written), check_dtype=False)
+    counted = {"n": n, "n_of": "" if n is None else "images"}
+    written = [row(arm=name, unit=unit, value=value, **counted, extra={"guidance": extra}), row(arm="NA", **NO_INTERVAL)]
+    write_results(tmp_path, "quality", written, **SIDECAR)
+    pd.testing.assert_frame_equal(read_results(tmp_path, "quality").rows, table_of(written), check_dtype=False)
+
+
+def test_an_estimate_becomes_a_row_with_all_that_it_knows():
+    named = {"chapter": "gate", "dataset": "phantom", "metric": "share", "arm": "pixels"}
+    share = Row.of(clopper_pearson(3, 40, n_of="images", level=0.9), **named, seed=1, tau=0.5)
+    assert (share.n, share.n_of, share.level, share.seed, share.extra) == (40, "images", 0.9, 1, {"tau": 0.5})
+    assert share.shown == "0.075 [0.0208, 0.183] (90 %, n = 40 images)"
+    mean = Row.of(bootstrap_mean([1.0, 2.0, 6.0], [0, 0, 1], seed=0), **named, unit="dB")
+    assert (mean.value, mean.n, mean.n_of, mean.level, mean.unit) == (3.0, 2, "patients", 0.95, "dB")
+    assert mean.shown.endswith("(n = 2)")
+    # what has no interval has no level of one
+    assert math.isnan(Row.of(Estimate(0.5, math.nan, math.nan, 9), **named).level)
 
 
 def test_numbers_that_look_like_names_stay_names(tmp_path):
-    write_results(tmp_path, "table", [row(chapter="02", arm="1e3")], **SIDECAR)
-    found = read_results(tmp_path, "table").rows.iloc[0]
+    write_results(tmp_path, "02", [row(chapter="02", arm="1e3")], **SIDECAR)
+    found = read_results(tmp_path, "02").rows.iloc[0]
     assert (found.chapter, found.arm) == ("02", "1e3")
 
 
 def test_the_sidecar_says_how_the_numbers_came_to_be(tmp_path):
-    path = write_results(tmp_path / "deep", "table", [row()], notes="a note", **SIDECAR)
-    sidecar = read_results(tmp_path / "deep", "table").sidecar
+    path = write_results(tmp_path / "deep", "quality-deep", [row()], notes="a note", **SIDECAR)
+    sidecar = read_results(tmp_path / "deep", "quality-deep").sidecar
     assert sidecar | SIDECAR == sidecar
     assert {"versions", "commit", "dirty", "device", "created", "csv_sha256"} <= set(sidecar)
     assert sidecar["notes"] == "a note"
     assert "python" in sidecar["versions"]
-    assert [p.name for p in sorted(path.parent.iterdir())] == ["table.csv", "table.json"]
+    assert [p.name for p in sorted(path.parent.iterdir())] == ["quality-deep.csv", "quality-deep.json"]
 
 
 def test_a_row_refuses_a_reversed_interval_and_hidden_columns():
@@ -74,11 +97,64 @@ def test_a_row_refuses_a_reversed_interval_and_hidden_columns():
         row(extra={"metric": 1})
 
 
+@pytest.mark.parametrize("changes", [{"n_of": ""}, {"n": None}])
+def test_a_number_says_what_it_counts(changes):
+    with pytest.raises(ValueError, match="expected both a number and what it counts, or neither"):
+        row(**changes)
+
+
+def test_an_interval_says_its_level():
+    with pytest.raises(ValueError, match="does not say its level"):
+        row(level=math.nan)
+
+
+def test_a_table_is_called_after_its_chapter(tmp_path):
+    for name in ("gate", "ruler-quality", "qualityplus"):
+        with pytest.raises(ValueError, match=f"results '{name}': rows of 'quality'; expected a name that is their chapter's"):
+            write_results(tmp_path, name, [row()], **SIDECAR)
+    with pytest.raises(ValueError, match="rows of 'gate'"):
+        write_results(tmp_path, "quality", [row(), row(chapter="gate")], **SIDECAR)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_of_any_other_shape_is_the_data_of_a_figure(tmp_path):
+    points = pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]})
+    with pytest.raises(ValueError, match=r"save it with figures\.save_figure"):
+        write_results(tmp_path, "quality-loss", points, **SIDECAR)
+    write_figure_data(tmp_path, "quality-loss", points, **SIDECAR)
+    write_results(tmp_path, "quality", [row()], **SIDECAR)
+    assert [read_results(tmp_path, name).kind for name in ("quality", "quality-loss")] == [ROWS, FIGURE]
+
+
+def test_rows_that_lack_a_column_are_not_read(tmp_path):
+    path = write_figure_data(tmp_path, "quality", table_of([row()]).drop(columns=["n_of", "level"]), **SIDECAR)
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(sidecar | {"kind": ROWS}))
+    with pytest.raises(ValueError, match="rows without a column level, n_of"):
+        read_results(tmp_path, "quality")
+
+
+@pytest.mark.parametrize("kind", [None, "curve"])
+def test_a_table_of_an_unknown_kind_is_not_read(tmp_path, kind):
+    path = write_results(tmp_path, "quality", [row()], **SIDECAR)
+    sidecar = {k: v for k, v in read_results(tmp_path, "quality").sidecar.items() if k != "kind"}
+    path.with_suffix(".json").write_text(json.dumps(sidecar | ({"kind": kind} if kind else {})))
+    with pytest.raises(ValueError, match=f"its sidecar calls it '{kind or ''}'; expected 'rows' or 'figure'"):
+        read_results(tmp_path, "quality")
+
+
+def test_two_chapters_with_one_table_are_found(tmp_path):
+    for chapter in ("01_data", "03_gate"):
+        write_results(tmp_path / chapter, "quality", [row()], **SIDECAR)
+    with pytest.raises(ValueError, match=r"03_gate.quality\.csv: 01_data holds a table 'quality' too"):
+        own_tables(tmp_path)
+
+
 def test_writing_needs_rows_and_a_licence(tmp_path):
     with pytest.raises(ValueError, match="no rows"):
-        write_results(tmp_path, "table", [], **SIDECAR)
+        write_results(tmp_path, "quality", [], **SIDECAR)
     with pytest.raises(ValueError, match="data_licence"):
-        write_results(tmp_path, "table", [row()], **SIDECAR | {"data_licence": ""})
+        write_results(tmp_path, "quality", [row()], **SIDECAR | {"data_licence": ""})
     assert not list(tmp_path.iterdir())
 
 
@@ -146,10 +222,26 @@ def test_published_results_default_to_the_project(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [((1.23456,), "1.23"), ((2, 1, 3), "2 [1, 3]"), ((2, math.nan, 3, 7), "2 (n = 7)"), ((2, 1, 3, pd.NA), "2 [1, 3]")],
+    [
+        ((1.23456,), "1.23"),
+        ((2, 1, 3), "2 [1, 3]"),
+        ((2, math.nan, 3, 7), "2 (n = 7)"),
+        ((2, 1, 3, pd.NA), "2 [1, 3]"),
+        ((2, 1, 3, 7, "images"), "2 [1, 3] (n = 7 images)"),
+        ((2, 1, 3, 7, "patients", 0.9), "2 [1, 3] (90 %, n = 7)"),
+    ],
 )
 def test_values_are_shown_to_three_digits(value, text):
     assert show_value(*value) == text
+
+
+def test_the_newest_published_run_stands_first(runs):
+    later = read_results(runs / "published" / "xray", "quality").sidecar | {"created": "2999-01-01T00:00:00Z"}
+    for name in ("a", "z"):
+        path = write_results(runs / "published" / name, "quality", [row()], **SIDECAR)
+    path.with_suffix(".json").write_text(json.dumps(later | {"csv_sha256": file_hash(path)}))
+    order = both(runs / "own", "quality", runs / "published").source.unique().tolist()
+    assert (order[0], order[-1], len(order)) == ("z", "this run", 4)
 
 
 def test_device_and_commit_are_said_as_they_are(monkeypatch):
@@ -168,7 +260,8 @@ def test_side_by_side_keeps_lines_that_lack_an_entry():
         {
             "source": ["published", "this run"], "chapter": "c", "dataset": "d", "metric": "m", "arm": ["a", None],
             "value": [1.0, 2.0],
-            "low": float("nan"), "high": float("nan"), "n": None, "unit": None, "seed": 0, "level": [None, 3.0],
+            "low": float("nan"), "high": float("nan"), "level": float("nan"), "n": None, "n_of": "", "unit": None, "seed": 0,
+            "strength": [None, 3.0],
         }
     )  # fmt: skip
     table = side_by_side(shown)

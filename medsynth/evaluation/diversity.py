@@ -57,9 +57,9 @@ def prdc(
     images = np.arange(len(synthetic))
     options = {"seed": seed, "replicates": replicates}
     return Manifold(
-        bootstrap_mean(precise, images, **options),
+        bootstrap_mean(precise, images, **options)._replace(n_of="images"),
         bootstrap_mean(recalled, patient, **options),
-        bootstrap_mean(inside.sum(0) / k_dc, images, **options),
+        bootstrap_mean(inside.sum(0) / k_dc, images, **options)._replace(n_of="images"),
         bootstrap_mean(inside.any(1), patient, **options),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -62,14 +62,6 @@ class Comparison:
         """Mean of `arm` minus mean of `other`: patients are paired, the seeds of two arms are not. n = patients."""
         terms = [(1, self.matrix(arm, metric)), (-1, self.matrix(other, metric))]
         return two_level(terms, seed=seed, replicates=replicates, level=level)
-
-    def table(self, *, seed: int, replicates: int = 2000) -> list[dict[str, Any]]:
-        """One tidy row per arm and metric: arm, metric, value, low, high, n, seeds."""
-        return [
-            {"arm": arm, "metric": metric, **self.estimate(arm, metric, seed=seed, replicates=replicates)._asdict(),
-             "seeds": len(values)}
-            for arm, metrics in self.scores.items() for metric, values in metrics.items()
-        ]  # fmt: skip
 
     def matrix(self, arm: str, metric: str) -> np.ndarray:
         """Scores (seeds, patients) of one arm."""
@@ -130,10 +122,10 @@ def two_level(terms: Sequence[tuple[float, np.ndarray]], *, seed: int, replicate
     value = float(sum(factor * values.mean() for factor, values in terms))
     variance = sum(v for v, _ in levels)
     if variance == 0:
-        return Estimate(value, value, value, n)
+        return Estimate(value, value, value, n, level=level)
     freedom = variance**2 / sum(v**2 / f for v, f in levels)
     reach = float(stats.t.isf((1 - level) / 2, freedom) * total.std())
-    return Estimate(value, value - reach, value + reach, n)
+    return Estimate(value, value - reach, value + reach, n, level=level)
 
 
 def tost(

@@ -12,6 +12,7 @@ from medsynth.evaluation.features import Extractor
 from medsynth.evaluation.fidelity import frechet_distance, kid_value
 from medsynth.evaluation.statistics import Estimate, generator, patient_halves, percentile_interval, resample
 from medsynth.imageset import ImageSet
+from medsynth.results import Row
 
 NOISE = (0.0, 0.02, 0.05, 0.1, 0.2)  # sd as a share of the pixel range
 BLUR = (0.0, 0.5, 1.0, 2.0, 4.0)  # sd in pixels of an image 64 px wide
@@ -19,7 +20,6 @@ DROPPED = (0.0, 0.25, 0.5, 0.75, 1.0)  # share of one class that is missing
 FEWEST = 6  # patients that a half must keep when a class is left out
 THINNED, COPIED = 0.10, 0.05  # shares of the whole set, for the power of noticing
 
-Row = dict[str, Any]
 Halves = list[tuple[np.ndarray, np.ndarray]]
 # (features, patients) of the reference half and of the changed half to a distance
 Distance = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
@@ -39,16 +39,19 @@ def blurred(images: ImageSet, level: float) -> ImageSet:
     return images.with_images(np.clip(smooth, *images.range))
 
 
-def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed: int, splits: int = 20) -> list[Row]:
-    """FID and KID of a clean half against a damaged patient-disjoint half, by kind and level of damage.
+def response(
+    extractor: Extractor, images: ImageSet, label: np.ndarray, *, chapter: str, dataset: str, seed: int, splits: int = 20
+) -> list[Row]:
+    """FID and KID of a clean half against a damaged patient-disjoint half, by kind and strength of damage.
 
     Damage: noise, blur, and a growing share of one class left out (the largest class that holds at most half of the rows). In a
-    split all levels are compared at the number of rows that the last one leaves. Less of a class is damage only up to the share
+    split all are compared at the number of rows that the last one leaves. Less of a class is damage only up to the share
     that the reference has of it, and beyond that makes the halves more alike; so a split counts in the direction in which the
     reference has the larger share. One that leaves fewer than 6 patients, or nothing to leave out, is passed over; where no
     split is left there are no rows. label (n,) names classes. Each row: the mean over
     splits with the central 95 % of splits; n = patients. FID only where a half has at least 2 d patients.
     """
+    named = {"chapter": chapter, "dataset": dataset, "arm": extractor.name, "seed": seed}
     clean = extractor(images)
     # each split both ways round: what sets two halves apart by chance cancels, and damage remains
     halves = [pair for a, b in patient_halves(images.patient, seed=seed, splits=splits) for pair in ((a, b), (b, a))]
@@ -59,7 +62,7 @@ def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed:
     for kind, level, damage in levels:
         changed = extractor(damage()) if level else clean
         pairs = [(clean[a], changed[b], images.patient[a], images.patient[b]) for a, b in halves]
-        rows += _rows(extractor, images, kind, level, pairs, metrics)
+        rows += _rows(pairs, metrics, images.patients, **named, perturbation=kind, strength=level)
     dropped = largest_class(label)
     left = [int((label[b] != dropped).sum()) for _, b in halves]
     splits_left = [
@@ -70,11 +73,13 @@ def response(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed:
     for level in DROPPED if splits_left else ():
         chosen = [_dropped(*halves[s], label, dropped, level, left[s], seed, s) for s in splits_left]
         pairs = [(clean[a], clean[b], images.patient[a], images.patient[b]) for a, b in chosen]
-        rows += _rows(extractor, images, "dropped class", level, pairs, metrics)
+        rows += _rows(pairs, metrics, images.patients, **named, perturbation="dropped class", strength=level)
     return rows
 
 
-def power(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed: int, splits: int = 100) -> list[Row]:
+def power(
+    extractor: Extractor, images: ImageSet, label: np.ndarray, *, chapter: str, dataset: str, seed: int, splits: int = 100
+) -> list[Row]:
     """z = (mean changed - mean unchanged) / sd unchanged, over random patient-disjoint halves, of FID and KID.
 
     "thinned class": one half loses rows of one class that amount to 10 % of the half; the mean over all classes that can lose
@@ -82,6 +87,7 @@ def power(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed: in
     split. Changed and unchanged sets have the same number of rows. z is the number of floor widths by which the change moves
     the score. label (n,) names classes. Intervals resample splits; n = patients. FID only where a half has at least 2 d patients.
     """
+    named = {"chapter": chapter, "dataset": dataset, "arm": extractor.name, "seed": seed}
     features = extractor(images)
     halves = patient_halves(images.patient, seed=seed, splits=splits)
     size = len(halves[0][0])
@@ -109,16 +115,15 @@ def power(extractor: Extractor, images: ImageSet, label: np.ndarray, *, seed: in
         tests["copies"] = (score["copies"], score["whole"], COPIED)
         for kind, (changed, unchanged, level) in tests.items():
             z = _z(changed, unchanged, images.patients, seed)
-            rows.append(_row(extractor, images, kind, level, f"z_{metric}", z, size))
+            rows.append(Row.of(z, metric=f"z_{metric}", **named, perturbation=kind, strength=level, rows=size))
     return rows
 
 
 def rises(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], bool]:
-    """Whether the mean distance never falls as the level grows, per (extractor, dataset, perturbation, metric)."""
+    """Whether the mean distance never falls as the strength grows, per (extractor, dataset, perturbation, metric)."""
     curves: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
     for r in rows:
-        key = (r["extractor"], r["dataset"], r["perturbation"], r["metric"])
-        curves.setdefault(key, []).append((r["level"], r["value"]))
+        curves.setdefault((r.arm, r.dataset, r.extra["perturbation"], r.metric), []).append((r.extra["strength"], r.value))
     return {key: bool((np.diff([v for _, v in sorted(curve)]) > 0).all()) for key, curve in curves.items()}
 
 
@@ -160,15 +165,8 @@ def _metrics(extractor: Extractor, images: ImageSet, halves: Halves) -> dict[str
     return enough | {"kid": kid_value}
 
 
-def _rows(
-    extractor: Extractor, images: ImageSet, kind: str, level: float, pairs: Sequence[tuple], metrics: dict[str, Distance]
-) -> Iterator[Row]:
+def _rows(pairs: Sequence[tuple], metrics: dict[str, Distance], patients: int, **named: Any) -> Iterator[Row]:
+    size = round(np.mean([len(a) for a, *_ in pairs]))
     for metric, distance in metrics.items():
         values = np.array([distance(a, b, p, q) for a, b, p, q in pairs])
-        estimate = percentile_interval(float(values.mean()), values, images.patients)
-        yield _row(extractor, images, kind, level, metric, estimate, round(np.mean([len(a) for a, *_ in pairs])))
-
-
-def _row(extractor: Extractor, images: ImageSet, kind: str, level: float, metric: str, e: Estimate, rows: int) -> Row:
-    labels = {"extractor": extractor.name, "dataset": images.name, "perturbation": kind, "level": level, "metric": metric}
-    return labels | e._asdict() | {"rows": rows}
+        yield Row.of(percentile_interval(float(values.mean()), values, patients), metric=metric, **named, rows=size)

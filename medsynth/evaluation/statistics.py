@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from medsynth.results import Estimate
+
 # a statistic such as an AUROC has no value when a resample misses a class; more than this share means too few patients
 _UNDEFINED_SHARE = 0.05
-
-
-class Estimate(NamedTuple):
-    """A value with its interval [low, high] and the number n of independent units (patients unless said otherwise)."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}], n={self.n}"
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -88,17 +77,17 @@ def percentile_interval(value: float, replicated: np.ndarray, n: int, level: flo
             "too few patients carry what it needs: pool groups or report it without an interval"
         )
     low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, float(low), float(high), n)
+    return Estimate(value, float(low), float(high), n, level=level)
 
 
-def clopper_pearson(successes: int, trials: int, *, level: float = 0.95) -> Estimate:
-    """Share of successes with the exact binomial interval (Clopper and Pearson 1934). n = trials."""
+def clopper_pearson(successes: int, trials: int, *, n_of: str = "trials", level: float = 0.95) -> Estimate:
+    """Share of successes with the exact binomial interval (Clopper and Pearson 1934). n = trials, which are `n_of`."""
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} successes in {trials} trials; expected 0 <= successes <= trials and at least one trial")
     tail = (1 - level) / 2
     low = stats.beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
     high = stats.beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
-    return Estimate(successes / trials, float(low), float(high), trials)
+    return Estimate(successes / trials, float(low), float(high), trials, n_of, level)
 
 
 def patient_halves(patient: np.ndarray, *, seed: int, splits: int, n: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:

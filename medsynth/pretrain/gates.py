@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from medsynth.config import ThoraxConfig, load_profile
 from medsynth.data.npz import load_npz
@@ -23,7 +22,8 @@ from medsynth.resample import resize
 from medsynth.results import Row, write_results
 from medsynth.runs import file_hash
 
-TABLES = ("gate-attacks", "gate-attacks-slices", "gate-samples")
+CHAPTER = "weights"
+TABLES = ("weights-gate-attacks", "weights-gate-attacks-slices", "weights-gate-samples")
 PROFILE = "full"  # whose generators draw
 MAPS = ("encoder", "pixels", "autoencoder", "untrained_vgg")  # of images
 SCANS = {"ct": "ct_tcia_hu_256", "mr": "mri_acdc_3d"}  # of people, on whose like no threshold was found
@@ -72,7 +72,7 @@ def slices(folder: Path, size: int) -> dict[str, Attacked]:
     return found
 
 
-def attack_tables(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tuple[pd.DataFrame, list[ImageSet]]:
+def attack_rows(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tuple[list[Row], list[ImageSet]]:
     """What gates in each feature map, at the thresholds that ship, refuse of attacked private images and of unseen patients.
 
     Also the sets they met, which leave lines in the ledger.
@@ -80,13 +80,13 @@ def attack_tables(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tupl
     met = [images for sets in tried.values() for images in (sets.private, sets.unseen, sets.scans) if images is not None]
     for images in met:
         ledger.read(images, stage="try the gate", output="result rows")
-    tables = []
+    rows: list[Row] = []
     for name, sets in tried.items():
         for measured_in in sets.maps:
             trial = attack_trial(feature_map(measured_in), sets.private, sets.unseen, seed=seed, other_scans=sets.scans)
             tau = shipped_threshold(sets.private, measured_in).tau
-            tables.append(trial.at_its_own_and_at_equal_price(tau, seed=seed).assign(measured_in=measured_in, dataset=name))
-    return pd.concat(tables, ignore_index=True), met
+            rows += trial.at_its_own_and_at_equal_price(tau, chapter=CHAPTER, dataset=name, arm=measured_in, seed=seed)
+    return rows, met
 
 
 def sample_rows(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tuple[list[Row], list[ImageSet]]:
@@ -109,20 +109,21 @@ def sample_rows(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tuple[
             whose = np.arange(len(distance)) if arm == "no gate" else images.patient[np.isfinite(found.distance)]
             named = {"median distance": bootstrap(lambda i, d=distance: float(np.median(d[i])), whose, seed=seed)}
             if arm == "no gate":
-                named["share too close"] = clopper_pearson(int((~found.accepted).sum()), len(images))
+                named["median distance"] = named["median distance"]._replace(n_of="images")
+                named["share too close"] = clopper_pearson(int((~found.accepted).sum()), len(images), n_of="images")
             rows += [
-                Row(chapter="weights", dataset=name, metric=metric, arm=arm, value=e.value, low=e.low, high=e.high, n=e.n,
-                    seed=seed, extra={"images": len(images), "tau": gate.tau, "private_patients": sets.private.patients})
+                Row.of(e, chapter=CHAPTER, dataset=name, metric=metric, arm=arm, seed=seed, images=len(images), tau=gate.tau,
+                       private_patients=sets.private.patients)
                 for metric, e in named.items()
             ]  # fmt: skip
     return rows, [images for sets in tried.values() for images in (sets.private, sets.unseen)]
 
 
 def main() -> None:
-    """Write those of TABLES that are asked for to results/published/weights/."""
+    """Write those of TABLES that are asked for; `medsynth promote weights --name weights --from OUT` publishes them."""
     parser = argparse.ArgumentParser(prog="python -m medsynth.pretrain.gates", description=__doc__)
     parser.add_argument("--real", type=Path, required=True, help="folder of the .npz files (data/README.md)")
-    parser.add_argument("--out", type=Path, default=Path("results/published/weights"))
+    parser.add_argument("--out", type=Path, default=Path("build/weights"))
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--patients", type=int, default=1500, help="private phantoms of each modality")
     parser.add_argument("--tables", nargs="*", default=TABLES, choices=TABLES, help="those to write; default: all")
@@ -130,20 +131,20 @@ def main() -> None:
     args = parser.parse_args()
     ledger = Ledger()
     made = {
-        "gate-attacks": lambda: attack_tables(of_known_kind(args.real, args.size, args.patients), args.seed, ledger),
-        "gate-attacks-slices": lambda: attack_tables(slices(args.real, args.size), args.seed, ledger),
-        "gate-samples": lambda: sample_rows(slices(args.real, args.size), args.seed, ledger),
+        "weights-gate-attacks": lambda: attack_rows(of_known_kind(args.real, args.size, args.patients), args.seed, ledger),
+        "weights-gate-attacks-slices": lambda: attack_rows(slices(args.real, args.size), args.seed, ledger),
+        "weights-gate-samples": lambda: sample_rows(slices(args.real, args.size), args.seed, ledger),
     }
-    weights = {"gate-samples": ("encoder", "autoencoder", "refiner", "denoiser_real")}
+    weights = {"weights-gate-samples": ("encoder", "autoencoder", "refiner", "denoiser_real")}
     for name in (name for name in TABLES if name in args.tables):
-        table, met = made[name]()
+        rows, met = made[name]()
         inputs = {f"{s.name} ({s.role})": s.content_hash for s in met}
         inputs |= {k: shipped_hash(k) for k in weights.get(name, ("encoder", "autoencoder"))}
         licences = sorted({terms for s in met for terms in s.data_licence.split("; ")})
         write_results(
-            args.out, name, table, parameters={"size": args.size, "profile": PROFILE}, seeds=[args.seed],
+            args.out, name, rows, parameters={"size": args.size, "profile": PROFILE}, seeds=[args.seed],
             inputs=inputs | {"thresholds": file_hash(weights_folder() / "thresholds.json")},
-            data_licence="; ".join(licences), notes="" if name == "gate-attacks" else ACDC,
+            data_licence="; ".join(licences), notes="" if name == "weights-gate-attacks" else ACDC,
         )  # fmt: skip
 
 

@@ -32,7 +32,8 @@ from medsynth.resample import resize, slices_of
 from medsynth.results import Row, table_of, write_results
 from medsynth.vocabulary import MODALITIES
 
-TABLES = ("reconstruction", "identification", "ruler-levels", "ruler-power")
+CHAPTER = "weights"
+TABLES = ("weights-reconstruction", "weights-identification", "weights-ruler-levels", "weights-ruler-power")
 _STUDIED = ("xray", "ct")  # phantoms that the ruler is studied on
 _LABEL = {"cxr_kermany": "finding", "ct_tcia": "collection"}  # and real sets, with the column that names classes
 _POPULATION = 90  # seed of the first population of phantoms; nobody had looked at it or at those that follow
@@ -59,8 +60,8 @@ def reconstruction_rows(name: str, images: ImageSet, autoencoder: Autoencoder, e
     named = {"PSNR": psnr(images, made, seed=seed), "SSIM": ssim(images, made, seed=seed), "FID": score.fid,
              "FID floor": score.fid_floor, "KID": score.kid, "KID floor": score.kid_floor}  # fmt: skip
     return [
-        Row(chapter="weights", dataset=name, metric=k, arm="autoencoder", value=e.value, low=e.low, high=e.high, n=e.n,
-            unit="dB" if k == "PSNR" else "", seed=seed, extra={"images": len(images)})
+        Row.of(e, chapter=CHAPTER, dataset=name, metric=k, arm="autoencoder", unit="dB" if k == "PSNR" else "", seed=seed,
+               images=len(images))
         for k, e in named.items() if e is not None
     ]  # fmt: skip
 
@@ -71,10 +72,7 @@ def identification(name: str, images: ImageSet, map_name: str, seed: int) -> tup
     extra = {"same_pairs": found.same_pairs, "images": len(images)}
     named = {"TPR at 1 % FPR": found.tpr, "AUC": Estimate(found.auc, np.nan, np.nan, found.tpr.n)}
     curve = pd.DataFrame(found.curve, columns=["false positive rate", "value"]).assign(dataset=name, arm=map_name.split("_")[0])
-    return [
-        Row(chapter="weights", dataset=name, metric=k, arm=map_name, value=e.value, low=e.low, high=e.high, n=e.n, seed=seed,
-            extra=extra) for k, e in named.items()
-    ], curve  # fmt: skip
+    return [Row.of(e, chapter=CHAPTER, dataset=name, metric=k, arm=map_name, seed=seed, **extra) for k, e in named.items()], curve
 
 
 def draw_rocs(curves: pd.DataFrame) -> Figure:
@@ -114,32 +112,34 @@ def level_rows(name: str, images: ImageSet, label: np.ndarray, extractor: Extrac
     """Response of an extractor to damage, and whether it never falls; small sets are split more often."""
     # a distance scatters as one over the rows, its mean as one over the root of the splits
     splits *= max(1, 500 // len(images)) ** 2
-    levels = ruler.response(extractor, images, label, seed=seed, splits=splits)
+    levels = ruler.response(extractor, images, label, chapter=CHAPTER, dataset=name, seed=seed, splits=splits)
     rising = [
-        Row(chapter="weights", dataset=name, metric=f"{metric} never falls (1 = yes)", arm=arm, value=float(holds),
+        Row(chapter=CHAPTER, dataset=name, metric=f"{metric} never falls (1 = yes)", arm=arm, value=float(holds),
             seed=seed, extra={"perturbation": kind})
         for (arm, _, kind, metric), holds in ruler.rises(levels).items()
     ]  # fmt: skip
-    return [*_as_rows(name, levels, seed), *rising]
+    return [*levels, *rising]
 
 
 def power_rows(name: str, populations: list[tuple[ImageSet, np.ndarray]], rivals: list[Extractor], seed: int) -> list[Row]:
     """Power of all extractors to notice, in each population, and the mean with its interval over populations if several."""
     rows: list[Row] = []
+    named = {"chapter": CHAPTER, "dataset": name, "seed": seed}
     for extractor in rivals:
-        tables = [ruler.power(extractor, images, label, seed=seed) for images, label in populations]
+        tables = [ruler.power(extractor, images, label, **named) for images, label in populations]
         if len(tables) == 1:
-            rows += _as_rows(name, tables[0], seed)
+            rows += tables[0]
             continue
-        found: dict[tuple[str, str], list[ruler.Row]] = {}
+        found: dict[tuple[str, str], list[Row]] = {}
         for r in (r for table in tables for r in table):
-            found.setdefault((r["perturbation"], r["metric"]), []).append(r)
+            found.setdefault((r.extra["perturbation"], r.metric), []).append(r)
         for same in (v for v in found.values() if len(v) == len(tables)):
-            mean = bootstrap_mean(np.array([r["value"] for r in same]), np.arange(len(same)), seed=seed)
-            row = same[0] | mean._asdict() | {"n": sum(r["n"] for r in same)}
-            rows += _with(_as_rows(name, [row], seed), populations=len(tables))
+            mean = bootstrap_mean(np.array([r.value for r in same]), np.arange(len(same)), seed=seed)
+            # the interval is over populations; n still counts their patients
+            row = replace(same[0], value=mean.value, low=mean.low, high=mean.high, n=sum(r.n for r in same))
+            rows += _with([row], populations=len(tables))
         for i, table in enumerate(tables):
-            rows += _with(_as_rows(name, table, seed), population=i)
+            rows += _with(table, population=i)
     return rows
 
 
@@ -147,37 +147,29 @@ def _with(rows: list[Row], **extra: int) -> list[Row]:
     return [replace(r, extra=r.extra | extra) for r in rows]
 
 
-def _as_rows(name: str, table: list[ruler.Row], seed: int) -> list[Row]:
-    return [
-        Row(chapter="weights", dataset=name, metric=r["metric"], arm=r["extractor"], value=r["value"], low=r["low"],
-            high=r["high"], n=r["n"], seed=seed, extra={k: r[k] for k in ("perturbation", "level", "rows")})
-        for r in table
-    ]  # fmt: skip
-
-
 def draw_levels(rows: list[Row]) -> Figure:
-    """FID over its undamaged value, and KID, against the level of each damage; a line per set."""
+    """FID over its undamaged value, and KID, against the strength of each damage; a line per set."""
     fid, kid = (table_of(r for r in rows if r.metric == m) for m in ("fid", "kid"))
     kinds = list(dict.fromkeys(kid.perturbation))
     figure, axes = new_figure(2, len(kinds), size=(3.2 * len(kinds), 5.6), layout="constrained")
     for (upper, lower), kind in zip(axes.T, kinds, strict=True):
         part = fid[fid.perturbation == kind]
-        floor = part.dataset.map(part[part.level == 0].set_index("dataset").value)
+        floor = part.dataset.map(part[part.strength == 0].set_index("dataset").value)
         shown = part.assign(**{c: part[c] / floor for c in ("value", "low", "high")})
-        curve(upper, shown, x="level", x_label=f"{kind}, level", y_label="FID / FID without damage", by="dataset")
+        curve(upper, shown, x="strength", x_label=f"{kind}, strength", y_label="FID / FID without damage", by="dataset")
         if shown["value"].max() > 5:
             upper.set_yscale("log")
-        curve(lower, kid[kid.perturbation == kind], x="level", x_label=f"{kind}, level", y_label="KID", by="dataset")
+        curve(lower, kid[kid.perturbation == kind], x="strength", x_label=f"{kind}, strength", y_label="KID", by="dataset")
         # unbiased, so it starts on either side of zero
         lower.set_yscale("symlog", linthresh=0.1)
     return figure
 
 
 def main() -> None:
-    """Write those of TABLES that are asked for to results/published/weights/."""
+    """Write those of TABLES that are asked for; `medsynth promote weights --name weights --from OUT` publishes them."""
     parser = argparse.ArgumentParser(prog="python -m medsynth.pretrain.report", description=__doc__)
     parser.add_argument("--real", type=Path, required=True, help="folder of the .npz files (data/README.md)")
-    parser.add_argument("--out", type=Path, default=Path("results/published/weights"))
+    parser.add_argument("--out", type=Path, default=Path("build/weights"))
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--phantoms", type=int, default=1000)
     parser.add_argument("--populations", type=int, default=8, help="populations of phantoms that power is measured on")
@@ -201,13 +193,13 @@ def main() -> None:
     shared = {"parameters": {"size": args.size, "extractor": extractor.name}, "seeds": [args.seed]}
     described = {
         "inputs": {k: s.content_hash for k, s in (phantoms | sets).items()} | {"autoencoder": shipped_hash("autoencoder")},
-        "data_licence": "; ".join(sorted({s.data_licence for s in sets.values()} | {"generated"})),
+        "data_licence": _licences([*phantoms.values(), *sets.values()]),
         "notes": ACDC,
     }
-    if "reconstruction" in args.tables:
+    if "weights-reconstruction" in args.tables:
         rows = [r for k, s in (phantoms | sets).items() for r in reconstruction_rows(k, s, autoencoder, extractor, args.seed)]
-        write_results(args.out, "reconstruction", rows, **shared, **described)
-    if "identification" in args.tables:
+        write_results(args.out, "weights-reconstruction", rows, **shared, **described)
+    if "weights-identification" in args.tables:
         twice = people_seen_twice(args.real, args.size, args.phantoms // 2)
         met = [images for images, _ in twice.values()]
         for images in met:
@@ -218,16 +210,17 @@ def main() -> None:
         }  # fmt: skip
         maps = [(k, images, name) for k, (images, own) in twice.items() for name in (own, "pixels")]
         found = [identification(k, images, name, args.seed) for k, images, name in maps]
-        write_results(args.out, "identification", [r for rows, _ in found for r in rows], **shared, **seen)
+        write_results(args.out, "weights-identification", [r for rows, _ in found for r in rows], **shared, **seen)
         curves = pd.concat([c for _, c in found], ignore_index=True)
-        save_figure(draw_rocs(curves), args.out, "identification-roc", curves, **shared, **seen)
-    if "ruler-levels" in args.tables:
+        save_figure(draw_rocs(curves), args.out, "weights-identification-roc", curves, **shared, **seen)
+    if "weights-ruler-levels" in args.tables:
         # five patients hold most slices of real CT, and slices of one patient are no independent samples of a class
         alone = sets | {"ct_tcia": one_per_patient(sets["ct_tcia"])}
         damaged = {f"phantom-{m}": phantoms[f"phantom-{m}"] for m in _STUDIED} | {k: alone[k] for k in _LABEL}
         levels = [r for k, s in damaged.items() for r in level_rows(k, s, _labels(k, s), extractor, args.seed, args.splits)]
-        save_figure(draw_levels(levels), args.out, "ruler-levels", levels, **shared, **described)
-    if "ruler-power" in args.tables:
+        write_results(args.out, "weights-ruler-levels", levels, **shared, **described)
+        save_figure(draw_levels(levels), args.out, "weights-ruler-levels-figure", levels, **shared, **described)
+    if "weights-ruler-power" in args.tables:
         # every rival is calibrated on what the extractor was: the public sets it was trained on
         taught = pretraining_phantoms(1200, 64, seed=0, jobs=2) | real_sets(args.real, "train")
         public = {k: s.images for k, s in taught.items()}
@@ -239,7 +232,7 @@ def main() -> None:
         noticed |= {k: [sets[k]] for k in _LABEL}
         labelled = {k: [(s, _labels(k, s)) for s in v] for k, v in noticed.items()}
         powers = [r for k, v in labelled.items() for r in power_rows(k, v, rivals, args.seed)]
-        write_results(args.out, "ruler-power", powers, **shared, **described)
+        write_results(args.out, "weights-ruler-power", powers, **shared, **described)
 
 
 def _hashes(sets: list[ImageSet]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medsynth.results import both, show_value
+from medsynth.results import both, own_tables, show_value
 
 MARK = "<!-- may I share this -->"  # where book/share.md receives the table
 QUESTIONS = ("Is it a copy?", "What leaks?", "Can someone be singled out?", "Is it useful?")
@@ -22,7 +22,7 @@ NOTHING = "Nothing has been measured yet"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One answer of a method to a question: a sentence, and the rows of a result table that hold its number.
+    """One answer of a method to a question: a sentence, and the rows of result tables that hold its number.
 
     Several answers to one question stand below one another. Raises ValueError for a method, question, kind or pick that does
     not exist, for a definition with a table, and for any other kind without one.
@@ -32,9 +32,8 @@ class Cell:
     question: str
     kind: str
     says: str  # what the number is; by definition: the answer
-    table: str = ""
+    tables: tuple[str, ...] = ()
     where: Mapping[str, str | float] = field(default_factory=dict)  # column -> value of the rows that count
-    columns: tuple[str, str, str, str] = ("value", "low", "high", "n")  # "" where the table has none
     pick: str = ""  # of several rows on a data set show all (""), or the "lowest" or "highest"
     beside: str = ""  # a column whose text, or number with its name, stands beside the value
 
@@ -43,12 +42,13 @@ class Cell:
         for name, allowed in known.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"cell {self.says!r}: {name} {getattr(self, name)!r}; expected one of {allowed}")
-        if (self.kind == "by definition") == bool(self.table):
-            raise ValueError(f"cell {self.says!r}: {self.kind}, with table {self.table!r}; a number needs one, a definition none")
+        if (self.kind == "by definition") == bool(self.tables):
+            raise ValueError(f"cell {self.says!r}: {self.kind}, with tables {self.tables}; a number needs one, a definition none")
 
 
-_ATTACKS = {"phi": "identity encoder 2d", "rule": "calibrated on copies"}
-_REFUSED = ("refused", "low", "high", "patients")
+_ATTACKS = ("gate-attacks", "weights-gate-attacks")
+_GATE = {"arm": "encoder", "rule": "calibrated on copies"}
+_REFUSES = {"metric": "share refused"} | _GATE
 _SLICES = "of CT and MR of real patients, on whose like no threshold could be found, at the one found on radiographs"
 
 # a later chapter adds its lines here
@@ -57,15 +57,16 @@ CELLS = (
     Cell(method=REAL, question=QUESTIONS[1], kind="by definition", says="Everything: whoever receives an image has it."),
     Cell(method=REAL, question=QUESTIONS[2], kind="by definition", says="Yes: an image is one patient and nobody else."),
     Cell(
-        method=REAL, question=QUESTIONS[3], kind="measured", table="restoration", where={"metric": "PSNR", "arm": "real"},
+        method=REAL, question=QUESTIONS[3], kind="measured", tables=("restoration",), where={"metric": "PSNR", "arm": "real"},
         says="PSNR (dB) of restoration networks trained on them, on held-out patients",
     ),
     Cell(
-        method=DRAWN, question=QUESTIONS[0], kind="measured", table="gate", where={"metric": "share too close", "arm": "no gate"},
-        says="share of samples within the gate's distance of a private patient's image; n counts samples of one generator",
+        method=DRAWN, question=QUESTIONS[0], kind="measured", tables=("gate",),
+        where={"metric": "share too close", "arm": "no gate"},
+        says="share of samples within the gate's distance of a private patient's image",
     ),
     Cell(
-        method=DRAWN, question=QUESTIONS[0], kind="measured", table="gate-samples", beside="private_patients",
+        method=DRAWN, question=QUESTIONS[0], kind="measured", tables=("weights-gate-samples",), beside="private_patients",
         where={"metric": "share too close", "arm": "no gate"},
         says="the same of generators of CT and MR of real patients, of whom there are few. It shows a likeness to the training "
         "patients, not that images were stored: how near private slices lie to one another is not beside it; n counts samples",
@@ -76,45 +77,45 @@ CELLS = (
         "repeat their training images.",
     ),
     Cell(
-        method=DRAWN, question=QUESTIONS[3], kind="measured", table="gate",
+        method=DRAWN, question=QUESTIONS[3], kind="measured", tables=("gate",),
         where={"metric": "KID ratio to floor", "arm": "no gate"},
         says="KID to held-out patients, as a multiple of what real images have",
     ),
     Cell(
-        method=DRAWN, question=QUESTIONS[3], kind="measured", table="generator", pick="highest",
+        method=DRAWN, question=QUESTIONS[3], kind="measured", tables=("generator",), pick="highest",
         where={"metric": "FID ratio to floor", "arm": "trained", "guidance": 1.0},
         says="the same of FID, before detail is drawn and without guidance, the highest of several seeds",
     ),
     Cell(
-        method=DRAWN, question=QUESTIONS[3], kind="measured", table="restoration", beside="verdict",
+        method=DRAWN, question=QUESTIONS[3], kind="measured", tables=("restoration",), beside="verdict",
         where={"metric": "PSNR difference to real", "arm": "synthetic"},
         says="PSNR (dB) of restoration networks trained on them, minus that of real-trained ones",
     ),
     Cell(
-        method=GATED, question=QUESTIONS[0], kind="proved", table="gate-attacks", where=_ATTACKS, columns=("tau", "", "", ""),
-        pick="lowest", beside="phi",
+        method=GATED, question=QUESTIONS[0], kind="proved", tables=_ATTACKS, where={"metric": "tau"} | _GATE, beside="phi",
         says="no released image lies within the gate's distance, in the features of one network at 64 x 64 pixels, of a private "
         "image or of a copy of it that the certificate lists",
     ),
     Cell(
-        method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "attack"} | _ATTACKS,
-        columns=_REFUSED, pick="lowest", beside="family",
+        method=GATED, question=QUESTIONS[0], kind="measured", tables=_ATTACKS, where={"kind": "attack"} | _REFUSES,
+        pick="lowest", beside="family",
         says="share of altered copies that are refused, for the worst of the alterations that the encoder was trained on; others "
         "were not tried (of PET noise, gain and offset are not covered, as its certificates say)",
     ),
     Cell(
-        method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks", where={"kind": "pair"} | _ATTACKS,
-        columns=_REFUSED, pick="lowest", beside="family",
+        method=GATED, question=QUESTIONS[0], kind="measured", tables=_ATTACKS, where={"kind": "pair"} | _REFUSES,
+        pick="lowest", beside="family",
         says="share of copies altered twice that are refused, for the worst pair of these (of PET one with what is not covered)",
     ),
     *(
         Cell(
-            method=GATED, question=QUESTIONS[0], kind="measured", table="gate-attacks-slices", where={"kind": kind} | _ATTACKS,
-            columns=_REFUSED, pick="lowest", beside="family", says=f"the same, for the worst {worst}, {_SLICES}",
+            method=GATED, question=QUESTIONS[0], kind="measured", tables=("weights-gate-attacks-slices",),
+            where={"kind": kind} | _REFUSES, pick="lowest", beside="family",
+            says=f"the same, for the worst {worst}, {_SLICES}",
         ) for kind, worst in (("attack", "alteration"), ("pair", "pair"))
     ),
     Cell(
-        method=GATED, question=QUESTIONS[1], kind="measured", table="gate",
+        method=GATED, question=QUESTIONS[1], kind="measured", tables=("gate",),
         where={"metric": "negative-space AUC", "arm": "distance gate"},
         beside="expected",
         says="AUC at telling members from non-members by empty space around them (0.5: a guess), in a release of 1,000 images on "
@@ -122,17 +123,17 @@ CELLS = (
         "member: far below 1 there is nothing to see",
     ),
     Cell(
-        method=GATED, question=QUESTIONS[3], kind="measured", table="gate",
+        method=GATED, question=QUESTIONS[3], kind="measured", tables=("gate",),
         where={"metric": "KID ratio to floor", "arm": "distance gate"},
         says="KID to held-out patients, as a multiple of what real images have",
     ),
     Cell(
-        method=GATED, question=QUESTIONS[3], kind="measured", table="restoration", beside="verdict",
+        method=GATED, question=QUESTIONS[3], kind="measured", tables=("restoration",), beside="verdict",
         where={"metric": "PSNR difference to real", "arm": "gated"},
         says="PSNR (dB) of restoration networks trained on them, minus that of real-trained ones",
     ),
     Cell(
-        method=GATED, question=QUESTIONS[3], kind="measured", table="sites",
+        method=GATED, question=QUESTIONS[3], kind="measured", tables=("sites",),
         where={"metric": "PSNR difference to pooled real, all", "arm": "pooled synthetic, all"},
         says="PSNR (dB) of a network trained on what three sites pool, minus that of one trained on all their real images",
     ),
@@ -145,9 +146,9 @@ def share_section(published: Path, own: Path, cells: Sequence[Cell] = CELLS) -> 
     published, own: folders of folders of tables. Raises ValueError for a table that is not its sidecar's, FileNotFoundError for
     one without a sidecar.
     """
-    places = {place.stem: place.parent for place in sorted(own.glob("*/*.csv"))}
+    places = own_tables(own)
     # a chapter may not have run, or be yet to be written
-    known = {*places, *(path.stem for path in published.glob("*/*.csv"))} & {cell.table for cell in cells}
+    known = {*places, *(path.stem for path in published.glob("*/*.csv"))} & {name for cell in cells for name in cell.tables}
     tables = {name: both(places.get(name, own), name, published) for name in known}
     lines = [":::{list-table}", ":header-rows: 1", ":stub-columns: 1", ":class: share", ""]
     lines += ["* - Way to share", *(f"  - {question}" for question in QUESTIONS)]
@@ -160,9 +161,9 @@ def share_section(published: Path, own: Path, cells: Sequence[Cell] = CELLS) -> 
 
 
 def _answer(cell: Cell, tables: Mapping[str, pd.DataFrame]) -> str:
-    if not cell.table:
+    if not cell.tables:
         return cell.says
-    rows = matching(tables.get(cell.table, pd.DataFrame()), cell)
+    rows = [row for name in cell.tables if name in tables for row in matching(tables[name], cell)]
     # what is proved holds before anybody has measured
     kind = cell.kind.capitalize() if rows or cell.kind == "proved" else NOTHING
     return f"*{kind}*: {cell.says}." + "".join(f"\n- {_line(row, cell)}" for row in rows)
@@ -170,32 +171,27 @@ def _answer(cell: Cell, tables: Mapping[str, pd.DataFrame]) -> str:
 
 def matching(table: pd.DataFrame, cell: Cell) -> list[dict[str, object]]:
     """The rows of a table that a cell shows, in the table's order; `picked` says among how many, "" where all are shown."""
-    value = cell.columns[0]
-    if not {value, "source", *cell.where} <= set(table):
+    if not set(cell.where) <= set(table):
         return []
-    chosen = table[table[value].notna()]
+    chosen = table[table.value.notna()]
     for column, wanted in cell.where.items():
         chosen = chosen[chosen[column] == wanted]
     if not cell.pick:
         return chosen.assign(picked="").to_dict("records")
-    by = [c for c in ("source", "dataset") if c in chosen]
-    return [_picked(rows, cell) for _, rows in chosen.groupby(by, dropna=False, sort=False)]
+    return [_picked(rows, cell) for _, rows in chosen.groupby(["source", "dataset"], sort=False)]
 
 
 def _picked(rows: pd.DataFrame, cell: Cell) -> dict[str, object]:
     """The lowest or highest of some rows; of rows that are all equal none is, and so none is named."""
-    value = rows[cell.columns[0]]
-    row = rows.loc[value.idxmin() if cell.pick == "lowest" else value.idxmax()].to_dict()
-    if value.nunique() > 1:
+    row = rows.loc[rows.value.idxmin() if cell.pick == "lowest" else rows.value.idxmax()].to_dict()
+    if rows.value.nunique() > 1:
         return row | {"picked": f"{cell.pick} of {len(rows)}"}
     several = cell.beside in rows and rows[cell.beside].nunique() > 1
     return row | ({"picked": f"all {len(rows)}", cell.beside: None} if several else {"picked": ""})
 
 
 def _line(row: Mapping[str, object], cell: Cell) -> str:
-    value, low, high, n = (row.get(c) for c in cell.columns)
-    interval = (float("nan") if v is None or pd.isna(v) else float(v) for v in (low, high))
-    parts = [show_value(float(value), *interval, n if n is None or pd.isna(n) else int(n))]
+    parts = [show_value(*(row[c] for c in ("value", "low", "high", "n", "n_of", "level")))]
     # of several networks, the one of this number
     trained = "/".join(row[c] for c in ("task", "net") if isinstance(row.get(c), str))
     named = (row.get("dataset"), trained, row.get(cell.beside))

@@ -12,7 +12,8 @@ from medsynth.figures import has_pictures
 from medsynth.publish.fingerprint import code_of
 from medsynth.publish.notebook import declared_parameters, read_notebook
 from medsynth.publish.plan import chapter_sources
-from medsynth.results import read_results
+from medsynth.results import ROWS, Results, chapter_of, read_results
+from medsynth.runs import file_hash
 
 # calls that put pixels on a page without asking whose they are; figures.image_grid asks
 PIXEL_CALLS = {"imshow", "matshow", "figimage", "imsave", "fromarray"}
@@ -68,24 +69,52 @@ def _shows_picture(output: nbformat.NotebookNode) -> bool:
 
 
 def _published(root: Path) -> Iterator[str]:
-    folder = root / "results" / "published"
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        place = path.relative_to(root)
-        if path.suffix not in PUBLISHED_KINDS:
-            yield f"{place}: only {', '.join(sorted(PUBLISHED_KINDS))} files are published; remove it"
-        elif path.suffix == ".csv":
-            try:
-                read_results(path.parent, path.stem)
-            except (ValueError, FileNotFoundError) as error:
-                yield str(error)
-        elif path.suffix == ".svg" and has_pictures(path.read_text()) and not _generated(path):
-            yield f"{place}: holds a picture, and its sidecar does not say that all data are generated"
+    for run in sorted((root / "results" / "published").glob("*")):
+        yield from run_problems(run, root)
 
 
-def _generated(svg: Path) -> bool:
-    try:
-        sidecar = read_results(svg.parent, svg.stem).sidecar
-        # sidecars of older runs say it by the licence of phantoms
-        return not sidecar.get("people", sidecar["data_licence"] != "generated")
-    except (ValueError, FileNotFoundError, KeyError):
-        return False
+def run_problems(run: Path, root: Path) -> list[str]:
+    """What is wrong with the files of one published run, each named from `root`; empty if nothing is."""
+    files = sorted(p for p in run.rglob("*") if p.is_file()) if run.is_dir() else [run]
+    found: list[str] = []
+    tables: dict[Path, Results] = {}
+    for path in (p for p in files if p.suffix == ".csv"):
+        try:
+            tables[path] = read_results(path.parent, path.stem)
+        except (ValueError, FileNotFoundError) as error:
+            found.append(str(error).replace(f"{root}/", ""))
+    chapters = {chapter_of(path.stem) for path, table in tables.items() if table.kind == ROWS}
+    problems = {path: _table_problem(path, table, chapters) for path, table in tables.items()}
+    problems |= {path: _figure_problem(path, tables.get(path.with_suffix(".csv"))) for path in files if path.suffix == ".svg"}
+    problems |= {
+        path: "no table stands beside it" for path in files if path.suffix == ".json" and path.with_suffix(".csv") not in files
+    }
+    problems |= {
+        path: f"only {', '.join(sorted(PUBLISHED_KINDS))} files are published; remove it"
+        for path in files if path.suffix not in PUBLISHED_KINDS
+    }  # fmt: skip
+    return found + [f"{path.relative_to(root)}: {problem}" for path, problem in problems.items() if problem]
+
+
+def _table_problem(csv: Path, table: Results, chapters: set[str]) -> str:
+    """A table is rows of the chapter that it is called after, or the data of a figure that stands beside such rows."""
+    chapter = chapter_of(csv.stem)
+    if table.kind == ROWS:
+        strange = sorted(set(table.rows["chapter"]) - {chapter})
+        return f"holds rows of {strange[0]!r}; a table is called after its chapter" if strange else ""
+    if not csv.with_suffix(".svg").exists():
+        return f"the data of a figure without {csv.stem}.svg"
+    return "" if chapter in chapters else f"the data of a figure, and no rows of a chapter {chapter!r} stand beside it"
+
+
+def _figure_problem(svg: Path, table: Results | None) -> str:
+    # sidecars of older runs say by the licence of phantoms whether people were scanned
+    if has_pictures(svg.read_text()) and (
+        table is None or table.sidecar.get("people", table.sidecar["data_licence"] != "generated")
+    ):
+        return "holds a picture, and its sidecar does not say that all data are generated"
+    if table is None:
+        return "no rows stand behind it"
+    if table.sidecar["parameters"].get("svg_sha256") != file_hash(svg):
+        return "not the figure that its sidecar was written with; run the chapter again"
+    return ""

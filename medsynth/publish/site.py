@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,11 +18,29 @@ import pandas as pd
 from medsynth.publish.answers import MARK as SHARE_MARK
 from medsynth.publish.answers import share_section
 from medsynth.publish.fill import fill_page
-from medsynth.results import COLUMNS, Results, both, published_names, read_results, side_by_side, table_names
+from medsynth.results import (
+    FIGURE,
+    ROWS,
+    YOURS,
+    Results,
+    chapter_of,
+    newest_first,
+    own_tables,
+    published_names,
+    read_results,
+    side_by_side,
+    table_names,
+    together,
+)
 from medsynth.runs import write_json
 
 MARK = "<!-- published results -->"  # where book/published.md receives the tables and figures
 LONG = 30  # rows beyond which a table is folded away
+# chapters in the order of the page; others follow by name
+TITLES = {
+    "quickstart": "Quickstart", "data": "The images and the ruler", "generator": "The generator", "gate": "The gate",
+    "restoration": "Restoration", "sites": "Pooled sites", "weights": "The weights that ship",
+}  # fmt: skip
 
 
 def build_book(root: Path, folder: Path, *, say: Callable[[str], None] = print) -> Path:
@@ -81,35 +98,44 @@ def _fill(page: Path, mark: str, text: str) -> None:
 
 
 def published_section(published: Path, own: Path, target: Path) -> str:
-    """Markdown for every published table: published values beside the reader's own, how each came to be, and the figures.
+    """Markdown of all that is published, by chapter: values beside the reader's own, how each came to be, and the figures.
 
-    published, own: folders of folders of tables; figures and rows that the text shows are copied into `target`/rows.
+    Of a table the newest run stands first. published, own: folders of folders of tables; figures and rows that the text shows
+    are copied into `target`/rows. Raises ValueError for a table that is not its sidecar's, or where two chapters wrote one name.
     """
     runs = published_names(published)
     if not runs:
         return "Nothing has been published yet."
-    names = sorted({name for run in runs for name in table_names(published / run)})
-    places = {place.stem: place.parent for place in sorted(own.glob("*/*.csv"))}
-    return "\n\n".join(_section(name, published, runs, places.get(name), target / "rows") for name in names)
-
-
-def _section(name: str, published: Path, runs: list[str], own: Path | None, rows: Path) -> str:
-    places = {run: published / run for run in runs if (published / run / f"{name}.csv").exists()}
-    text = [f"## {re.sub('[-_]', ' ', name).capitalize()}"]
-    tables = {source: read_results(place, name) for source, place in places.items()}
-    if all(set(COLUMNS) <= set(t.rows) for t in tables.values()):
-        text.append(_table(side_by_side(both(own or published / "none", name, published))))
-    for source, place in (places | ({"this run": own} if own else {})).items():
-        text.append(_facts(source, tables.get(source) or read_results(place, name)))
-        copied = rows / source.replace(" ", "-")
-        copied.mkdir(parents=True, exist_ok=True)
-        for file in (place / f"{name}.csv", place / f"{name}.svg"):
-            if file.exists():
-                shutil.copyfile(file, copied / file.name)
-        if (place / f"{name}.svg").exists():
-            text.append(f"```{{figure}} rows/{copied.name}/{name}.svg\n{source}\n```")
-        text.append(f"{{download}}`Rows of {source} <rows/{copied.name}/{name}.csv>`")
+    places: dict[str, dict[str, Path]] = {}
+    for run in runs:
+        for name in table_names(published / run):
+            places.setdefault(name, {})[run] = published / run
+    for name, place in own_tables(own).items():
+        if name in places:
+            places[name][YOURS] = place
+    chapters = sorted({chapter_of(name) for name in places}, key=lambda c: ([*TITLES, c].index(c), c))
+    text = []
+    for chapter in chapters:
+        text.append(f"## {TITLES.get(chapter, chapter.capitalize())}")
+        for name in sorted(name for name in places if chapter_of(name) == chapter):
+            text += _section(name, places[name], target / "rows")
     return "\n\n".join(text)
+
+
+def _section(name: str, places: dict[str, Path], rows: Path) -> list[str]:
+    known = newest_first({source: read_results(place, name) for source, place in places.items()})
+    text = [f"### {name}"]
+    if tables := {source: found for source, found in known.items() if found.kind == ROWS}:
+        text.append(_table(side_by_side(together(tables))))
+    for source, found in known.items():
+        place, copied = places[source], rows / source.replace(" ", "-")
+        copied.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place / f"{name}.csv", copied / f"{name}.csv")
+        if found.kind == FIGURE:
+            shutil.copyfile(place / f"{name}.svg", copied / f"{name}.svg")
+            text.append(f"```{{figure}} rows/{copied.name}/{name}.svg\n{source}\n```")
+        text.append(f"{_facts(source, found)} {{download}}`Rows <rows/{copied.name}/{name}.csv>`")
+    return text
 
 
 def _table(table: pd.DataFrame) -> str:

@@ -37,6 +37,7 @@ def test_prdc_of_copies_of_the_real_set_and_of_a_far_set():
     same = prdc(real, real, patient=np.arange(60) // 3, seed=0)
     assert same.precision.value == same.recall.value == same.coverage.value == 1
     assert (same.precision.n, same.recall.n) == (60, 20)
+    assert [e.n_of for e in same] == ["images", "patients", "images", "patients"]
     far = prdc(real, real + 100, patient=np.arange(60), seed=0)
     assert [e.value for e in far] == [0, 0, 0, 0]
 

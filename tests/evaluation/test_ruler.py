@@ -7,6 +7,9 @@ import pytest
 from medsynth.evaluation import ruler
 from medsynth.evaluation.statistics import generator
 from medsynth.imageset import ImageSet
+from medsynth.results import table_of
+
+NAMED = {"chapter": "data", "dataset": "steps"}
 
 
 class Means:
@@ -46,18 +49,21 @@ def label(images):
 
 
 def test_distances_rise_for_a_seeing_extractor_and_not_for_a_blind_one(images, label):
-    rows = ruler.response(Means(), images, label, seed=0, splits=5)
+    rows = ruler.response(Means(), images, label, **NAMED, seed=0, splits=5)
     rising = ruler.rises(rows)
     assert rising["means", "steps", "noise", "fid"] and rising["means", "steps", "noise", "kid"]
     for metric in ("fid", "kid"):
-        curve = [r["value"] for r in rows if r["perturbation"] == "dropped class" and r["metric"] == metric]
+        curve = [r.value for r in rows if r.extra["perturbation"] == "dropped class" and r.metric == metric]
         assert curve[-1] > curve[-2] > curve[0]
-    assert not all(ruler.rises(ruler.response(Blind(), images, label, seed=0, splits=5)).values())
+    assert not all(ruler.rises(ruler.response(Blind(), images, label, **NAMED, seed=0, splits=5)).values())
 
 
 def test_rows_are_tidy_and_levels_of_one_kind_have_one_size(images, label):
-    table = pd.DataFrame(ruler.response(Means(), images, label, seed=0, splits=3))
-    assert list(table.columns) == ["extractor", "dataset", "perturbation", "level", "metric", "value", "low", "high", "n", "rows"]
+    rows = ruler.response(Means(), images, label, **NAMED, seed=0, splits=3)
+    table = table_of(rows)
+    assert {(r.chapter, r.dataset, r.arm, r.seed, r.n_of, *r.extra) for r in rows} == {
+        ("data", "steps", "means", 0, "patients", "perturbation", "strength", "rows")
+    }
     assert (table.groupby("perturbation")["rows"].nunique() == 1).all()
     assert (table["n"] == 120).all() and (table["low"] <= table["value"]).all()
     assert len(table) == 2 * (len(ruler.NOISE) + len(ruler.BLUR) + len(ruler.DROPPED))
@@ -74,21 +80,24 @@ class Many(Means):
 
 def test_few_patients_are_measured_by_kid_alone_however_many_images_they_have(images, label):
     # 120 rows a half of 60 patients; 2 d = 62
-    assert {r["metric"] for r in ruler.response(Many(), images, label, seed=0, splits=2)} == {"kid"}
-    assert {r["metric"] for r in ruler.power(Many(), images, label, seed=0, splits=10)} == {"z_kid"}
+    assert {r.metric for r in ruler.response(Many(), images, label, **NAMED, seed=0, splits=2)} == {"kid"}
+    assert {r.metric for r in ruler.power(Many(), images, label, **NAMED, seed=0, splits=10)} == {"z_kid"}
 
 
 def test_each_split_counts_both_ways_round(images, label):
-    rows = {r["level"]: r for r in ruler.response(Means(), images, label, seed=0, splits=1) if r["perturbation"] == "noise"}
+    found = ruler.response(Means(), images, label, **NAMED, seed=0, splits=1)
+    rows = {r.extra["strength"]: r for r in found if r.extra["perturbation"] == "noise"}
     a, b = ruler.patient_halves(images.patient, seed=0, splits=1)[0]
     x, y = Means()(images), Means()(ruler.noisy(images, 0.2, seed=0))
     both = [ruler.kid_value(x[i], y[j], images.patient[i], images.patient[j]) for i, j in ((a, b), (b, a))]
-    assert rows[0.2]["metric"] == "kid" and rows[0.2]["value"] == pytest.approx(np.mean(both))
+    assert rows[0.2].metric == "kid" and rows[0.2].value == pytest.approx(np.mean(both))
 
 
 def test_power_sees_a_thinned_class_and_copies_only_with_eyes(images, label):
-    seeing = pd.DataFrame(ruler.power(Means(), images, label, seed=0, splits=30)).set_index(["perturbation", "metric"])["value"]
-    blind = pd.DataFrame(ruler.power(Blind(), images, label, seed=0, splits=30)).set_index(["perturbation", "metric"])["value"]
+    seeing, blind = (
+        table_of(ruler.power(x, images, label, **NAMED, seed=0, splits=30)).set_index(["perturbation", "metric"])["value"]
+        for x in (Means(), Blind())
+    )
     assert set(seeing.index.get_level_values(0)) == {f"thinned class {c}" for c in (0, 1, 2)} | {"thinned class", "copies"}
     assert seeing["thinned class 0", "z_fid"] > 0.3 > blind["thinned class 0", "z_fid"]
     assert seeing["copies", "z_fid"] > 0
@@ -134,16 +143,16 @@ def test_a_split_that_cannot_show_a_missing_class_is_passed_over(images, monkeyp
     halves = ruler.patient_halves(few.patient, seed=0, splits=10)
     for rare in (2, 12):
         kept.clear()
-        rows = ruler.response(Means(), few, np.where(few.patient < rare, "rare", "b"), seed=0, splits=10)
+        rows = ruler.response(Means(), few, np.where(few.patient < rare, "rare", "b"), **NAMED, seed=0, splits=10)
         assert min(kept) >= 6
         members = [[int((np.unique(few.patient[half]) < rare).sum()) for half in pair] for pair in halves]
         # equal halves count both ways round, others in one direction
         directions = [(a, b) for pair in members for a, b in (pair, pair[::-1])]
         assert len(kept) == 5 * sum(a >= b > 0 and 12 - b >= 6 for a, b in directions) < 5 * 20
-        assert all(np.isfinite(r["value"]) for r in rows)
+        assert all(np.isfinite(r.value) for r in rows)
     # no half keeps six of eleven patients: nothing can be said
-    rows = ruler.response(Means(), few.select(np.arange(22)), np.arange(22) // 2 % 2, seed=0, splits=10)
-    assert "dropped class" not in {r["perturbation"] for r in rows}
+    rows = ruler.response(Means(), few.select(np.arange(22)), np.arange(22) // 2 % 2, **NAMED, seed=0, splits=10)
+    assert "dropped class" not in {r.extra["perturbation"] for r in rows}
 
 
 def test_a_class_leaves_in_the_share_that_is_stated():

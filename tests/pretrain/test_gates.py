@@ -5,12 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 
 from medsynth.ledger import Ledger
 from medsynth.pretrain import gates
 from medsynth.privacy.gate.gate import Verdicts
-from medsynth.results import read_results
+from medsynth.results import Row, read_results, table_of
 
 
 def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypatch, make_set, tmp_path):
@@ -18,7 +17,9 @@ def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypa
 
     def trial(phi, private, unseen, *, seed, other_scans):
         met.append((private, unseen, other_scans))
-        return SimpleNamespace(at_its_own_and_at_equal_price=lambda tau, seed: pd.DataFrame({"tau": [tau]}))
+        return SimpleNamespace(
+            at_its_own_and_at_equal_price=lambda tau, *, seed, **named: [Row(metric="tau", value=tau, seed=seed, **named)]
+        )
 
     def drawn(**k):
         return make_set(2 * k["patients"], (1, 8, 8), role=k["population"], split=None)
@@ -30,9 +31,9 @@ def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypa
         gates, "load_npz", lambda path, role: make_set(12, (1, 8, 8), role=role, split=np.full(12, "test"), name=path.stem)
     )
     ledger = Ledger(tmp_path / "ledger")
-    table, sets = gates.attack_tables(gates.of_known_kind(tmp_path, 8, 6), seed=0, ledger=ledger)
+    rows, sets = gates.attack_rows(gates.of_known_kind(tmp_path, 8, 6), seed=0, ledger=ledger)
     assert {e.stage for e in ledger.entries()} == {"try the gate"} and len(ledger.entries()) == 5
-    assert table[["dataset", "measured_in"]].drop_duplicates().shape == (7, 2) and len(sets) == 11
+    assert table_of(rows)[["chapter", "dataset", "arm"]].drop_duplicates().shape == (7, 3) and len(sets) == 11
     private, unseen, second = met[4]
     assert (private.patients, unseen.patients, len(private), len(second)) == (6, 4, 6, 6)
     assert not set(private.patient) & set(unseen.patient) and private.patient.tolist() == second.patient.tolist()
@@ -78,30 +79,30 @@ def test_samples_are_judged_by_the_gate_of_the_set_they_were_made_from(monkeypat
     monkeypatch.setattr(gates, "private_gate", lambda *a, **k: FakeGate())
     ledger = Ledger(tmp_path)
     rows, met = gates.sample_rows({"ward": gates.Attacked("ct", private, unseen)}, 0, ledger)
-    found = {(r.metric, r.arm): (round(r.value, 3), r.n) for r in rows}
+    found = {(r.metric, r.arm): (round(r.value, 3), r.n, r.n_of) for r in rows}
     assert found == {
         # what cannot be measured is refused, and has no distance
-        ("median distance", "no gate"): (0.1, 3),
-        ("share too close", "no gate"): (0.75, 4),
-        ("median distance", "unseen patients"): (0.5, unseen.patients),
+        ("median distance", "no gate"): (0.1, 3, "images"),
+        ("share too close", "no gate"): (0.75, 4, "images"),
+        ("median distance", "unseen patients"): (0.5, unseen.patients, "patients"),
     }
     assert all(r.low <= r.value <= r.high for r in rows) and met == [private, unseen]
     assert [(e.reads, e.stage) for e in ledger.entries()] == [("private", "judge samples"), ("eval", "judge samples")]
 
 
 def test_only_the_tables_that_are_asked_for_are_written(monkeypatch, make_set, tmp_path, cache):
-    table = pd.DataFrame({"kind": ["attack"], "refused": [1.0]})
+    rows = [Row(chapter="weights", dataset="ward", metric="share refused", arm="encoder", value=1.0)]
     for name in ("of_known_kind", "slices"):
         monkeypatch.setattr(gates, name, lambda *_: {})
-    monkeypatch.setattr(gates, "attack_tables", lambda *_: (table, [make_set(role="private"), make_set(role="eval")]))
-    monkeypatch.setattr(gates, "sample_rows", lambda *_: (table, [make_set(role="private")]))
+    monkeypatch.setattr(gates, "attack_rows", lambda *_: (rows, [make_set(role="private"), make_set(role="eval")]))
+    monkeypatch.setattr(gates, "sample_rows", lambda *_: (rows, [make_set(role="private")]))
     base = ["gates", "--real", str(tmp_path), "--out"]
     monkeypatch.setattr(sys, "argv", [*base, str(tmp_path / "all")])
     gates.main()
     assert {p.stem for p in (tmp_path / "all").iterdir()} == set(gates.TABLES)
     sidecars = {name: read_results(tmp_path / "all", name).sidecar for name in gates.TABLES}
     assert [bool(sidecars[name]["notes"]) for name in gates.TABLES] == [False, True, True]
-    assert "thresholds" in sidecars["gate-attacks"]["inputs"] and "refiner" in sidecars["gate-samples"]["inputs"]
-    monkeypatch.setattr(sys, "argv", [*base, str(tmp_path / "one"), "--tables", "gate-samples"])
+    assert "thresholds" in sidecars["weights-gate-attacks"]["inputs"] and "refiner" in sidecars["weights-gate-samples"]["inputs"]
+    monkeypatch.setattr(sys, "argv", [*base, str(tmp_path / "one"), "--tables", "weights-gate-samples"])
     gates.main()
-    assert {p.stem for p in (tmp_path / "one").iterdir()} == {"gate-samples"}
+    assert {p.stem for p in (tmp_path / "one").iterdir()} == {"weights-gate-samples"}

@@ -59,41 +59,41 @@ def reported(small):
 
 
 def test_every_set_has_its_rows_and_real_ones_a_line_in_the_ledger(reported):
-    rows = read_results(reported[0], "reconstruction").rows
+    rows = read_results(reported[0], "weights-reconstruction").rows
     assert {"cxr_kermany", "ct_tcia", "mri_acdc", "phantom-pet"} <= set(rows["dataset"])
     assert {"PSNR", "SSIM", "FID", "FID floor", "KID"} <= set(rows["metric"])
     assert (rows["n"] == 20).all()
-    assert set(read_results(reported[0], "ruler-levels").rows["dataset"]) == {
+    assert set(read_results(reported[0], "weights-ruler-levels").rows["dataset"]) == {
         "cxr_kermany",
         "ct_tcia",
         "phantom-xray",
         "phantom-ct",
     }
-    assert "copies" in set(read_results(reported[0], "ruler-power").rows["perturbation"])
-    levels = read_results(reported[0], "ruler-levels").rows
+    assert "copies" in set(read_results(reported[0], "weights-ruler-power").rows["perturbation"])
+    levels = read_results(reported[0], "weights-ruler-levels").rows
     # noise moves the mean and the spread of pixels; whether at every step is said in rows of their own
-    noise = levels.query("perturbation == 'noise' and metric == 'fid'").pivot(index="dataset", columns="level", values="value")
+    noise = levels.query("perturbation == 'noise' and metric == 'fid'").pivot(index="dataset", columns="strength", values="value")
     assert (noise[0.2] > noise[0.0]).all() and len(noise) == 4
     assert set(levels.query("metric == 'fid never falls (1 = yes)'").value) <= {0.0, 1.0}
-    assert (reported[0] / "ruler-levels.svg").exists()
+    assert (reported[0] / "weights-ruler-levels-figure.svg").exists()
 
     # private or held out, what is read has a line; populations of phantoms that were measured before have theirs
     entries = Ledger().entries()
     weights, encoder = "measure shipped weights", "measure the identity encoder"
     assert [e.stage for e in entries] == [weights] * 9 + [encoder] * 6 + [weights] * 2
-    known = read_results(reported[0], "identification").rows
+    known = read_results(reported[0], "weights-identification").rows
     assert set(known["arm"]) == {"encoder", "pixels"} and set(known["metric"]) == {"TPR at 1 % FPR", "AUC"}
-    rocs = read_results(reported[0], "identification-roc").rows
+    rocs = read_results(reported[0], "weights-identification-roc").rows
     assert set(rocs["arm"]) == {"encoder", "pixels"} and set(rocs["dataset"]) == set(known["dataset"])
-    assert rocs["value"].between(0, 1).all() and (reported[0] / "identification-roc.svg").exists()
-    sidecar = read_results(reported[0], "identification").sidecar
+    assert rocs["value"].between(0, 1).all() and (reported[0] / "weights-identification-roc.svg").exists()
+    sidecar = read_results(reported[0], "weights-identification").sidecar
     # what was compared, and not what other tables are about
     assert {"encoder", "encoder_3d"} < sidecar["inputs"].keys() and "autoencoder" not in sidecar["inputs"]
     assert (known["same_pairs"] == 20).all() and {"phantom-xray", "mri_acdc"} <= set(known["dataset"])
 
 
 def test_power_over_several_populations_is_their_mean_beside_each(reported):
-    power = read_results(reported[0], "ruler-power").rows.query("perturbation == 'copies' and metric == 'z_kid'")
+    power = read_results(reported[0], "weights-ruler-power").rows.query("perturbation == 'copies' and metric == 'z_kid'")
     # extractor, twins and PCA are one and the same here
     phantom = power[power.dataset == "phantom-ct"]
     each, mean = phantom[phantom.population.notna()], phantom[phantom.populations == 2]
@@ -104,9 +104,9 @@ def test_power_over_several_populations_is_their_mean_beside_each(reported):
 
 
 def test_only_the_tables_that_are_asked_for_are_written(small, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--tables", "reconstruction"])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--tables", "weights-reconstruction"])
     report.main()
-    assert {p.stem for p in small[0].iterdir()} == {"reconstruction"}
+    assert {p.stem for p in small[0].iterdir()} == {"weights-reconstruction"}
 
 
 def test_people_seen_twice_are_those_whose_number_is_one_person(monkeypatch, make_set, tmp_path):

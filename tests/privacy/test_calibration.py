@@ -28,6 +28,7 @@ from medsynth.privacy.gate.calibration import (
     scan_distances,
     threshold_at,
 )
+from medsynth.results import table_of
 from medsynth.vocabulary import MODALITIES
 
 
@@ -179,29 +180,43 @@ def least(phi, images, measured):
     return np.min([measured(phi(images.with_images(np.ascontiguousarray(x)))) for x in laid], axis=0)
 
 
-def test_the_table_says_what_is_refused(people, monkeypatch):
+NAMED = {"chapter": "gate", "dataset": "quarters of grey", "arm": "means"}
+
+
+def refused(rows):
+    """Rows of shares, as a table."""
+    return table_of(r for r in rows if r.metric == "share refused")
+
+
+def test_rows_say_what_is_refused(people, monkeypatch):
     monkeypatch.setattr(calibration, "FAMILIES", FEW)
     phi = Means()
     unseen = people.with_images(1 - people.images, patient=people.patient + 100, name="unseen")
     scans = attacked(people, "noise", seed=9)
-    tau = 0.05
-    table = attack_trial(phi, people, unseen, seed=1, other_scans=scans).table(tau, seed=1)
+    tau, asked = 0.05, NAMED | {"rule": "as told", "seed": 1}
+    rows = attack_trial(phi, people, unseen, seed=1, other_scans=scans).rows(tau, **asked)
+    assert {(r.chapter, r.dataset, r.arm, r.seed, r.extra["rule"], r.extra["phi"]) for r in rows} == {
+        ("gate", "quarters of grey", "means", 1, "as told", "quarters")
+    }
+    assert [r.value for r in rows if r.metric == "tau"] == [tau]
+    table = refused(rows)
     assert table["kind"].value_counts().to_dict() == {"attack": 4, "pair": 2, "unseen patients": 1, "other scans": 1}
     gallery = gallery_features(phi, people)
     row = table.set_index("family")
-    assert row.loc["copy", "refused"] == 1
+    assert row.loc["copy", "value"] == 1
     # the same interval that the mean of a column has
     flags = distance_to_own(phi(attacked(people, ("zoom", "noise"), seed=1)), gallery) <= tau
     expected = bootstrap_mean(flags, people.patient, seed=1)
-    assert tuple(row.loc["zoom + noise", ["refused", "low", "high", "patients"]]) == pytest.approx(tuple(expected))
+    assert tuple(row.loc["zoom + noise", ["value", "low", "high", "n"]]) == pytest.approx(tuple(expected[:4]))
     shift = distance_to_own(phi(attacked(people, "shift", seed=1)), gallery) <= tau
-    assert row.loc["shift", "refused"] == shift.mean() and row.loc["shift", "images"] == 24
+    assert row.loc["shift", "value"] == shift.mean() and row.loc["shift", "images"] == 24
     near = least(phi, scans, lambda x: scan_distances(x, people.patient, gallery, people.patient))
-    assert table.iloc[6]["refused"] == (least(phi, unseen, lambda x: nearest_distance(x, gallery)) <= tau).mean()
-    assert table.iloc[7]["refused"] == (near <= tau).mean()
-    assert (table["low"] <= table["refused"]).all() and (table["private_patients"] == 12).all()
-    hardest = attack_trial(phi, people, unseen, seed=1, other_scans=scans, strength="bound").table(tau, seed=1)
-    assert hardest.set_index("family").loc["shift", "refused"] <= row.loc["shift", "refused"]
+    assert table.iloc[6]["value"] == (least(phi, unseen, lambda x: nearest_distance(x, gallery)) <= tau).mean()
+    assert table.iloc[7]["value"] == (near <= tau).mean()
+    assert (table["low"] <= table["value"]).all() and (table["private_patients"] == 12).all() and (table["tau"] == tau).all()
+    assert set(table["n"]) == {12} and set(table["n_of"]) == {"patients"}
+    hardest = attack_trial(phi, people, unseen, seed=1, other_scans=scans, strength="bound").rows(tau, **asked)
+    assert refused(hardest).set_index("family").loc["shift", "value"] <= row.loc["shift", "value"]
 
 
 def test_without_other_scans_the_set_has_its_own(people, monkeypatch):
@@ -214,11 +229,16 @@ def test_without_other_scans_the_set_has_its_own(people, monkeypatch):
     expected = least(phi, second, lambda x: distance_to_own(x, gallery_features(phi, first)))
     np.testing.assert_allclose(trial.scans, expected, atol=1e-7)
     assert trial.scan_patient.tolist() == second.patient.tolist()
-    both = trial.at_its_own_and_at_equal_price(0.1, seed=1, price=0.2)
-    assert both.groupby("rule", sort=False)["tau"].first().tolist() == [0.1, threshold_at(trial.unseen, 0.2)]
-    assert both[(both.kind == "unseen patients") & (both.tau != 0.1)]["refused"].item() <= 0.2
-    alone = attack_trial(phi, first, unseen, seed=1).table(0.1, seed=1)
-    assert set(alone["kind"]) == {"attack", "unseen patients"} and isinstance(alone, pd.DataFrame)
+    both = trial.at_its_own_and_at_equal_price(0.1, seed=1, price=0.2, **NAMED)
+    rules = ["calibrated on copies", "20 % of unseen patients refused"]
+    assert {r.extra["rule"]: r.value for r in both if r.metric == "tau"} == dict(
+        zip(rules, [0.1, threshold_at(trial.unseen, 0.2)], strict=True)
+    )
+    table = refused(both)
+    assert table.groupby("rule", sort=False)["tau"].first().tolist() == [0.1, threshold_at(trial.unseen, 0.2)]
+    assert table[(table.kind == "unseen patients") & (table.tau != 0.1)]["value"].item() <= 0.2
+    alone = attack_trial(phi, first, unseen, seed=1).rows(0.1, rule="as told", seed=1, **NAMED)
+    assert set(refused(alone)["kind"]) == {"attack", "unseen patients"}
 
 
 # thresholds that ship

@@ -1,24 +1,27 @@
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from medsynth.publish import answers as share
 from medsynth.publish.answers import CELLS, DRAWN, GATED, METHODS, NOTHING, QUESTIONS, Cell, matching, share_section
-from medsynth.results import Row, write_results
+from medsynth.results import Estimate, Row, write_results
 
 SIDECAR = {"parameters": {}, "seeds": [0], "inputs": {}, "data_licence": "generated"}
-AUC = {"chapter": "gate", "metric": "negative-space AUC"}
 
 
 def cell(**changes):
-    fields = {"method": GATED, "question": QUESTIONS[1], "kind": "measured", "says": "AUC", "table": "gate"}
+    fields = {"method": GATED, "question": QUESTIONS[1], "kind": "measured", "says": "AUC", "tables": ("gate",)}
     return Cell(**fields | {"where": {"metric": "negative-space AUC", "arm": "distance gate"}} | changes)
 
 
-def auc(value=0.625, arm="distance gate", dataset="phantom-xray", **changes):
-    return Row(**AUC | {"dataset": dataset, "arm": arm, "value": value, "low": 0.5, "high": 0.75, "n": 80} | changes)
+def auc(value=0.625, arm="distance gate", dataset="phantom-xray", metric="negative-space AUC", **extra):
+    return Row.of(Estimate(value, 0.5, 0.75, 80), chapter="gate", metric=metric, dataset=dataset, arm=arm, **extra)
+
+
+def refused(value, family, kind="attack", chapter="gate", **extra):
+    named = {"chapter": chapter, "dataset": "phantom-xray", "metric": "share refused", "arm": "encoder"}
+    return Row.of(Estimate(value, value - 0.125, 1.0, 40), **named, kind=kind, family=family, phi="the encoder", **extra)
 
 
 @pytest.fixture
@@ -55,49 +58,46 @@ def test_a_number_has_its_interval_its_patients_its_data_and_its_run(places):
 
 def test_a_number_beside_another_has_its_name(places):
     published, own, write = places
-    write("results/03_gate", "gate", [auc(extra={"expected": 0.1758}), auc(0.75, dataset="cxr_a")])
+    write("results/03_gate", "gate", [auc(expected=0.1758), auc(0.75, dataset="cxr_a")])
     lines = re.findall(r"^ *- (\S+ \[.*)$", share_section(published, own, [cell(beside="expected")]), re.MULTILINE)
     assert lines == [
         "0.625 [0.5, 0.75] (n = 80), phantom-xray, expected 0.176 (this run)",
         "0.75 [0.5, 0.75] (n = 80), cxr\\_a (this run)",
     ]
     # a whole number too
-    write("results/03_gate", "gate", [auc(extra={"private_patients": 33})])
+    write("results/03_gate", "gate", [auc(private_patients=33)])
     assert "phantom-xray, private patients 33 (this run)" in share_section(published, own, [cell(beside="private_patients")])
 
 
 def test_of_several_networks_each_has_its_name(places):
     published, own, write = places
-    write(
-        "results/03_gate", "gate", [auc(extra={"task": "mr-x2", "net": n, "verdict": "equivalent"}) for n in ("edsr", "redcnn")]
-    )
+    write("results/03_gate", "gate", [auc(task="mr-x2", net=n, verdict="equivalent") for n in ("edsr", "redcnn")])
     lines = re.findall(r"^ *- (\S+ \[.*)$", share_section(published, own, [cell(beside="verdict")]), re.MULTILINE)
     assert lines == [f"0.625 [0.5, 0.75] (n = 80), phantom-xray, mr-x2/{n}, equivalent (this run)" for n in ("edsr", "redcnn")]
 
 
 def test_the_worst_of_several_rows_is_named_and_counted(places):
     published, own, write = places
-    table = pd.DataFrame({
-        "kind": ["attack", "attack", "attack", "pair"], "family": ["shift", "zoom", "noise", "shift + zoom"],
-        "refused": [1.0, 0.97, np.nan, 0.5], "low": [1.0, 0.9, np.nan, 0.4], "high": [1.0, 1.0, np.nan, 0.6],
-        "patients": [40] * 4, "phi": ["encoder"] * 4, "tau": [0.25] * 4,
-    })  # fmt: skip
-    write("results/03_gate", "gate-attacks", table)
-    worst = cell(
-        table="gate-attacks",
-        where={"kind": "attack"},
-        columns=("refused", "low", "high", "patients"),
-        pick="lowest",
-        beside="family",
-    )
-    assert "- 0.97 [0.9, 1] (n = 40), zoom, lowest of 2 (this run)" in share_section(published, own, [worst])
-    proved = cell(table="gate-attacks", kind="proved", where={}, columns=("tau", "", "", ""), pick="highest", beside="phi")
-    assert "*Proved*: AUC.\n    - 0.25, encoder (this run)" in share_section(published, own, [proved])
+    write(
+        "results/03_gate", "gate-attacks",
+        [
+            refused(1.0, "shift"), refused(0.97, "zoom"), refused(0.5, "shift + zoom", kind="pair"),
+            Row(chapter="gate", dataset="phantom-xray", metric="tau", arm="encoder", value=0.25, extra={"phi": "the encoder"}),
+        ],
+    )  # fmt: skip
+    write("published/weights", "weights-gate-attacks", [refused(0.75, "noise", chapter="weights")])
+    both = {"tables": ("gate-attacks", "weights-gate-attacks")}
+    text = share_section(published, own, [cell(**both, where={"kind": "attack"}, pick="lowest", beside="family")])
+    assert "- 0.97 [0.845, 1] (n = 40), phantom-xray, zoom, lowest of 2 (this run)" in text
+    # of another chapter's table, in the same cell
+    assert "- 0.75 [0.625, 1] (n = 40), phantom-xray, noise (weights)" in text
+    proved = cell(**both, kind="proved", where={"metric": "tau"}, beside="phi")
+    assert "*Proved*: AUC.\n    - 0.25, phantom-xray, the encoder (this run)" in share_section(published, own, [proved])
 
 
 def test_equal_rows_count_and_where_all_are_equal_none_is_the_worst():
     where = {"where": {}, "pick": "lowest", "beside": "family"}
-    table = pd.DataFrame({"source": "a", "family": ["shift", "zoom", "noise"], "value": [1.0, 0.9, 1.0]})
+    table = pd.DataFrame({"source": "a", "dataset": "x", "family": ["shift", "zoom", "noise"], "value": [1.0, 0.9, 1.0]})
     (worst,) = matching(table, cell(**where))
     assert (worst["family"], worst["picked"]) == ("zoom", "lowest of 3")
     (worst,) = matching(table.assign(value=1.0), cell(**where))
@@ -117,10 +117,16 @@ def test_a_table_without_the_columns_shows_nothing(table):
 
 
 def test_numbers_select_rows_too(places):
-    rows = [auc(0.1 * k, extra={"guidance": float(k)}) for k in (1, 2)]
+    rows = [auc(0.1 * k, guidance=float(k)) for k in (1, 2)]
     places[2]("results/02", "gate", rows)
     text = share_section(*places[:2], [cell(where={"guidance": 2.0})])
     assert "- 0.2 [" in text and "- 0.1 [" not in text
+
+
+def test_what_n_counts_and_another_level_are_said(places):
+    share = Row.of(Estimate(0.5, 0.25, 0.75, 283, "images", 0.9), chapter="gate", dataset="x", metric="share", arm="no gate")
+    places[2]("results/03_gate", "gate", [share])
+    assert "- 0.5 [0.25, 0.75] (90 %, n = 283 images), x (this run)" in share_section(*places[:2], [cell(where={})])
 
 
 def test_an_edited_table_stops_the_page(places):
@@ -141,7 +147,7 @@ def test_an_edited_table_stops_the_page(places):
         ({"kind": "likely"}, "kind 'likely'"),
         ({"pick": "mean"}, "pick 'mean'"),
         ({"kind": "by definition"}, "a number needs one"),
-        ({"table": ""}, "a number needs one"),
+        ({"tables": ()}, "a number needs one"),
     ],
 )
 def test_a_cell_that_cannot_be_is_refused(changes, found):

@@ -3,9 +3,10 @@ import pytest
 from stub_project import make_project, write_notebook
 
 from medsynth.publish.check import problems
-from medsynth.results import Row, write_results
+from medsynth.results import Row, read_results, write_figure_data, write_results
+from medsynth.runs import file_hash, write_json
 
-ROWS = [Row(chapter="02", dataset="xray", metric="KID", arm="ours", value=0.5)]
+ROWS = [Row(chapter="quality", dataset="xray", metric="KID", arm="ours", value=0.5)]
 SIDECAR = {"parameters": {}, "seeds": [0], "inputs": {}, "data_licence": "CC BY 4.0"}
 PICTURE = '<svg><image href="data:image/png;base64,AA"/></svg>'
 PLOT = "<svg><path/></svg>"
@@ -16,10 +17,24 @@ def project(tmp_path):
     return make_project(tmp_path)
 
 
-def test_a_clean_project_has_no_problems(project):
-    published = project / "results" / "published" / "xray"
-    write_results(published, "quality", ROWS, **SIDECAR)
-    (published / "quality.svg").write_text(PLOT)
+def figure(folder, name, svg, **changes):
+    """A figure with its data and sidecar, as save_figure leaves them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.svg").write_text(svg)
+    hashes = {"svg_sha256": file_hash(folder / f"{name}.svg")}
+    return write_figure_data(folder, name, ROWS, **SIDECAR | {"parameters": hashes} | changes)
+
+
+@pytest.fixture
+def published(project):
+    """A run with rows and a figure, as they should be."""
+    folder = project / "results" / "published" / "xray"
+    write_results(folder, "quality", ROWS, **SIDECAR)
+    figure(folder, "quality-figure", PLOT)
+    return folder
+
+
+def test_a_clean_project_has_no_problems(project, published):
     assert problems(project) == []
 
 
@@ -71,20 +86,41 @@ def test_chapters_on_real_data_show_no_pictures(project, data, found, real):
 
 
 @pytest.mark.parametrize("licence", ["generated", "CC BY 4.0"])
-def test_published_pictures_are_of_phantoms(project, licence):
-    published = project / "results" / "published" / "run"
-    write_results(published, "grid", ROWS, **SIDECAR | {"data_licence": licence})
-    (published / "grid.svg").write_text(PICTURE)
-    assert len(problems(project)) == (licence != "generated")
+def test_published_pictures_are_of_phantoms(project, published, licence):
+    figure(published, "quality-grid", PICTURE, data_licence=licence)
+    assert [("quality-grid.svg: holds a picture" in p) for p in problems(project)] == [True] * (licence != "generated")
 
 
-def test_published_files_are_rows_with_sidecars_and_plots(project):
-    published = project / "results" / "published" / "run"
-    write_results(published, "quality", ROWS, **SIDECAR)
+def test_published_files_are_rows_with_sidecars_and_plots(project, published):
     (published / "quality.json").unlink()
     (published / "photo.png").touch()
-    (published / "alone.svg").write_text(PICTURE)
-    alone, photo, quality = problems(project)
-    assert "alone.svg: holds a picture" in alone
-    assert "photo.png: only" in photo
-    assert "sidecar quality.json is missing" in quality
+    (published / "alone.svg").write_text(PLOT)
+    write_json(published / "nothing.json", {})
+    assert [p.removeprefix("results/published/xray/") for p in problems(project)] == [
+        "quality.csv: its sidecar quality.json is missing; run the chapter that wrote it again",
+        "quality-figure.csv: the data of a figure, and no rows of a chapter 'quality' stand beside it",
+        "alone.svg: no rows stand behind it",
+        "nothing.json: no table stands beside it",
+        "photo.png: only .csv, .json, .md, .svg files are published; remove it",
+    ]
+
+
+def test_published_tables_are_in_the_schema_or_declared_the_data_of_a_figure(project, published):
+    write_json(published / "quality.json", read_results(published, "quality").sidecar | {"kind": ""})
+    figure(published, "quality-grid", PLOT)
+    (published / "quality-grid.svg").write_text(PLOT + " ")
+    (published / "quality-figure.svg").unlink()
+    assert [p.removeprefix("results/published/xray/") for p in problems(project)] == [
+        "quality.csv: its sidecar calls it ''; expected 'rows' or 'figure': run the chapter that wrote it again",
+        "quality-figure.csv: the data of a figure without quality-figure.svg",
+        "quality-grid.csv: the data of a figure, and no rows of a chapter 'quality' stand beside it",
+        "quality-grid.svg: not the figure that its sidecar was written with; run the chapter again",
+    ]
+
+
+def test_a_published_table_is_called_after_its_chapter(project, published):
+    for ending in (".csv", ".json"):
+        (published / f"quality{ending}").rename(published / f"other{ending}")
+    for file in published.glob("quality-figure.*"):
+        file.unlink()
+    assert problems(project) == ["results/published/xray/other.csv: holds rows of 'quality'; a table is called after its chapter"]

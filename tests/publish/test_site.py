@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -8,14 +9,13 @@ from stub_project import ROOT, write_notebook
 from medsynth.publish import site as book
 from medsynth.publish.fill import PLACEHOLDER
 from medsynth.publish.site import MARK, assemble, build_book, published_section
-from medsynth.results import Row, write_results
+from medsynth.results import Estimate, Row, write_figure_data, write_results
 
 SIDECAR = {"parameters": {}, "seeds": [0, 1], "inputs": {}, "data_licence": "CC BY 4.0", "notes": "Half of the patients."}
 
 
-def row(**changes):
-    fields = {"chapter": "02", "dataset": "xray", "metric": "KID", "arm": "ours", "value": 0.5, "low": 0.25, "high": 0.75, "n": 9}
-    return Row(**fields | changes)
+def row(value=0.5, arm="ours", **changes):
+    return Row.of(Estimate(value, 0.25, 0.75, 9), **{"chapter": "gate", "dataset": "xray", "metric": "KID", "arm": arm} | changes)
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def project(tmp_path):
         page.write_text(PLACEHOLDER.sub("0.5", page.read_text()))
     write_notebook(tmp_path / "build" / "smoke" / "chapters" / "00_first.ipynb", "1 + 1", title="First, with $a^2$")
     published = tmp_path / "results" / "published" / "xray-full"
-    write_results(published, "quality", [row(), row(arm="a|b")], **SIDECAR)
-    (published / "quality.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
-    write_results(published, "loss_curve", pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}), **SIDECAR)
-    write_results(tmp_path / "build" / "smoke" / "results" / "02_generator", "quality", [row(value=0.625)], **SIDECAR)
+    write_results(published, "gate", [row(), row(arm="a|b")], **SIDECAR)
+    (published / "gate-loss.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
+    write_figure_data(published, "gate-loss", pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}), **SIDECAR)
+    write_results(tmp_path / "build" / "smoke" / "results" / "03_gate", "gate", [row(value=0.625)], **SIDECAR)
     return tmp_path
 
 
@@ -43,20 +43,39 @@ def test_published_values_stand_beside_ones_own(project):
     assert "| xray | KID | ours | 0.5 [0.25, 0.75] (n = 9) | 0.625 [0.25, 0.75] (n = 9) |" in text
     assert r"a\|b" in text
     assert "seeds 0, 1, data CC BY 4.0. Half of the patients." in text
-    assert "## Loss curve" in text
     assert sorted(str(p.relative_to(project / "page")) for p in (project / "page").rglob("*.*")) == [
-        "rows/this-run/quality.csv", "rows/xray-full/loss_curve.csv", "rows/xray-full/quality.csv", "rows/xray-full/quality.svg",
+        "rows/this-run/gate.csv", "rows/xray-full/gate-loss.csv", "rows/xray-full/gate-loss.svg", "rows/xray-full/gate.csv",
     ]  # fmt: skip
+
+
+def test_a_figure_is_shown_and_its_data_are_for_download(project):
+    text = section(project)
+    _, figure = text.split("### gate-loss")
+    assert "```{figure} rows/xray-full/gate-loss.svg\nxray-full\n```" in figure
+    assert "{download}`Rows <rows/xray-full/gate-loss.csv>`" in figure and "|" not in figure
+
+
+def test_tables_stand_by_chapter_in_the_order_of_the_book_and_unknown_ones_last(project):
+    for chapter in ("weights", "data", "dp"):
+        write_results(project / "results" / "published" / "more", chapter, [row(chapter=chapter)], **SIDECAR)
+    titles = re.findall(r"^## (.*)$", section(project), re.MULTILINE)
+    assert titles == ["The images and the ruler", "The gate", "The weights that ship", "Dp"]
+
+
+def test_two_chapters_that_write_one_name_stop_the_book(project):
+    write_results(project / "build" / "smoke" / "results" / "02_generator", "gate", [row()], **SIDECAR)
+    with pytest.raises(ValueError, match="02_generator holds a table 'gate' too"):
+        section(project)
 
 
 def test_long_tables_are_folded(project):
     rows = [row(arm=str(k)) for k in range(book.LONG + 1)]
-    write_results(project / "results" / "published" / "xray-full", "quality", rows, **SIDECAR)
+    write_results(project / "results" / "published" / "xray-full", "gate", rows, **SIDECAR)
     assert ":::{dropdown} 32 rows" in section(project)
 
 
 def test_a_changed_published_table_stops_the_book(project):
-    path = project / "results" / "published" / "xray-full" / "quality.csv"
+    path = project / "results" / "published" / "xray-full" / "gate.csv"
     path.write_text(path.read_text().replace("0.5", "0.1"))
     with pytest.raises(ValueError, match="differs from the"):
         assemble(project, project / "build" / "smoke")

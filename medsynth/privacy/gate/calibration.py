@@ -13,6 +13,7 @@ from medsynth.evaluation.statistics import Estimate, clopper_pearson, percentile
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import ATTACKS, attack_pairs, attacked, orientations, transformed_copies
 from medsynth.privacy.gate.feature_maps import FeatureMap
+from medsynth.results import Row
 
 CONFIDENCE = 0.95  # that what a threshold may miss holds for everyone, not for the people it was found on alone
 _ROWS = 512  # of a distance matrix formed at once
@@ -162,28 +163,31 @@ class Trial:
     scans: np.ndarray
     scan_patient: np.ndarray
 
-    def table(self, tau: float, *, seed: int) -> pd.DataFrame:
+    def rows(self, tau: float, *, chapter: str, dataset: str, arm: str, rule: str, seed: int) -> list[Row]:
         """What is refused at tau: a row per family of attacks, one for unseen patients, the price, and one for other scans.
 
-        Every share with its patient-bootstrap interval.
+        Every share with its patient-bootstrap interval. Before them a row of tau itself. rule: how tau was chosen.
         """
         kinds = [("attack" if len(f) == 1 else "pair", " + ".join(f)) for f in self.attacks]
         parts = [(kinds, np.stack(list(self.attacks.values())), self.patient)]
         parts.append(([("unseen patients", "any")], self.unseen[None], self.unseen_patient))
         if len(self.scans):
             parts.append(([("other scans", "any")], self.scans[None], self.scan_patient))
-        rows = [
-            {"kind": kind, "family": family, "refused": e.value, "low": e.low, "high": e.high, "patients": e.n,
-             "images": len(people)}
-            for names, distances, people in parts
-            for (kind, family), e in zip(names, _shares(distances <= tau, people, seed), strict=True)
+        named = {"chapter": chapter, "dataset": dataset, "arm": arm, "seed": seed}
+        known = {"rule": rule, "phi": self.phi, "private_patients": len(np.unique(self.patient))}
+        return [
+            Row(metric="tau", value=tau, **named, extra=known),
+            *(
+                Row.of(e, metric="share refused", **named, kind=kind, family=family, images=len(people), tau=tau, **known)
+                for names, distances, people in parts
+                for (kind, family), e in zip(names, _shares(distances <= tau, people, seed), strict=True)
+            ),
         ]  # fmt: skip
-        return pd.DataFrame(rows).assign(private_patients=len(np.unique(self.patient)), phi=self.phi, tau=tau)
 
-    def at_its_own_and_at_equal_price(self, tau: float, *, seed: int, price: float = 0.05) -> pd.DataFrame:
-        """`table` at tau and at the threshold that refuses a share `price` of unseen patients, told apart by a column `rule`."""
+    def at_its_own_and_at_equal_price(self, tau: float, *, price: float = 0.05, seed: int, **named: str) -> list[Row]:
+        """`rows` at tau and at the threshold that refuses a share `price` of unseen patients, told apart by their `rule`."""
         rules = {"calibrated on copies": tau, f"{100 * price:g} % of unseen patients refused": threshold_at(self.unseen, price)}
-        return pd.concat([self.table(t, seed=seed).assign(rule=rule) for rule, t in rules.items()], ignore_index=True)
+        return [row for rule, t in rules.items() for row in self.rows(t, rule=rule, seed=seed, **named)]
 
 
 def attack_trial(
@@ -230,7 +234,7 @@ def _shares(refused: np.ndarray, patient: np.ndarray, seed: int) -> list[Estimat
     replicated = (counts @ hits.T) / (counts @ size)[:, None]
     shares = [percentile_interval(float(row.mean()), r, len(people)) for row, r in zip(refused, replicated.T, strict=True)]
     # where all agree, resamples do too, and would say that nobody could ever be found who does not
-    return [e if 0 < e.value < 1 else clopper_pearson(round(e.value * e.n), e.n) for e in shares]
+    return [e if 0 < e.value < 1 else clopper_pearson(round(e.value * e.n), e.n, n_of="patients") for e in shares]
 
 
 def scan_distances(features: np.ndarray, patient: np.ndarray, gallery: np.ndarray, private_patient: np.ndarray) -> np.ndarray:

@@ -157,7 +157,7 @@ def same_files(images: ImageSet, private: ImageSet, encoding: Encoding) -> np.nd
 
 def _price(sentry: Gate, strangers: ImageSet) -> Estimate:
     """Share of people outside the private set whose image the gate refuses: what its distance costs."""
-    return clopper_pearson(int((~sentry.judge(strangers).accepted).sum()), len(strangers))
+    return clopper_pearson(int((~sentry.judge(strangers).accepted).sum()), len(strangers), n_of="patients")
 
 
 def _without_copies(verdicts: Verdicts, copies: np.ndarray) -> Verdicts:

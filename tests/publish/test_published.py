@@ -1,0 +1,73 @@
+"""What the project publishes: every table in one schema, under a name that is its chapter's, and on the page."""
+
+import ast
+import re
+
+import pytest
+from stub_project import ROOT
+
+from medsynth.pretrain import gates, report
+from medsynth.publish.answers import CELLS, matching
+from medsynth.publish.check import run_problems
+from medsynth.publish.fingerprint import code_of
+from medsynth.publish.plan import chapter_sources
+from medsynth.publish.site import published_section
+from medsynth.results import COLUMNS, FIGURE, ROWS, both, chapter_of, published_names, read_results, table_names
+
+PUBLISHED = ROOT / "results" / "published"
+TABLES = [(run, name) for run in published_names(PUBLISHED) for name in table_names(PUBLISHED / run)]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return published_section(PUBLISHED, PUBLISHED / "none", tmp_path_factory.mktemp("page"))
+
+
+@pytest.mark.parametrize("run", published_names(PUBLISHED))
+def test_nothing_stands_against_a_published_run(run):
+    assert run_problems(PUBLISHED / run, ROOT) == []
+
+
+@pytest.mark.parametrize(("run", "name"), TABLES)
+def test_a_published_table_is_rows_in_the_schema_on_the_page_or_the_data_of_a_figure(page, run, name):
+    found = read_results(PUBLISHED / run, name)
+    (section,) = re.findall(rf"^### {name}\n(.*?)(?=^###? |\Z)", page, re.MULTILINE | re.DOTALL)
+    if found.kind == FIGURE:
+        assert f"rows/{run}/{name}.svg" in section and f"rows/{run}/{name}.csv" in section and "| --- |" not in section
+        return
+    assert found.kind == ROWS and found.rows.columns[: len(COLUMNS)].tolist() == list(COLUMNS)
+    assert set(found.rows["chapter"]) == {chapter_of(name)}
+    # an n says of what, an interval at which level
+    assert (found.rows["n"].isna() == (found.rows["n_of"] == "")).all()
+    assert (found.rows["low"].isna() == found.rows["level"].isna()).all()
+    header = next(line for line in section.splitlines() if line.startswith("| "))
+    column = [cell.strip() for cell in header.split("|")].index(run)
+    lines = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    shown = [value for line in lines for value in re.split(r"(?<!\\)\|", line)[column].strip().split("; ") if value]
+    assert len(shown) == len(found.rows)
+
+
+def test_no_two_chapters_write_one_name():
+    written = {
+        name: chapter.partition("_")[2] for chapter, path in chapter_sources(ROOT).items() for name in names_in(code_of(path))
+    }
+    written |= {table: "weights" for table in (*report.TABLES, *gates.TABLES)}
+    assert len(written) > 30 and {name: chapter_of(name) for name in written} == written
+
+
+def names_in(code):
+    """Names of the tables and figures that a program writes; of a name that is put together, its beginning."""
+    calls = [n for n in ast.walk(code) if isinstance(n, ast.Call)]
+    for call in calls:
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        if name in ("write_results", "save_figure"):
+            written = call.args[2 if name == "save_figure" else 1]
+            yield ast.literal_eval(written.values[0] if isinstance(written, ast.JoinedStr) else written)
+
+
+@pytest.mark.parametrize("cell", [c for c in CELLS if c.tables], ids=lambda c: f"{c.method}, {c.says[:30]}")
+def test_every_number_of_the_share_page_is_found_in_what_is_published(cell):
+    tables = {name for _, name in TABLES} & set(cell.tables)
+    assert tables == set(cell.tables)
+    for name in tables:
+        assert matching(both(PUBLISHED / "none", name, PUBLISHED), cell), name
