@@ -24,7 +24,7 @@ from medsynth.downstream.restoration_nets import (
     restoration_net,
 )
 from medsynth.imageset import ImageSet
-from medsynth.ledger import Ledger, RoleError
+from medsynth.ledger import NONE, Ledger, RoleError
 from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.runs import Workspace
 
@@ -211,7 +211,7 @@ def test_gradients_are_cut_to_the_norm_of_the_schedule(job):
 def test_training_is_deterministic_found_again_and_recorded(job, ct, low, beam, monkeypatch):
     model, trained = train_restoration(**job)
     entries = job["ledger"].entries()
-    assert [(e.stage, e.reads, e.mechanism) for e in entries] == [("train restoration net", ct.name, "none")]
+    assert [(e.stage, e.reads, e.mechanism) for e in entries] == [("train restoration net", ct.name, NONE)]
     inputs = trained.manifest["inputs"]
     assert inputs == {
         "degraded": low.content_hash,

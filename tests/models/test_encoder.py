@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch.nn import functional
 
 from medsynth.imageset import ImageSet
-from medsynth.ledger import Ledger
+from medsynth.ledger import NONE, Ledger
 from medsynth.models.encoder import DIM, FRAME, PLANES, SIDE, SMOOTHING, EncoderNet, normalise, planes_of, similarity, smoothed
 from medsynth.pretrain import encoder as training
 from medsynth.pretrain.encoder import encoder_loss, followed, nt_xent, train_encoder, two_views
@@ -236,7 +236,7 @@ def test_private_patients_may_teach_it_where_a_ledger_says_so(people, tmp_path):
     ledger, images = Ledger(tmp_path / "ledger"), people.images.with_role("private")
     state, _ = train_encoder({"a": PublicSet(images)}, steps=2, patients_per_step=4, ledger=ledger)
     (entry,) = ledger.entries()
-    assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("train encoder", images.name, images.patients, "none")
+    assert (entry.stage, entry.reads, entry.patients, entry.mechanism) == ("train encoder", images.name, images.patients, NONE)
     net = EncoderNet()
     net.load_state_dict(state)
     assert encoder_map(net, "ours", "trained here")(images.select([0])).shape[0] == 1
