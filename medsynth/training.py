@@ -41,7 +41,7 @@ def autocast(device: torch.device | str) -> contextlib.AbstractContextManager[ob
 
 
 def described(device: torch.device | str) -> str:
-    """For manifests: "cpu", or a GPU with its name and precision. No part of a run's name: what a GPU trained is found anywhere."""
+    """For manifests: "cpu", or a GPU with its name and precision. It names no run: what a GPU trained is found on a CPU."""
     if torch.device(device).type == "cpu":
         return "cpu"
     return f"{torch.device(device).type} ({torch.cuda.get_device_name(device)}, {str(precision(device)).removeprefix('torch.')})"
