@@ -1,21 +1,28 @@
-"""Our training step against a plain loop over the same model: what resuming, averaging and reproducible randomness cost.
+"""Our training step against a plain loop over the same model; where there is a GPU, what precision, layout and graphs are worth.
 
-python benchmarks/training_step.py [--steps 20] [--rounds 3]
+python benchmarks/training_step.py [--steps 20] [--rounds 3] [--seconds 1] [--out gpu.csv]
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import pandas as pd
 import torch
+from diffusers.training_utils import EMAModel
+from medsynth.models.restoration import CPU_SIZES, restoration_net
 from torch import nn
 
 from medsynth.config import DenoiserConfig, DiffusionConfig
 from medsynth.diffusion.schedule import noise_schedule
-from medsynth.diffusion.train import train_latents
+from medsynth.diffusion.train import diffusion_loss, train_latents
 from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
+from medsynth.training import fit
 
 
 def plain(model: Denoiser, latents: torch.Tensor, condition: torch.Tensor, config: DiffusionConfig) -> None:
@@ -33,24 +40,201 @@ def plain(model: Denoiser, latents: torch.Tensor, condition: torch.Tensor, confi
         optimiser.step()
 
 
+@dataclass(frozen=True)
+class Net:
+    """A network and the shape of one batch of what it learns."""
+
+    shape: tuple[int, ...]
+    denoiser: DenoiserConfig | None = None  # without one, a restoration network
+
+    def build(self, device: str) -> nn.Module:
+        """The network, seeded, in training."""
+        torch.manual_seed(0)
+        model = Denoiser(self.denoiser, THORAX, self.shape[1]) if self.denoiser else restoration_net(CPU_SIZES["edsr"])
+        return model.to(device).train()
+
+    def inputs(self, device: str) -> tuple[torch.Tensor, ...]:
+        """Random arguments of the network's forward pass."""
+        first = torch.randn(self.shape, device=device)
+        if not self.denoiser:
+            return (first,)
+        n = self.shape[0]
+        return first, torch.randint(1000, (n,), device=device), torch.randn(n, len(THORAX), device=device)
+
+
+NETS = {
+    "2D, paper": Net((256, 8, 32, 32), DenoiserConfig(channels=(128, 192, 256))),
+    "2D, full": Net((16, 8, 16, 16), DenoiserConfig()),
+    "EDSR": Net((16, 1, 64, 64)),
+    "3D": Net((64, 8, 8, 16, 16), DenoiserConfig(channels=(32, 64, 96), spatial_dims=3)),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a step is computed; each of VARIANTS changes one thing of an earlier one."""
+
+    precision: str = "bfloat16"  # or "float32", "tf32"
+    channels_last: bool = True
+    fused: bool = True  # the optimiser: one kernel, or one for each of its operations
+    sdpa: bool = False  # attention by one kernel instead of three
+    run: str = "eager"  # "graph" of the network, of the whole "step", a backend of torch.compile, or a mode of inductor
+
+
+VARIANTS = {
+    "float32": Variant("float32", channels_last=False, fused=False),
+    "TF32": Variant("tf32", channels_last=False, fused=False),
+    "bfloat16": Variant(channels_last=False, fused=False),
+    "+ channels last": Variant(fused=False),
+    "+ fused AdamW": Variant(),
+    "+ one-kernel attention": Variant(sdpa=True),
+    "+ CUDA graph of the network": Variant(run="graph"),
+    "+ CUDA graph of the step": Variant(run="step"),
+    "+ cudagraphs backend": Variant(run="cudagraphs"),
+    "+ compile": Variant(run="default"),
+    "+ compile, reduce-overhead": Variant(run="reduce-overhead"),
+}
+
+
+def prepared(net: Net, variant: Variant, device: str = "cuda") -> Callable[[], None]:
+    """One optimiser step on a fixed batch: forward, squared error, backward, clipping, AdamW, moving average."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = variant.precision == "tf32"
+    model, inputs = net.build(device), net.inputs(device)
+    target = torch.randn_like(inputs[0])
+    flat = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for p in model.parameters():
+        if p.ndim in flat:
+            p.data = p.data.contiguous(memory_format=flat[p.ndim] if variant.channels_last else torch.contiguous_format)
+    for module in model.modules():
+        if variant.sdpa and hasattr(module, "use_flash_attention"):
+            module.use_flash_attention = True
+    parameters = list(model.parameters())
+    # a graph replays its casts; a cast kept from outside of it would be a stale copy of the weights
+    half = torch.autocast(
+        torch.device(device).type, torch.bfloat16, variant.precision == "bfloat16", variant.run not in ("graph", "step")
+    )
+    if variant.run == "graph":
+        with half:
+            model = torch.cuda.make_graphed_callables(model, tuple(x.clone() for x in inputs))
+    elif variant.run == "cudagraphs":
+        model.compile(backend="cudagraphs")
+    elif variant.run not in ("eager", "step"):
+        model.compile(mode=variant.run)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=1e-4, fused=variant.fused, foreach=not variant.fused, capturable=variant.run == "step"
+    )
+    average = EMAModel(parameters, decay=0.999, foreach=True)
+
+    def step() -> None:
+        with half:
+            loss = nn.functional.mse_loss(model(*inputs), target)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        average.step(parameters)
+
+    return captured(step) if variant.run == "step" else step
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as one CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def seconds_per_step(step: Callable[[], None], seconds: float) -> float:
+    """Mean over as many steps as fit into the given time, at least five."""
+    step()
+    torch.cuda.synchronize()
+    began, done = time.perf_counter(), 0
+    while done < 5 or time.perf_counter() - began < seconds:
+        for _ in range(5):
+            step()
+        torch.cuda.synchronize()
+        done += 5
+    return (time.perf_counter() - began) / done
+
+
+def ours(net: Net, steps: int, device: str = "cuda") -> tuple[float, float]:
+    """(seconds before the eleventh step, seconds of each step after it) of the package's own loop."""
+    model = net.build(device)
+    first, *others = net.inputs(device)
+    rows = len(first)
+    data = torch.randn(1024, *net.shape[1:], device=device)
+    condition = torch.zeros(1024, len(THORAX), device=device)
+    config = DiffusionConfig(steps=steps, batch=rows, checkpoint_every=0)
+    marks = {}
+
+    def loss(step: int, generator: torch.Generator) -> torch.Tensor:
+        if step == 10:
+            torch.cuda.synchronize()
+            marks["tenth"] = time.perf_counter()
+        if others:
+            return diffusion_loss(model, data, condition, config, step, generator)
+        from medsynth.restore import _loss
+
+        return _loss(model, data, data, rows, net.shape[-1], generator)
+
+    began = time.perf_counter()
+    fit(model, loss, steps=steps, learning_rate=1e-4)
+    torch.cuda.synchronize()
+    return marks["tenth"] - began, (time.perf_counter() - marks["tenth"]) / (steps - 10)
+
+
+def gpu_table(name: str, seconds: float) -> pd.DataFrame:
+    """Every variant of a net: seconds until the first steps are done, milliseconds a step, ratio to the first variant."""
+    rows = []
+    for variant, how in VARIANTS.items():
+        began = time.perf_counter()
+        step = prepared(NETS[name], how)
+        step()
+        torch.cuda.synchronize()
+        ready = time.perf_counter() - began
+        rows.append({"net": name, "variant": variant, "ready_s": ready, "ms": 1e3 * seconds_per_step(step, seconds)})
+        del step
+        torch._dynamo.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+    ready, each = ours(NETS[name], 110)
+    rows.append({"net": name, "variant": "our loop", "ready_s": ready, "ms": 1e3 * each})
+    table = pd.DataFrame(rows)
+    return table.assign(ratio=table.ms[0] / table.ms)
+
+
 def main() -> None:
-    """Time both, in turn, in one process; print seconds a step and their ratio."""
+    """Time ours and the plain loop, in turn, in one process, on the CPU; then the variants on a GPU if there is one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each variant on a GPU")
+    parser.add_argument("--out", help="a csv file for the GPU's table")
     args = parser.parse_args()
     config = DiffusionConfig(steps=args.steps, batch=32, checkpoint_every=0)
     latents, condition = torch.randn(256, 4, 16, 16), torch.zeros(256, len(THORAX))
     model = Denoiser(DenoiserConfig(), THORAX, 4)
-    ours, theirs = [], []
+    ours_s, theirs = [], []
     for _ in range(args.rounds + 1):
-        for loop, times in ((train_latents, ours), (plain, theirs)):
+        for loop, times in ((train_latents, ours_s), (plain, theirs)):
             start = time.perf_counter()
             loop(model, latents, condition, config)
             times.append((time.perf_counter() - start) / args.steps)
     # the first round warms the machine up; the best of the others is least disturbed
-    a, b = min(ours[1:]), min(theirs[1:])
+    a, b = min(ours_s[1:]), min(theirs[1:])
     print(f"ours {a:.3f} s a step, plain loop {b:.3f} s a step, ratio {a / b:.3f} ({args.rounds} rounds of {args.steps} steps)")
+    if torch.cuda.is_available():
+        table = pd.concat([gpu_table(name, args.seconds) for name in NETS], ignore_index=True)
+        print(torch.cuda.get_device_name(), table.to_string(index=False, float_format="{:.3g}".format), sep="\n")
+        if args.out:
+            table.to_csv(args.out, index=False)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -22,6 +23,28 @@ Loss = Callable[[int, torch.Generator], torch.Tensor]
 def best_device() -> str:
     """ "cuda" where there is one, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precision(device: torch.device | str) -> torch.dtype:
+    """What networks multiply in while they are trained or draw: bfloat16 on a GPU that has it, else float32."""
+    gpu = torch.device(device).type == "cuda"
+    return torch.bfloat16 if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+
+
+def autocast(device: torch.device | str) -> contextlib.AbstractContextManager[object]:
+    """Around a network's forward pass: its products in `precision`; weights, their average, losses and solvers stay float32.
+
+    What judges images (decoder, features, the gate's distances) never runs in it.
+    """
+    half = precision(device) == torch.bfloat16
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if half else contextlib.nullcontext()
+
+
+def described(device: torch.device | str) -> str:
+    """For manifests: "cpu", or a GPU with its name and precision. It names no run: what a GPU trained is found on a CPU."""
+    if torch.device(device).type == "cpu":
+        return "cpu"
+    return f"{torch.device(device).type} ({torch.cuda.get_device_name(device)}, {str(precision(device)).removeprefix('torch.')})"
 
 
 def step_generator(seed: int, step: int, device: str = "cpu") -> torch.Generator:

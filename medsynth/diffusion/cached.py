@@ -13,6 +13,7 @@ from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.sample import sample_latents
 from medsynth.models.denoiser import Denoiser
 from medsynth.runs import load_or_train
+from medsynth.training import described
 
 
 def cached_latents(
@@ -32,7 +33,7 @@ def cached_latents(
     }  # fmt: skip
     kept = load_or_train(
         "samples", config, inputs,
-        lambda _: ({"latents": sample_latents(model, condition, spatial, diffusion, sampling)}, {}), device=device.type,
+        lambda _: ({"latents": sample_latents(model, condition, spatial, diffusion, sampling)}, {}), device=described(device),
     )  # fmt: skip
     return kept.weights["latents"]
 

@@ -15,7 +15,7 @@ from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.refiner import Refiner, detail_scale, unshuffled
 from medsynth.models.weights import latents_of, shipped_autoencoder, shipped_hash, shipped_refiner
 from medsynth.runs import Tensors, Workspace, load_or_train
-from medsynth.training import best_device, step_generator
+from medsynth.training import best_device, described, step_generator
 
 if TYPE_CHECKING:
     from medsynth.ledger import Ledger
@@ -47,7 +47,7 @@ def train_refiner(images: ImageSet, *, steps: int, ledger: Ledger, seed: int = 0
         return train_latents(refiner.requires_grad_(True), detail, given, diffusion, workspace)
 
     ledger.read(images, stage="train refiner", output=f"weights of {images.name}")
-    refiner.load_state_dict(load_or_train("refiner", {"diffusion": diffusion}, inputs, train, device=device).weights)
+    refiner.load_state_dict(load_or_train("refiner", {"diffusion": diffusion}, inputs, train, device=described(device)).weights)
     return refiner.requires_grad_(False).eval()
 
 

@@ -44,5 +44,6 @@ class Autoguided(nn.Module):
 
     def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """The guided prediction, of the shape of `noisy`."""
-        strong = self.strong(noisy, timesteps, condition)
-        return strong + self.weight * (strong - self.weak(noisy, timesteps, condition))
+        # on a GPU the networks answer in bfloat16, in which a small difference of two answers is mostly rounding
+        strong, weak = (model(noisy, timesteps, condition).to(noisy.dtype) for model in (self.strong, self.weak))
+        return strong + self.weight * (strong - weak)

@@ -15,7 +15,7 @@ from medsynth.diffusion.schedule import solver
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
-from medsynth.training import progress, step_generator
+from medsynth.training import autocast, progress, step_generator
 
 # Noise over signal of the steps in between, chosen on phantoms. Structure of a whole image is decided near the upper end; the
 # shipped decoder was trained to see through more noise than the lower one leaves.
@@ -28,12 +28,12 @@ def guided_prediction(
 ) -> torch.Tensor:
     """Classifier-free guidance (Ho & Salimans 2022): null + guidance * (conditional - null); 1 costs one evaluation."""
     times = timestep.to(noisy.device).expand(len(noisy))
-    if guidance == 1:
-        return model(noisy, times, condition)
-    null = torch.full_like(condition, torch.nan)
-    conditional, unconditional = model(
-        torch.cat([noisy, noisy]), torch.cat([times, times]), torch.cat([condition, null])
-    ).chunk(2)  # fmt: skip
+    with autocast(noisy.device):
+        if guidance == 1:
+            return model(noisy, times, condition).to(noisy.dtype)
+        null = torch.full_like(condition, torch.nan)
+        both = model(torch.cat([noisy, noisy]), torch.cat([times, times]), torch.cat([condition, null]))
+    conditional, unconditional = both.to(noisy.dtype).chunk(2)
     return unconditional + guidance * (conditional - unconditional)
 
 

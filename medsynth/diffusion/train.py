@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 
 from medsynth.config import DenoiserConfig, DiffusionConfig
@@ -19,7 +21,7 @@ from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import latents_of, shipped_denoiser, shipped_hash
 from medsynth.runs import Tensors, Trained, Workspace, load_or_train
-from medsynth.training import best_device, fit
+from medsynth.training import autocast, best_device, described, fit
 
 if TYPE_CHECKING:
     from medsynth.ledger import Ledger
@@ -35,7 +37,7 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Mean squared error of the predicted noise or velocity on one batch that (seed, step) determine."""
     device = latents.device
-    schedule = noise_schedule(config)
+    schedule = _schedule(config)
     rows = torch.randint(len(latents), (config.batch,), generator=generator, device=device)
     clean = latents[rows]
     noise = torch.randn(clean.shape, generator=generator, device=device)
@@ -47,7 +49,15 @@ def diffusion_loss(
     if config.label_dropout:
         asked = drop(asked, generator, row=config.label_dropout, entry=config.label_dropout)
     noisy, target = objective(schedule, clean, noise, timesteps)
-    return nn.functional.mse_loss(model(noisy, timesteps, asked), target)
+    with autocast(device):
+        # squared errors are float32 in there
+        return nn.functional.mse_loss(model(noisy, timesteps, asked), target)
+
+
+@functools.lru_cache(maxsize=1)
+def _schedule(config: DiffusionConfig) -> DDPMScheduler:
+    """Kept from step to step: making one and sending it to a GPU takes as long as half a small network's step."""
+    return noise_schedule(config)
 
 
 def train_latents(
@@ -113,7 +123,7 @@ def train_denoiser(
         return train_latents(model.to(device), latents, torch.from_numpy(condition), diffusion, workspace)
 
     ledger.read(images, stage="train denoiser", output=f"weights of {images.name}")
-    trained = load_or_train("denoiser", config, inputs, train, device=device)
+    trained = load_or_train("denoiser", config, inputs, train, device=described(device))
     model = Denoiser(denoiser, names, autoencoder.latent_channels)
     model.load_state_dict(trained.weights)
     model.role, model.people = images.role, images.people or start == "real"

@@ -13,7 +13,7 @@ from medsynth.dependencies import code_hash
 from medsynth.downstream.restoration_nets import Consistency, RestorationConfig, restoration_net
 from medsynth.imageset import ImageSet
 from medsynth.runs import Tensors, Trained, Workspace, load_or_train
-from medsynth.training import best_device, fit
+from medsynth.training import autocast, best_device, described, fit
 
 if TYPE_CHECKING:
     from medsynth.ledger import Ledger
@@ -82,7 +82,7 @@ def train_restoration(
     ledger.read(clean, stage="train restoration net", output=f"weights of {degraded.name}")
     config = {"net": net, "training": training, "consistency": None if consistency is None else consistency.description}
     inputs = {"degraded": degraded.content_hash, "clean": clean.content_hash, "code": code_hash(__name__)}
-    trained = load_or_train("restoration", config, inputs, train, device=device)
+    trained = load_or_train("restoration", config, inputs, train, device=described(device))
     model.load_state_dict(trained.weights)
     return model.eval(), trained
 
@@ -109,7 +109,9 @@ def _loss(
     left = torch.randint(width - patch + 1, (batch, 1, 1), generator=random, device=device)
     offset = torch.arange(patch, device=device)
     index = (rows, 0, top + offset[:, None], left + offset[None, :])
-    return nn.functional.mse_loss(model(inputs[index][:, None]), targets[index][:, None])
+    with autocast(device):
+        # squared errors are float32 in there
+        return nn.functional.mse_loss(model(inputs[index][:, None]), targets[index][:, None])
 
 
 def _unit(images: ImageSet) -> torch.Tensor:

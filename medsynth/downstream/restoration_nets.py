@@ -139,7 +139,10 @@ class Unrolled(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x
         for step, regulariser in zip(self.step, self.regularisers, strict=True):
-            y = y - step * self.consistency(y - x) - regulariser(y)
+            # the measurement is physics, float32 in whatever precision the regularisers are trained
+            with torch.autocast(y.device.type, enabled=False):
+                inconsistent = self.consistency(y - x)
+            y = y - step * inconsistent - regulariser(y)
         return y
 
 

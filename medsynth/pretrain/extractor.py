@@ -16,7 +16,7 @@ from medsynth.evaluation.features import calibrate, require_public
 from medsynth.imageset import ImageSet
 from medsynth.models.extractor import DIM, EMPHASIS, MAPS, RESIZER, SIDE, ExtractorNet, Maps, class_columns, resize
 from medsynth.runs import Tensors
-from medsynth.training import fit, step_generator
+from medsynth.training import autocast, fit, step_generator
 
 # images are kept at three sizes and cropped to 64 px at whole pixels; one that is too small for a size is mirrored at its
 # border instead of enlarged, so that no view is softer than its image
@@ -90,7 +90,7 @@ def train_extractor(
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
         host = step_generator(seed, step)
         chosen = torch.multinomial(odds, min(sources_per_step, len(sources)), generator=host).tolist()
-        with torch.autocast(student_device.type, torch.bfloat16, enabled=student_device.type == "cuda"):
+        with autocast(student_device):
             return _loss(student, sources, chosen, images_per_source, generator)
 
     student_device = next(student.parameters()).device

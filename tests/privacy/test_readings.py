@@ -6,7 +6,6 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from medsynth.config import SamplingConfig
@@ -37,14 +36,14 @@ def test_training_gate_attack_and_verification_each_leave_a_line(people, tiny, s
     private, unseen = people
     ledger = Ledger()
     monkeypatch.setattr(synthesis, "calibrated", lambda *_, **__: Threshold(1e-3, "as tests are"))
-    table = SimpleNamespace(at_its_own_and_at_equal_price=lambda tau, seed: pd.DataFrame({"tau": [tau]}))
+    table = SimpleNamespace(at_its_own_and_at_equal_price=lambda tau, **_: [])
     monkeypatch.setattr(gates, "attack_trial", lambda *_, **__: table)
 
     models = {"denoiser": tiny.denoiser, "diffusion": tiny.diffusion, "sampling": SamplingConfig(images=4, steps=2)}
     generator = train_generator(private, **models, ledger=ledger)
     drawn = generator.draw(generator.wishes(4, seed=0))
     assert private_gate(private, ledger=ledger, phi="pixels").accepts(drawn).any()
-    gates.attack_tables({"ward": gates.Attacked(private, unseen, maps=("pixels",))}, 0, ledger)
+    gates.attack_rows({"ward": gates.Attacked(private, unseen, maps=("pixels",))}, 0, ledger)
     training = RestorationTraining(steps=1, batch=2, patch=None)
     noisy = private.with_images(np.clip(private.images + 0.1, 0, 1), name="noisy")
     train_restoration(noisy, private, net=RestorationConfig("edsr", width=4, blocks=1), training=training, ledger=ledger)
