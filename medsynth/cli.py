@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medsynth.config import project_root
+from medsynth.config import load_profile, project_root
 from medsynth.publish.notebook import ChapterError
 
 if TYPE_CHECKING:
@@ -114,6 +114,49 @@ def promote(
     folder = source or build_folder(root, profile, parse_data(data or []))
     tables = publish(root, chapter, name, folder, replace=replace)
     _say(f"results/published/{name}: {', '.join(tables)}; look at them, then commit")
+
+
+@app.command()
+def train(
+    images: Annotated[Path, typer.Argument(help="An .npz file of your images, or a folder of PNG or NIfTI files.")],
+    out: Annotated[Path, typer.Option(help="Where the generator goes: as private as the images.")],
+    modality: Annotated[str, typer.Option(help="What the images are: xray, ct, mr or pet.")] = "xray",
+    profile: ProfileOption = "laptop",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Train a generator on your images; a killed training goes on where it was."""
+    from medsynth.data.folder import load
+    from medsynth.diffusion.generator import Generator
+    from medsynth.ledger import Ledger
+
+    settings = load_profile(profile)
+    ours = load(images, role="private", modality=modality)
+    parts = {"denoiser": replace(settings.denoiser, spatial_dims=len(ours.spatial)), "diffusion": settings.diffusion}
+    made = Generator.train(ours, **parts, sampling=settings.sampling, ledger=Ledger(), seed=seed)
+    _say(f"trained on {len(ours)} images of {ours.patients} patients: {made.save(out)}, as private as they are")
+    _say(made.sentence)
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="A generator, as `medsynth train` or a chapter saved it.")],
+    out: Annotated[Path, typer.Option(help="A new .npz file of images, for `medsynth gate` and the chapters.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of conditions and noise.")] = 0,
+) -> None:
+    """Draw images from a generator, asked for by public marginals of age, sex, BMI and findings."""
+    from medsynth.diffusion.conditions import public_marginals
+    from medsynth.diffusion.generator import Generator
+
+    if out.suffix != ".npz" or out.exists() or not out.parent.is_dir():
+        raise ValueError(f"{out}: expected the name of a new .npz file in a folder that is there")
+    generator = Generator.load(run)
+    reseeded = replace(generator, sampling=replace(generator.sampling, seed=seed))
+    drawn = reseeded.draw(public_marginals(generator.like, generator.names, n, seed=seed))
+    drawn.save(out)
+    out.chmod(0o600 if drawn.role == "private" else 0o644)
+    _say(f"{n} images: {out}")
+    _say(generator.sentence)
 
 
 @app.command()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from medsynth.config import DiffusionConfig, SamplingConfig
-from medsynth.diffusion.sample import sample_images
+from medsynth.diffusion.conditions import asked_for
+from medsynth.diffusion.generator import Generator
 from medsynth.figures import image_grid, may_show
-from medsynth.imageset import ImageSet
-from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.conditioning import thorax_condition
-from medsynth.models.denoiser import Denoiser
 from medsynth.vocabulary import PHANTOM_FINDINGS
 
 if TYPE_CHECKING:
@@ -21,28 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def drawn(
-    denoiser: Denoiser,
-    autoencoder: Autoencoder,
-    wishes: pd.DataFrame,
-    *,
-    like: ImageSet,
-    diffusion: DiffusionConfig,
-    sampling: SamplingConfig,
-) -> ImageSet:
-    """One image per row of `wishes` (finding, age in years, sex 1 = male, BMI in kg/m2), in the unit and size of `like`."""
-    size = (len(wishes), *like.images.shape[1:])
-    blank = like.with_images(
-        np.full(size, like.range[0], np.float32),
-        patient=np.arange(len(wishes)), split=None, attributes=wishes.assign(licence=like.data_licence),
-    )  # fmt: skip
-    condition = thorax_condition(blank)
-    return sample_images(
-        denoiser, autoencoder, condition, like=like, diffusion=diffusion, sampling=sampling, attributes=blank.attributes
-    )
-
-
-def explorer(denoiser: Denoiser, autoencoder: Autoencoder, *, like: ImageSet, diffusion: DiffusionConfig) -> ipywidgets.Widget:
+def explorer(generator: Generator) -> ipywidgets.Widget:
     """Sliders for finding, age, sex, BMI, guidance and seed beside the image they ask for; needs a running kernel.
 
     Raises ValueError for sets that may not be shown.
@@ -50,8 +25,8 @@ def explorer(denoiser: Denoiser, autoencoder: Autoencoder, *, like: ImageSet, di
     import ipywidgets as widgets
     import matplotlib.pyplot as plt
 
-    if not may_show(like):
-        raise ValueError(f"{like.name}: images of people, or learned from them, are not shown before a gate has cleared them")
+    if not may_show(generator.like):
+        raise ValueError(f"{generator.like.name}: images of people are not shown before a gate has cleared them")
     controls = {
         "finding": widgets.Dropdown(options=PHANTOM_FINDINGS, description="finding"),
         "age": widgets.IntSlider(value=55, min=20, max=90, description="age (years)", continuous_update=False),
@@ -64,11 +39,12 @@ def explorer(denoiser: Denoiser, autoencoder: Autoencoder, *, like: ImageSet, di
 
     def redraw(_: object = None) -> None:
         asked = {k: c.value for k, c in controls.items()}
-        sampling = SamplingConfig(images=1, steps=15, guidance=asked.pop("guidance"), seed=asked.pop("seed"))
-        image = drawn(denoiser, autoencoder, pd.DataFrame([asked]), like=like, diffusion=diffusion, sampling=sampling)
+        guidance, seed = asked.pop("guidance"), asked.pop("seed")
+        reseeded = replace(generator, sampling=replace(generator.sampling, seed=seed))
+        image = reseeded.draw(asked_for(generator.like, generator.names, pd.DataFrame([asked])), guidance=guidance)
         with screen:
             screen.clear_output(wait=True)
-            plt.imshow(image.images[0, 0], cmap="gray", vmin=like.range[0], vmax=like.range[1])
+            plt.imshow(image.images[0, 0], cmap="gray", vmin=image.range[0], vmax=image.range[1])
             plt.axis("off")
             plt.show()
 
@@ -78,13 +54,11 @@ def explorer(denoiser: Denoiser, autoencoder: Autoencoder, *, like: ImageSet, di
     return widgets.HBox([widgets.VBox(list(controls.values())), screen])
 
 
-def static_sheet(
-    denoiser: Denoiser, autoencoder: Autoencoder, *, like: ImageSet, diffusion: DiffusionConfig, sampling: SamplingConfig
-) -> Figure:
+def static_sheet(generator: Generator) -> Figure:
     """The explorer's static twin: every finding (rows) under rising age and BMI (columns), one seed."""
     people = [(30, 22.0), (30, 34.0), (55, 22.0), (55, 34.0), (80, 22.0), (80, 34.0)]
     wishes = pd.DataFrame([{"finding": f, "age": age, "sex": 1, "bmi": bmi} for f in PHANTOM_FINDINGS for age, bmi in people])
-    images = drawn(denoiser, autoencoder, wishes, like=like, diffusion=diffusion, sampling=sampling)
+    images = generator.draw(asked_for(generator.like, generator.names, wishes))
     return image_grid(
         images, rows=len(PHANTOM_FINDINGS), columns=len(people), row_labels=PHANTOM_FINDINGS,
         titles=[f"{age} years, BMI {bmi:.0f}" for age, bmi in people],

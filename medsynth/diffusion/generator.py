@@ -1,115 +1,211 @@
-"""A synthetic version of a private set: a generator trained on it, its draws, and what of them a gate accepts."""
+"""The generator: an artefact that is trained, saved, sent, loaded and drawn from, and that holds no image of anybody."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from medsynth.config import DenoiserConfig, DiffusionConfig, SamplingConfig
+from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig, SamplingConfig, parse
 from medsynth.data.imagefile import as_read
 from medsynth.diffusion.cached import cached_latents
+from medsynth.diffusion.conditions import Conditions
 from medsynth.diffusion.detail import train_refiner
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
-from medsynth.ledger import Ledger
+from medsynth.ledger import NONE, CoverError, Entry, Ledger
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.conditioning import THORAX, thorax_condition
+from medsynth.models.conditioning import conditions_of, vocabulary_for
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
-from medsynth.models.weights import denoiser_kind, reconstruct, shipped_autoencoder, shipped_denoiser
+from medsynth.models.weights import denoiser_kind, reconstruct, shipped_autoencoder, shipped_denoiser, shipped_refiner
 from medsynth.privacy.gate.feature_maps import PHANTOM, Threshold, calibrated, feature_map
 from medsynth.privacy.gate.gate import Gate
-from medsynth.privacy.gate.refill import ATTEMPTS, Filled, sample_until
+from medsynth.runs import file_hash, load_tensors, save_tensors, write_json
+from medsynth.training import best_device
 
 # The guide's; a generator that is trained for no more is not guided: between two that have hardly left the public weights lies
 # the way to the private set, and further on lies no better one
 GUIDE_STEPS = 300
 REFINER_SHARE = 0.4  # of the denoiser's training steps, for the refiner
 _NEXT_ATTEMPT = 1_000_003  # added to the seed of the noise when a refused image is drawn again
+_FORMAT = "medsynth.generator/1"
+_CARD, _WEIGHTS, _LIKE = "generator.json", "weights.safetensors", "like.npz"
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A denoiser and a refiner trained on a private set, and how they are asked for images in its unit, range and size."""
+    """What draws images like those it was trained on: networks, settings, and the ledger lines of what they were made from.
 
+    like: an ImageSet without images; its unit, range, shape, spacing, modality, orientation and role are those of every draw.
+    refiner: draws the detail that latents have no room for; None for volumes. licence: of the images it was trained on.
+    entries: readings of private or held-out images.
+    """
+
+    like: ImageSet
     model: Denoiser | Autoguided
     autoencoder: Autoencoder
-    refiner: Refiner
-    private: ImageSet
+    refiner: Refiner | None
     diffusion: DiffusionConfig
     sampling: SamplingConfig
+    licence: str = "unknown"
+    entries: tuple[Entry, ...] = ()
 
-    def wishes(self, images: int, *, seed: int) -> Wishes:
-        """What is asked for: conditions and attributes of private rows, drawn with replacement."""
-        rows = np.random.default_rng([seed, images]).integers(len(self.private), size=images)
-        condition = thorax_condition(self.private)
-        return Wishes(condition[rows], self.private.attributes.iloc[rows].reset_index(drop=True))
+    @classmethod
+    def train(
+        cls, images: ImageSet, *, denoiser: DenoiserConfig, diffusion: DiffusionConfig, sampling: SamplingConfig, ledger: Ledger,
+        seed: int = 0,
+    ) -> Generator:  # fmt: skip
+        """A generator trained on `images`, from the shipped public weights where they have this architecture, and guided.
 
-    def draw(self, wishes: Wishes, rows: np.ndarray | None = None, attempt: int = 0) -> ImageSet:
-        """One image for each wish, or for the given rows of them, as its file would hold it; another attempt is other noise."""
-        rows = np.arange(len(wishes.attributes)) if rows is None else rows
+        Images (n, 1, h, w) or volumes (n, 1, d, h, w), with a denoiser of as many dimensions. Unless the images are public, each
+        stage leaves a line in the ledger (mechanism "none"). Raises ValueError where denoiser and images do not fit.
+        """
+        if denoiser.spatial_dims != len(images.spatial):
+            raise ValueError(
+                f"{images.name}: images of shape {images.images.shape[1:]}; expected {denoiser.spatial_dims} spatial axes, "
+                "as many as the denoiser has"
+            )
+        autoencoder, names = shipped_autoencoder(), vocabulary_for(images)
+        diffusion, sampling = replace(diffusion, seed=seed), replace(sampling, seed=seed)
+        kind = denoiser_kind(images)
+        start = kind if shipped_denoiser(kind).config == denoiser else None
+
+        def trained(steps: int) -> Denoiser:
+            model, _ = train_denoiser(
+                images, conditions_of(images, names), names, autoencoder=autoencoder, denoiser=denoiser,
+                diffusion=replace(diffusion, steps=steps), ledger=ledger, start=start,
+            )  # fmt: skip
+            return model
+
+        with ledger.making(f"a generator of {images.name}") as readings:
+            model: Denoiser | Autoguided = trained(diffusion.steps)
+            if diffusion.steps > GUIDE_STEPS:
+                # guidance brings back the fine structure that epsilon scaling is for
+                model, sampling = Autoguided(model, trained(GUIDE_STEPS)).eval(), replace(sampling, epsilon_scale=1.0)
+            refiner = None
+            if len(images.spatial) == 2:
+                steps = max(1, round(REFINER_SHARE * diffusion.steps))
+                refiner = train_refiner(images, steps=steps, ledger=ledger, seed=seed)
+        return cls(without_images(images), model, autoencoder, refiner, diffusion, sampling, images.data_licence, tuple(readings))
+
+    @classmethod
+    def shipped(cls, like: ImageSet, *, sampling: SamplingConfig, seed: int = 0) -> Generator:
+        """The public weights as they ship, for 2D images such as `like`, of which nothing but its form is read."""
+        model = shipped_denoiser(denoiser_kind(like))
+        settings = DiffusionConfig(steps=0, seed=seed), replace(sampling, seed=seed)
+        form = replace(without_images(like), role="public")
+        return cls(form, model, shipped_autoencoder(), shipped_refiner(), *settings, like.data_licence)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The vocabulary: names of the conditions that it can be asked for."""
+        return self.model.strong.names if isinstance(self.model, Autoguided) else self.model.names
+
+    @property
+    def sentence(self) -> str:
+        """What is proved of what it gives away, in one sentence for those who pass its images on."""
+        read = [e for e in self.entries if e.role == "private"]
+        if not read:
+            return "It was made from public images alone."
+        proved = {str(e.mechanism) for e in read}
+        what = f"{', '.join(sorted({e.stage for e in read}))} read {max(e.patients for e in read)} private patients"
+        if proved == {str(NONE)}:
+            return f"Nothing is proved of what its images give away: {what} with no mechanism. Let a gate judge each of them."
+        return f"{what}: {'; '.join(sorted(proved))}."
+
+    def draw(
+        self, conditions: Conditions, rows: np.ndarray | None = None, *, attempt: int = 0, guidance: float | None = None
+    ) -> ImageSet:
+        """One image for each condition, or for the given rows of them, as its file would hold it; another attempt is other noise.
+
+        guidance: weight of classifier-free guidance instead of that of `sampling`. Raises ValueError for other conditions.
+        """
+        if conditions.names != self.names:
+            raise ValueError(f"conditions {conditions.names}; expected those of the generator of {self.like.name}, {self.names}")
+        if conditions.private and (claimed := next((e.mechanism for e in self.entries if e.mechanism != NONE), None)):
+            raise CoverError(
+                f"the generator of {self.like.name} claims {claimed}, but its conditions are {conditions.source}, read with no "
+                "mechanism; ask for public marginals, or read them through one"
+            )
+        rows = np.arange(len(conditions)) if rows is None else rows
         sampling = replace(self.sampling, seed=self.sampling.seed + _NEXT_ATTEMPT * attempt)
-        decoded = sample_images(
-            self.model, self.autoencoder, wishes.condition[rows], like=self.private, diffusion=self.diffusion, sampling=sampling,
-            attributes=wishes.attributes.iloc[rows], name=f"{self.private.name}-synthetic", draw=cached_latents,
+        sampling = sampling if guidance is None else replace(sampling, guidance=guidance)
+        table = conditions.attributes.iloc[rows].assign(licence=self.licence)
+        drawn = sample_images(
+            self.model, self.autoencoder, conditions.values[rows], like=self.like, diffusion=self.diffusion, sampling=sampling,
+            attributes=table, name=f"{self.like.name}-synthetic", draw=cached_latents,
         )  # fmt: skip
-        return as_read(refine(self.refiner, decoded, seed=sampling.seed))
+        return as_read(self._refined(drawn, sampling.seed))
 
-    def reconstructed(self) -> ImageSet:
-        """The private images after autoencoder and refiner: the best that any generator of these latents can look."""
-        return refine(self.refiner, reconstruct(self.autoencoder, self.private), seed=self.sampling.seed)
+    def reconstruct(self, images: ImageSet) -> ImageSet:
+        """Given images after autoencoder and refiner: the best that any generator of these latents can look."""
+        return self._refined(reconstruct(self.autoencoder, images), self.sampling.seed)
 
-    def draw_accepted(self, wishes: Wishes, gate: Gate, *, attempts: int = ATTEMPTS) -> Filled:
-        """One image for each wish that the gate accepts, refused ones drawn again; the first attempt is `draw(wishes)`."""
-        return sample_until(len(wishes.attributes), lambda rows, k: self.draw(wishes, rows, k), gate, attempts=attempts)
+    def _refined(self, images: ImageSet, seed: int) -> ImageSet:
+        return images if self.refiner is None else refine(self.refiner, images, seed=seed)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the generator to a folder that its owner alone can open: weights learned from images are as private as they."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        parts = {"autoencoder": self.autoencoder, "model": self.model} | ({"refiner": self.refiner} if self.refiner else {})
+        weights = {f"{part}.{k}": v for part, net in parts.items() for k, v in net.state_dict().items()}
+        strong = self.model.strong if isinstance(self.model, Autoguided) else self.model
+        self.like.save(folder / _LIKE)
+        write_json(folder / _CARD, {
+            "format": _FORMAT, "denoiser": asdict(strong.config), "names": list(self.names), "people": self.model.people,
+            "guide": self.model.weight if isinstance(self.model, Autoguided) else None,
+            "autoencoder": asdict(self.autoencoder.config), "refiner": asdict(self.refiner.config) if self.refiner else None,
+            "diffusion": asdict(self.diffusion), "sampling": asdict(self.sampling), "licence": self.licence,
+            "entries": [asdict(e) for e in self.entries],
+            "weights_sha256": save_tensors(folder / _WEIGHTS, weights),
+        })  # fmt: skip
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Generator:
+        """Read what `save` wrote; FileNotFoundError where there is none, ValueError for a damaged or unknown one."""
+        folder = Path(folder)
+        if not (folder / _CARD).exists():
+            raise FileNotFoundError(f"{folder}: no generator; expected a folder with {_CARD}, as `Generator.save` writes it")
+        try:
+            card = json.loads((folder / _CARD).read_text())
+            if card["format"] != _FORMAT:
+                raise ValueError(f"format {card['format']!r}; expected {_FORMAT!r}")
+            if (found := file_hash(folder / _WEIGHTS)) != card["weights_sha256"]:
+                raise ValueError(f"{_WEIGHTS} has sha256 {found[:12]}…; the card says {card['weights_sha256'][:12]}…")
+            like, weights = ImageSet.load(folder / _LIKE), load_tensors(folder / _WEIGHTS)
+            autoencoder = Autoencoder(parse(AutoencoderConfig, card["autoencoder"], _CARD))
+            refiner = Refiner(parse(RefinerConfig, card["refiner"], _CARD)) if card["refiner"] else None
+            model = _model(card, autoencoder.latent_channels)
+            for part, net in {"autoencoder": autoencoder, "model": model, "refiner": refiner}.items():
+                if net is not None:
+                    own = {k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(f"{part}.")}
+                    net.load_state_dict(own)
+                    net.to(best_device()).eval().requires_grad_(False)
+            model.role, model.people = like.role, bool(card["people"])
+            settings = (parse(DiffusionConfig, card["diffusion"], _CARD), parse(SamplingConfig, card["sampling"], _CARD))
+            entries = tuple(parse(Entry, e, _CARD) for e in card["entries"])
+        except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+            raise ValueError(f"{folder}: a damaged generator, or one of another version: {error}") from error
+        return cls(like, model, autoencoder, refiner, *settings, card["licence"], entries)
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """Conditions (n, k) float32 with NaN for missing, and the attributes (n rows) they stand for."""
-
-    condition: np.ndarray
-    attributes: pd.DataFrame
+def without_images(images: ImageSet) -> ImageSet:
+    """The form of a set without its rows: unit, range, shape, spacing, modality, origin, orientation and role."""
+    return replace(images.select(np.zeros(0, dtype=int)), name=images.dataset)
 
 
-def train_generator(
-    private: ImageSet,
-    *,
-    denoiser: DenoiserConfig,
-    diffusion: DiffusionConfig,
-    sampling: SamplingConfig,
-    ledger: Ledger,
-    seed: int = 0,
-) -> Generator:
-    """A generator trained on `private`, from the shipped public weights where they have this architecture, and guided.
-
-    Training, and the attributes that are asked for, leave lines in the ledger (mechanism "none").
-    """
-    kind = denoiser_kind(private)
-    start = kind if shipped_denoiser(kind).config == denoiser else None
-    autoencoder, condition = shipped_autoencoder(), thorax_condition(private)
-    diffusion, sampling = replace(diffusion, seed=seed), replace(sampling, seed=seed)
-
-    def trained(steps: int) -> Denoiser:
-        model, _ = train_denoiser(
-            private, condition, THORAX, autoencoder=autoencoder, denoiser=denoiser,
-            diffusion=replace(diffusion, steps=steps), ledger=ledger, start=start,
-        )  # fmt: skip
-        return model
-
-    with ledger.making(f"a generator of {private.name}"):
-        model: Denoiser | Autoguided = trained(diffusion.steps)
-        if diffusion.steps > GUIDE_STEPS:
-            # guidance brings back the fine structure that epsilon scaling is for
-            model, sampling = Autoguided(model, trained(GUIDE_STEPS)).eval(), replace(sampling, epsilon_scale=1.0)
-        refiner = train_refiner(private, steps=max(1, round(REFINER_SHARE * diffusion.steps)), ledger=ledger, seed=seed)
-        ledger.read(private, stage="draw conditions", output="finding, age, sex, BMI of sampled rows")
-    return Generator(model, autoencoder, refiner, private, diffusion, sampling)
+def _model(card: dict, latent_channels: int) -> Denoiser | Autoguided:
+    config = parse(DenoiserConfig, card["denoiser"], _CARD)
+    nets = [Denoiser(config, card["names"], latent_channels) for _ in range(1 if card["guide"] is None else 2)]
+    return nets[0] if card["guide"] is None else Autoguided(*nets, card["guide"])
 
 
 def private_gate(private: ImageSet, *, ledger: Ledger, phi: str = "encoder") -> Gate:

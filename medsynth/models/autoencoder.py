@@ -23,6 +23,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
+        self.config = config
         self.factor = UNSHUFFLE * 2 ** (len(config.channels) - 1)
         self.latent_channels = config.latent_channels
         self.net = AutoencoderKL(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -22,6 +23,10 @@ SCALES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 BINARY = (0.5, 0.5)  # 0/1 becomes -1/+1
 
+# attributes of Daum et al., arXiv:2407.16405
+HEART = (
+    "lvedv", "lvesv", "lvef", "rvedv", "rvesv", "rvef", "wall_ed", "wall_es", "age", "sex", "bmi", "phase", "angle", "n_slices",
+)  # fmt: skip
 THORAX = (*MODALITIES, "phantom", *FINDINGS, "age", "sex", "bmi")
 
 
@@ -59,21 +64,33 @@ def drop(condition: torch.Tensor, generator: torch.Generator, *, row: float, ent
     return torch.where((rows | entries).to(condition.device), torch.nan, condition)
 
 
-def thorax_condition(images: ImageSet) -> np.ndarray:
-    """Conditions (n, len(THORAX)) float32 of a thorax set: modality, phantom or person, finding, age, sex, BMI."""
-    if not images.modality:
+def vocabulary_for(images: ImageSet) -> tuple[str, ...]:
+    """Names of the conditions that such images are asked for by: of stacks of hearts, or of chests."""
+    return HEART if len(images.spatial) == 3 else THORAX
+
+
+def conditions_of(images: ImageSet, names: Sequence[str]) -> np.ndarray:
+    """Conditions (n, len(names)) float32 of a set: its modality, phantom or person, finding, and attributes of these names.
+
+    NaN where the set does not say. Raises ValueError for a set of unknown modality where `names` has modalities.
+    """
+    if set(names) & set(MODALITIES) and not images.modality:
         raise ValueError(f"{images.name}: its modality is not known; expected one of {MODALITIES}")
     table = images.attributes
-    out = np.full((len(images), len(THORAX)), np.nan, np.float32)
-    for m in MODALITIES:
-        out[:, THORAX.index(m)] = float(m == images.modality)
-    out[:, THORAX.index("phantom")] = float(not images.people)
-    if "finding" in table:
-        # a finding outside the vocabulary is unknown, not "none of these"
-        finding = table["finding"].where(table["finding"].isin(FINDINGS))
-        for f in FINDINGS:
-            out[:, THORAX.index(f)] = (finding == f).astype("Float64").to_numpy(dtype=np.float32, na_value=np.nan)
-    for column in ("age", "sex", "bmi"):
-        if column in table:
-            out[:, THORAX.index(column)] = table[column].astype("Float64").to_numpy(dtype=np.float32, na_value=np.nan)
+    # a finding outside the vocabulary is unknown, not "none of these"
+    finding = table["finding"].where(table["finding"].isin(FINDINGS)) if "finding" in table else None
+    out = np.full((len(images), len(names)), np.nan, np.float32)
+    for k, name in enumerate(names):
+        if name in MODALITIES:
+            out[:, k] = float(name == images.modality)
+        elif name == "phantom":
+            out[:, k] = float(not images.people)
+        elif name in FINDINGS:
+            out[:, k] = np.nan if finding is None else _numbers(finding == name)
+        elif name in table:
+            out[:, k] = _numbers(table[name])
     return out
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    return column.astype("Float64").to_numpy(dtype=np.float32, na_value=np.nan)

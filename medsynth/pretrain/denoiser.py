@@ -11,7 +11,7 @@ from medsynth.config import DenoiserConfig, DiffusionConfig
 from medsynth.diffusion.train import train_latents
 from medsynth.evaluation.features import require_public
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.conditioning import THORAX, thorax_condition
+from medsynth.models.conditioning import THORAX, conditions_of
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import latents_of
 from medsynth.pretrain.public import PublicSet
@@ -44,5 +44,5 @@ def pretrain_denoiser(
             continue
         repeats = REAL_REPEATS if s.images.people else 1
         latents += [latents_of(autoencoder, torch.from_numpy(s.images.scaled()), batch=512)] * repeats
-        conditions += [thorax_condition(s.images)] * repeats
+        conditions += [conditions_of(s.images, THORAX)] * repeats
     return train_latents(model, torch.cat(latents), torch.from_numpy(np.concatenate(conditions)), diffusion, workspace)

@@ -11,7 +11,8 @@ import numpy as np
 from medsynth.config import ThoraxConfig, load_profile
 from medsynth.data.npz import load_npz
 from medsynth.data.sources import cached_thorax, private_and_test
-from medsynth.diffusion.generator import private_gate, shipped_threshold, train_generator
+from medsynth.diffusion.conditions import of_rows
+from medsynth.diffusion.generator import Generator, private_gate, shipped_threshold
 from medsynth.evaluation.statistics import bootstrap, clopper_pearson
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
@@ -99,9 +100,10 @@ def sample_rows(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tuple[
     for name, sets in tried.items():
         ledger.read(sets.private, stage="judge samples", output="result rows")
         ledger.read(sets.unseen, stage="judge samples", output="result rows")
-        generator = train_generator(sets.private, **config, ledger=ledger, seed=seed)
+        generator = Generator.train(sets.private, **config, ledger=ledger, seed=seed)
+        images = min(settings.restoration.images, len(sets.private))
         gate = private_gate(sets.private, ledger=ledger)
-        drawn = generator.draw(generator.wishes(min(settings.restoration.images, len(sets.private)), seed=seed))
+        drawn = generator.draw(of_rows(sets.private, generator.names, images, seed=seed, ledger=ledger))
         for arm, images in (("no gate", drawn), ("unseen patients", sets.unseen)):
             found = gate.judge(images)
             distance = found.distance[np.isfinite(found.distance)]

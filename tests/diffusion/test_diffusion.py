@@ -28,7 +28,7 @@ from medsynth.diffusion.sample import (
 from medsynth.diffusion.schedule import BETAS, PREDICTIONS, noise_schedule, objective, solver
 from medsynth.diffusion.train import diffusion_loss, train_denoiser, train_latents
 from medsynth.ledger import NONE, Ledger, RoleError
-from medsynth.models.conditioning import THORAX, thorax_condition
+from medsynth.models.conditioning import THORAX, conditions_of
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import load_card, save_card, shipped_autoencoder, shipped_denoiser
 from medsynth.runs import Workspace
@@ -254,7 +254,7 @@ def autoencoder(shipped):
 
 def test_sampled_images_are_like_the_set_they_are_to_resemble(autoencoder, shipped, tiny, make_set):
     like = make_set(4, images=np.full((4, 1, 16, 24), -500.0), range=(-1000, 400), unit="HU", role="private", spacing=(1, 2))
-    condition = thorax_condition(make_set(5, modality="ct"))
+    condition = conditions_of(make_set(5, modality="ct"), THORAX)
     table = pd.DataFrame({"age": np.arange(5.0)}, index=range(10, 15))
     sampling = SamplingConfig(images=5, steps=2, batch=3)
     learned = shipped_denoiser("phantom")
@@ -353,7 +353,7 @@ def job(make_set, autoencoder, tiny, tmp_path, cache) -> dict:
     """Arguments of a tiny training on private images."""
     images = make_set(6, role="private", name="scans")
     return {
-        "images": images, "condition": thorax_condition(images), "names": THORAX, "autoencoder": autoencoder,
+        "images": images, "condition": conditions_of(images, THORAX), "names": THORAX, "autoencoder": autoencoder,
         "denoiser": tiny.denoiser, "diffusion": tiny.diffusion, "ledger": Ledger(tmp_path / "ledger"),
     }  # fmt: skip
 
@@ -432,7 +432,7 @@ shipped.weights_folder = lambda: Path(sys.argv[1])
 from medsynth.config import DenoiserConfig, DiffusionConfig, parse
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
-from medsynth.models.conditioning import THORAX, thorax_condition
+from medsynth.models.conditioning import THORAX, conditions_of
 from medsynth.ledger import Ledger
 from medsynth.runs import Workspace
 import json
@@ -445,7 +445,7 @@ def save_checkpoint(self, step, tensors):
 Workspace.save_checkpoint = save_checkpoint
 images = ImageSet.load(sys.argv[2])
 train_denoiser(
-    images, thorax_condition(images), THORAX, autoencoder=shipped.shipped_autoencoder(),
+    images, conditions_of(images, THORAX), THORAX, autoencoder=shipped.shipped_autoencoder(),
     denoiser=parse(DenoiserConfig, json.loads(sys.argv[4]), "denoiser"),
     diffusion=parse(DiffusionConfig, json.loads(sys.argv[5]), "diffusion"), ledger=Ledger(Path(sys.argv[3])),
 )

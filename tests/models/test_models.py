@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from medsynth.config import DenoiserConfig
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.conditioning import FINDINGS, MODALITIES, SCALES, THORAX, Conditioning, drop, thorax_condition
+from medsynth.models.conditioning import FINDINGS, MODALITIES, SCALES, THORAX, Conditioning, conditions_of, drop
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import (
     latents_of,
@@ -279,7 +279,7 @@ def test_thorax_condition_column_by_column(make_set):
         }
     )
     s = make_set(6, attributes=table, modality="ct")
-    made = pd.DataFrame(thorax_condition(s), columns=THORAX)
+    made = pd.DataFrame(conditions_of(s, THORAX), columns=THORAX)
     assert made.to_numpy().dtype == np.float32 and made.shape == (6, len(THORAX))
     assert made[list(MODALITIES)].to_numpy().tolist() == [[0, 1, 0, 0]] * 6
     assert (made["phantom"] == 1).all()
@@ -297,11 +297,11 @@ def test_thorax_condition_column_by_column(make_set):
 
 def test_thorax_condition_of_real_images_without_attributes(make_set):
     s = make_set(4, attributes=pd.DataFrame({"licence": ["generated"] * 4}), origin="scan")
-    made = pd.DataFrame(thorax_condition(s), columns=THORAX)
+    made = pd.DataFrame(conditions_of(s, THORAX), columns=THORAX)
     assert made[["xray", "ct", "phantom"]].to_numpy().tolist() == [[1, 0, 0]] * 4
     assert made[[*FINDINGS, "age", "sex", "bmi"]].isna().all(axis=None)
     with pytest.raises(ValueError, match="tiny: its modality is not known; expected one of"):
-        thorax_condition(replace(s, modality=""))
+        conditions_of(replace(s, modality=""), THORAX)
 
 
 # shipped weights

@@ -68,17 +68,16 @@ def test_samples_are_judged_by_the_gate_of_the_set_they_were_made_from(monkeypat
             return Verdicts(d > self.tau, np.full(len(d), ""), d, np.zeros(len(d), dtype=int))
 
     class FakeGenerator:
-        def wishes(self, n, *, seed):
-            return n
+        names = ("age",)
 
-        def draw(self, wishes):
-            assert wishes == 12
+        def draw(self, conditions):
+            assert len(conditions) == 12
             return make_set(4, (1, 8, 8), name="drawn")
 
-    monkeypatch.setattr(gates, "train_generator", lambda *a, **k: FakeGenerator())
+    monkeypatch.setattr(gates.Generator, "train", lambda *a, **k: FakeGenerator())
     monkeypatch.setattr(gates, "private_gate", lambda *a, **k: FakeGate())
     ledger = Ledger(tmp_path)
-    rows, met = gates.sample_rows({"ward": gates.Attacked("ct", private, unseen)}, 0, ledger)
+    rows, met = gates.sample_rows({"ward": gates.Attacked(private, unseen)}, 0, ledger)
     found = {(r.metric, r.arm): (round(r.value, 3), r.n, r.n_of) for r in rows}
     assert found == {
         # what cannot be measured is refused, and has no distance
@@ -87,7 +86,11 @@ def test_samples_are_judged_by_the_gate_of_the_set_they_were_made_from(monkeypat
         ("median distance", "unseen patients"): (0.5, unseen.patients, "patients"),
     }
     assert all(r.low <= r.value <= r.high for r in rows) and met == [private, unseen]
-    assert [(e.reads, e.stage) for e in ledger.entries()] == [("private", "judge samples"), ("eval", "judge samples")]
+    assert [(e.reads, e.stage) for e in ledger.entries()] == [
+        ("private", "judge samples"),
+        ("eval", "judge samples"),
+        ("private", "draw conditions"),
+    ]
 
 
 def test_only_the_tables_that_are_asked_for_are_written(monkeypatch, make_set, tmp_path, cache):

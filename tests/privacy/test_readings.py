@@ -10,7 +10,8 @@ import pytest
 
 from medsynth.config import SamplingConfig
 from medsynth.diffusion import generator as synthesis
-from medsynth.diffusion.generator import private_gate, train_generator
+from medsynth.diffusion.conditions import of_rows
+from medsynth.diffusion.generator import Generator, private_gate
 from medsynth.downstream.restoration import RestorationTraining, train_restoration
 from medsynth.downstream.restoration_nets import RestorationConfig
 from medsynth.ledger import Ledger
@@ -40,8 +41,8 @@ def test_training_gate_attack_and_verification_each_leave_a_line(people, tiny, s
     monkeypatch.setattr(gates, "attack_trial", lambda *_, **__: table)
 
     models = {"denoiser": tiny.denoiser, "diffusion": tiny.diffusion, "sampling": SamplingConfig(images=4, steps=2)}
-    generator = train_generator(private, **models, ledger=ledger)
-    drawn = generator.draw(generator.wishes(4, seed=0))
+    generator = Generator.train(private, **models, ledger=ledger)
+    drawn = generator.draw(of_rows(private, generator.names, 4, seed=0, ledger=ledger))
     assert private_gate(private, ledger=ledger, phi="pixels").accepts(drawn).any()
     gates.attack_rows({"ward": gates.Attacked(private, unseen, maps=("pixels",))}, 0, ledger)
     training = RestorationTraining(steps=1, batch=2, patch=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -30,6 +30,19 @@ class Filled(NamedTuple):
 
     images: ImageSet  # one image for each wish, in the order of the wishes
     tries: np.ndarray  # (n,) candidates that were drawn for each wish, the accepted one included
+
+
+class Draws(Protocol):
+    """What sampling needs of a generator."""
+
+    def draw(self, conditions: Sized, rows: np.ndarray, *, attempt: int) -> ImageSet:
+        """One image for each of the given rows of the conditions; another attempt is other noise."""
+        ...
+
+
+def draw_accepted(generator: Draws, conditions: Sized, gate: Accepts, *, attempts: int = ATTEMPTS) -> Filled:
+    """One image for each condition that the gate accepts, refused ones drawn again; see `sample_until`."""
+    return sample_until(len(conditions), lambda rows, k: generator.draw(conditions, rows, attempt=k), gate, attempts=attempts)
 
 
 def sample_until(wishes: int, draw: Draw, gate: Accepts, *, attempts: int = ATTEMPTS) -> Filled:
