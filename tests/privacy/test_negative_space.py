@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from medsynth.privacy.attacks.negative_space import expected_hits, hole_score, negative_space_attack, roc, weighted_auc, within
+from medsynth.privacy.attacks.negative_space import expected_hits, hole_score, within
+from medsynth.privacy.attacks.scores import membership
 
 
 def features(n: int, seed: int, d: int = 2) -> np.ndarray:
@@ -13,10 +12,9 @@ def features(n: int, seed: int, d: int = 2) -> np.ndarray:
 
 
 def attack(member, outsider):
-    return negative_space_attack(
-        member, outsider, member_patient=np.arange(len(member)), outsider_patient=np.arange(len(outsider)),
-        seed=0, replicates=200,
-    )  # fmt: skip
+    return membership(
+        member, outsider, member_patient=np.arange(len(member)), other_patient=np.arange(len(outsider)), seed=0, replicates=200
+    )
 
 
 def test_counts_are_those_of_a_loop():
@@ -67,27 +65,3 @@ def test_a_gate_can_be_seen_from_outside_and_its_absence_cannot():
     assert gated.auc.n == 360
     area = float(np.trapezoid(gated.curve[:, 1], gated.curve[:, 0]))
     assert area == pytest.approx(gated.auc.value)
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), min_size=1, max_size=30))
-@settings(max_examples=100, deadline=None)
-def test_weighted_auc_counts_pairs(rows):
-    score, inside, weight = (np.array(c, dtype=float) for c in zip(*rows, strict=True))
-    won = total = 0.0
-    for s, i, w in rows:
-        for t, j, v in rows:
-            if i and not j:
-                won += w * v * ((s > t) + (s == t) / 2)
-                total += w * v
-    found = weighted_auc(score, inside, weight)
-    assert np.isnan(found) if total == 0 else found == pytest.approx(won / total)
-
-
-def test_equal_scores_are_one_step_of_the_roc():
-    points = roc(np.array([2.0, 1.0, 1.0, 0.0]), np.array([1.0, 1.0, 0.0, 0.0]))
-    np.testing.assert_allclose(points, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]])
-
-
-def test_patients_of_the_two_kinds_are_never_one():
-    # members 0..4 and outsiders 0..4 are ten persons
-    assert attack(np.arange(5.0), np.arange(5.0)).auc.n == 10

@@ -6,19 +6,7 @@ generator draws there. An adversary who can draw from a like generator counts wh
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from scipy.stats import rankdata
-
-from medsynth.evaluation.statistics import Estimate, bootstrap_weighted
-
-
-class Attack(NamedTuple):
-    """How well a score tells patients who are in the private set from patients who are not."""
-
-    auc: Estimate  # n = patients of both kinds
-    curve: np.ndarray  # (k, 2) false and true positive rates, ascending
 
 
 def hole_score(targets: np.ndarray, released: np.ndarray, reference: np.ndarray, radius: float) -> np.ndarray:
@@ -52,39 +40,3 @@ def within(targets: np.ndarray, images: np.ndarray, radius: float) -> np.ndarray
         square = (t**2).sum(1)[:, None] + length - 2 * t @ x.T
         found[i] = (square.min(0) <= radius**2).sum()
     return found
-
-
-def negative_space_attack(
-    member: np.ndarray, outsider: np.ndarray, *, member_patient: np.ndarray, outsider_patient: np.ndarray, seed: int,
-    replicates: int = 1000,
-) -> Attack:  # fmt: skip
-    """AUC and ROC of scores of images of members (n,) and of unseen patients (m,), with a bootstrap over patients."""
-    score = np.concatenate([member, outsider])
-    inside = np.concatenate([np.ones(len(member)), np.zeros(len(outsider))])
-    patient = np.unique(
-        np.stack([inside, np.concatenate([member_patient, outsider_patient])]), axis=1, return_inverse=True
-    )[1].ravel()  # fmt: skip
-    auc = bootstrap_weighted(
-        lambda w: weighted_auc(score, inside, w), patient, seed=seed, replicates=replicates
-    )  # fmt: skip
-    return Attack(auc, roc(score, inside))
-
-
-def weighted_auc(score: np.ndarray, inside: np.ndarray, weight: np.ndarray) -> float:
-    """Probability that a member scores above an outsider, ties counting half, with row weights; NaN if one kind is missing."""
-    order = rankdata(score, method="dense") - 1
-    levels = int(order.max()) + 1
-    ins = np.bincount(order, weight * inside, levels)
-    out = np.bincount(order, weight * (1 - inside), levels)
-    total = ins.sum() * out.sum()
-    below = np.cumsum(out) - out
-    return float((ins * (below + out / 2)).sum() / total) if total else float("nan")
-
-
-def roc(score: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """(k, 2) false and true positive rates as the threshold falls, equal scores in one step."""
-    order = np.argsort(-score, kind="stable")
-    true, false = np.cumsum(inside[order]), np.cumsum(1 - inside[order])
-    last = np.append(np.diff(score[order]) != 0, True)
-    points = np.stack([false[last] / false[-1], true[last] / true[-1]], 1)
-    return np.concatenate([[[0.0, 0.0]], points])

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from medsynth.evaluation.statistics import Estimate, percentile_interval, resample
+from medsynth.privacy.attacks.scores import Scored, auc, roc, share_above, threshold_at
 
+_POINTS = 400  # of the curve, about
 _KEPT = 5  # times the false positive rate: the share of different-patient pairs that a bootstrap replicate can need
 
 
@@ -37,6 +39,12 @@ class _Pairs(NamedTuple):
     def up_to(self, limit: float) -> _Pairs:
         return _Pairs(*(column[: np.searchsorted(self.distance, limit, side="right")] for column in self))
 
+    def drawn(self, counts: np.ndarray) -> Scored:
+        """As scores, the nearer the higher, with each patient drawn `counts` (patients,) times."""
+        # a pair of one patient comes as often as that patient, one of two as often as both
+        often = np.where(self.first == self.second, 1, counts[self.second]) * counts[self.first]
+        return Scored(-self.distance, self.weight * often)
+
 
 def identify(
     features: np.ndarray, patient: np.ndarray, *, seed: int, fpr: float = 0.01, replicates: int = 500, level: float = 0.95
@@ -53,19 +61,20 @@ def identify(
     if several < 2:
         raise ValueError(f"{several} patients have several images; expected at least 2 to tell same-patient pairs from others")
     same, different = _pairs(np.asarray(features, dtype=np.float64), unit, size)
-    everybody = np.ones(len(people))
-    threshold = _threshold(different, everybody, fpr)
-    value = _share_within(same, everybody, threshold)
+    member, other = Scored(-same.distance, same.weight), Scored(-different.distance, different.weight)
+    threshold = _threshold(other, np.ones(len(people)), fpr)
     near = different.up_to(different.distance[min(len(different.distance) - 1, int(_KEPT * fpr * len(different.distance)))])
     replicated = []
     for counts in resample(len(people), seed=seed, replicates=replicates).astype(np.float64):
         try:
-            limit = _threshold(near, counts, fpr)
+            limit = _threshold(near.drawn(counts), counts, fpr)
         except LookupError:
-            limit = _threshold(different, counts, fpr)
-        replicated.append(_share_within(same, counts, limit))
-    tpr = percentile_interval(value, np.array(replicated), several, level)
-    return Identification(tpr, _area(same, different), threshold, fpr, len(same.distance), _curve(same, different))
+            limit = _threshold(different.drawn(counts), counts, fpr)
+        replicated.append(share_above(same.drawn(counts), limit))
+    tpr = percentile_interval(share_above(member, threshold), np.array(replicated), several, level)
+    # the distance itself is one too far
+    nearer = float(np.nextafter(-threshold, -np.inf))
+    return Identification(tpr, auc(member, other), nearer, fpr, len(same.distance), roc(member, other, points=_POINTS))
 
 
 def _pairs(x: np.ndarray, unit: np.ndarray, size: np.ndarray) -> tuple[_Pairs, _Pairs]:
@@ -86,35 +95,6 @@ def _pairs(x: np.ndarray, unit: np.ndarray, size: np.ndarray) -> tuple[_Pairs, _
     return same.sorted(), other.sorted()
 
 
-def _threshold(different: _Pairs, counts: np.ndarray, fpr: float) -> float:
-    """The largest distance within which at most `fpr` of the weight of different-patient pairs lies; LookupError if all do."""
+def _threshold(other: Scored, counts: np.ndarray, fpr: float) -> float:
     # every pair of two drawn patients weighs 1; copies of one drawn patient are no two patients
-    total = (counts.sum() ** 2 - (counts**2).sum()) / 2
-    mass = np.cumsum(different.weight * counts[different.first] * counts[different.second])
-    allowed = fpr * total
-    if mass[-1] <= allowed:
-        raise LookupError("the pairs kept do not reach the false positive rate")
-    beyond = int(np.searchsorted(mass, allowed, side="right"))
-    return float(np.nextafter(different.distance[beyond], -np.inf))
-
-
-def _share_within(same: _Pairs, counts: np.ndarray, threshold: float) -> float:
-    weight = same.weight * counts[same.first]
-    total = weight.sum()
-    return float(weight[: np.searchsorted(same.distance, threshold, side="right")].sum() / total) if total else float("nan")
-
-
-def _area(same: _Pairs, different: _Pairs) -> float:
-    """The chance that a same-patient pair is the nearer one; ties count half."""
-    reached = np.concatenate([[0], np.cumsum(same.weight)])
-    sides = [reached[np.searchsorted(same.distance, different.distance, side=s)] for s in ("left", "right")]
-    return float(np.average((sides[0] + sides[1]) / 2, weights=different.weight) / reached[-1])
-
-
-def _curve(same: _Pairs, different: _Pairs, points: int = 400) -> np.ndarray:
-    """The ROC, thinned to about `points` thresholds, evenly on a logarithmic scale of the false positive rate."""
-    false, true = np.cumsum(different.weight), np.cumsum(same.weight)
-    rank = np.unique(np.geomspace(1, len(false), points).astype(int)) - 1
-    reached = np.searchsorted(same.distance, different.distance[rank], side="right")
-    curve = np.stack([false[rank] / false[-1], np.concatenate([[0], true])[reached] / true[-1]], 1)
-    return np.concatenate([[[0.0, 0.0]], curve, [[1.0, 1.0]]])
+    return threshold_at(other, fpr, total=(counts.sum() ** 2 - (counts**2).sum()) / 2)
