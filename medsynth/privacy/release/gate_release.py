@@ -1,0 +1,111 @@
+"""From candidates and a private set to a certified release: which threshold, found on whom, and what the ledger must know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from medsynth.data.folder import Values
+from medsynth.imageset import ImageSet
+from medsynth.ledger import Ledger
+from medsynth.privacy.gate.calibration import calibrate, may_miss, one_per_patient
+from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map
+from medsynth.privacy.gate.gate import Gate
+from medsynth.privacy.gate.thresholds import Threshold, kind_of, threshold_for
+from medsynth.privacy.release.certify import Release, certify, comparable, free_place
+
+MISS = 0.01  # share of copies, altered in any one way, that a threshold found on other people may let pass
+_AGAIN = 0.1  # of tau: what was saved, compressed or encoded again lies nearer; another person, or another scan, does not
+_ROWS = 1000  # of a matrix of distances that is held at a time
+
+
+def gate_release(
+    candidates: ImageSet,
+    private: ImageSet,
+    *,
+    out: str | Path,
+    ledger: Ledger,
+    phi: str = "encoder",
+    others: ImageSet | None = None,
+    miss: float = MISS,
+    tau: float | None = None,
+    kind: str = "",
+    sign: str | Path | None = None,
+    unusable: Mapping[str, str] | None = None,
+    values: Values | None = None,
+) -> Release:
+    """Release the candidates that keep their distance from every private image, with a certificate; see `certify`.
+
+    phi: one of MAPS; of volumes "encoder" is "encoder_3d". The threshold is `tau`; or found on copies of images of `others`, of
+    which `miss` may pass, and three times that of copies altered twice; or the one that ships for images of a `kind`, by default
+    the private set's own. A line in the ledger for each set that is read. Raises ValueError where no threshold fits, and for
+    `others` who are too few, are in the private set, or are there twice.
+    """
+    free_place(Path(out))
+    key = "encoder_3d" if (phi, len(private.spatial)) == ("encoder", 3) else phi
+    measured_in = feature_map(key)
+    strangers = None
+    if tau is not None:
+        threshold = Threshold(tau, "given by the operator, not calibrated")
+    elif others is not None:
+        strangers = _of_other_people(others, private, ledger, miss)
+        # a pair of alterations is the rarer thing: three times as many may pass, as in the thresholds that ship
+        found = calibrate(measured_in, strangers, seed=0, miss=miss, pair_miss=min(3 * miss, 0.5))
+        threshold = Threshold(found.tau, found.sentence())
+        _each_once(strangers, private, measured_in, threshold.tau)
+    else:
+        threshold = threshold_for(measured_in, len(private.spatial), kind or (kind_of(private) if private.modality else ""))
+    # before, so that no release is without its line
+    price = "" if strangers is None else " and the share of other people it refuses"
+    ledger.read(private, stage="gate", output=f"verdicts of the gate{price}, for {Path(out).name}")
+    return certify(
+        candidates, private, measured_in, tau=threshold.tau, how=threshold.how, calibrated=tau is None, out=out, key=key, sign=sign,
+        strangers=strangers, unusable=unusable, values=values,
+    )  # fmt: skip
+
+
+def _of_other_people(others: ImageSet, private: ImageSet, ledger: Ledger, miss: float) -> ImageSet:
+    """One image each of people who are not in the private set, enough for a threshold; a line in the ledger."""
+    comparable(others, private, "--others")
+    try:
+        may_miss(others.patients, miss)
+    except ValueError as error:
+        raise ValueError(f"--others: {error}; give images of more people, or let more copies pass with --miss") from error
+    ledger.declare(private)
+    if known := ledger.private_rows_in(others):
+        raise ValueError(
+            f"--others: {known} of {len(others)} images are in the private set, or in another that the ledger ({ledger.folder}) "
+            "knows; a threshold found on them would be made from private images; give those of other people"
+        )
+    # how a threshold was found is published, the name of a hospital's folder is not
+    return replace(one_per_patient(ledger.read(others, stage="gate", output="threshold")), name="a set of the sender's")
+
+
+def _each_once(others: ImageSet, private: ImageSet, phi: FeatureMap, tau: float) -> None:
+    """ValueError where an image of other people is a private one again, saved in another way, or one of theirs is there twice."""
+    found = Gate(private, phi, tau).judge(others)
+    again = np.flatnonzero((found.reason == "copy") | (found.distance <= _AGAIN * tau))
+    if len(again):
+        raise ValueError(
+            f"--others: {_names(others, again)} show what private images show ({len(again)} of {len(others)}): people of the private "
+            "set cannot stand for others; leave them out"
+        )
+    features = phi(others)
+    for first in range(0, len(others), _ROWS):
+        near = cdist(features[first : first + _ROWS], features) <= _AGAIN * tau
+        row, other = np.nonzero(near)
+        pair = next(((i + first, j) for i, j in zip(row, other, strict=True) if i + first < j), None)
+        if pair:
+            raise ValueError(
+                f"--others: {_names(others, np.array(pair))} are one image of, as it is said, two people; a threshold counts on "
+                "each being another: leave one out, or give the patient numbers"
+            )
+
+
+def _names(images: ImageSet, rows: np.ndarray) -> str:
+    files = images.attributes["file"].tolist() if "file" in images.attributes else [f"row {i}" for i in range(len(images))]
+    return " and ".join(files[i] for i in rows[:2])
