@@ -98,8 +98,9 @@ def _cell(row: pd.Series, show: str) -> str:
     if show not in row or pd.isna(row[show]):
         raise ValueError(f"its row has no {show!r}; it has {', '.join(c for c in row.index if pd.notna(row[c]))}")
     if show == "value":
-        # tables of one schema also say what n counts and at which level the interval is
-        return show_value(*(row[c] for c in ("value", "low", "high", "n", "n_of", "level") if c in row))
+        # a table that says what its n counts also says the level of its intervals
+        said = ("n_of", "level") if "n_of" in row else ()
+        return show_value(*(row[c] for c in ("value", "low", "high", "n", *said)))
     cell = row[show]
     return cell if isinstance(cell, str) else str(int(cell)) if cell == int(cell) else f"{cell:.3g}"
 
