@@ -98,7 +98,9 @@ def _cell(row: pd.Series, show: str) -> str:
     if show not in row or pd.isna(row[show]):
         raise ValueError(f"its row has no {show!r}; it has {', '.join(c for c in row.index if pd.notna(row[c]))}")
     if show == "value":
-        return show_value(row["value"], row["low"], row["high"], row["n"])
+        # a table that says what its n counts also says the level of its intervals
+        said = ("n_of", "level") if "n_of" in row else ()
+        return show_value(*(row[c] for c in ("value", "low", "high", "n", *said)))
     cell = row[show]
     return cell if isinstance(cell, str) else str(int(cell)) if cell == int(cell) else f"{cell:.3g}"
 

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import re
 import shutil
 
@@ -6,25 +8,27 @@ import pytest
 from stub_project import ROOT, write_notebook
 
 from medsynth.publish.fill import fill, fill_page
-from medsynth.results import Row, write_results
 
-SIDECAR = {"parameters": {}, "seeds": [0], "inputs": {}, "data_licence": "generated"}
 BOOK = [*sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "book" / "decisions").glob("*.md"))]
+COLUMNS = "chapter,dataset,metric,arm,value,low,high,n,unit,seed,net,tau,verdict"
+POOLED = 'sites,clinic,PSNR,"pooled real, all",0.5,{low},0.75,9,dB,,edsr,0.25,not shown'
+ENCODER = "sites,clinic,PSNR,encoder 3bf9 (64 px),{value},0.25,0.75,9,dB,{seed},edsr,0.25,not shown"
 
 
-def row(arm="pooled real, all", **changes):
-    fields = {"chapter": "05", "dataset": "clinic", "metric": "PSNR", "unit": "dB", "value": 0.5, "low": 0.25}
-    return Row(
-        arm=arm, **fields | {"high": 0.75, "n": 9, "extra": {"net": "edsr", "tau": 0.25, "verdict": "not shown"}} | changes
-    )
+def write(folder, name, *rows):
+    """A table with the least that a sidecar must say."""
+    folder.mkdir(parents=True)
+    text = "\n".join([COLUMNS, *rows, ""])
+    (folder / f"{name}.csv").write_text(text)
+    (folder / f"{name}.json").write_text(json.dumps({"csv_sha256": hashlib.sha256(text.encode()).hexdigest()}))
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    rows = [row(), row("encoder 3bf9 (64 px)", value=1.0, seed=0), row("encoder 3bf9 (64 px)", value=2.0, seed=1)]
-    write_results(folder / "published" / "full", "sites", rows, **SIDECAR)
-    write_results(folder / "trials" / "solver", "steps", [row("even", low=0.125)], **SIDECAR)
+    encoders = [ENCODER.format(value=value, seed=seed) for value, seed in ((1.0, 0), (2.0, 1))]
+    write(folder / "published" / "full", "sites", POOLED.format(low=0.25), *encoders)
+    write(folder / "trials" / "solver", "steps", POOLED.format(low=0.125))
     return folder
 
 
