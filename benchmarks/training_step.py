@@ -74,7 +74,7 @@ NETS = {
 class Variant:
     """How a step is computed; each of VARIANTS changes one thing of an earlier one."""
 
-    precision: str = "bfloat16"  # or "float32", "tf32"
+    precision: str = "bfloat16"  # or "float32"; "default", where PyTorch convolves in TF32; "tf32", where it multiplies so too
     channels_last: bool = True
     fused: bool = True  # the optimiser: one kernel, or one for each of its operations
     sdpa: bool = False  # attention by one kernel instead of three
@@ -83,6 +83,7 @@ class Variant:
 
 VARIANTS = {
     "float32": Variant("float32", channels_last=False, fused=False),
+    "float32, as PyTorch comes": Variant("default", channels_last=False, fused=False),
     "TF32": Variant("tf32", channels_last=False, fused=False),
     "bfloat16": Variant(channels_last=False, fused=False),
     "+ channels last": Variant(fused=False),
@@ -98,7 +99,8 @@ VARIANTS = {
 
 def prepared(net: Net, variant: Variant, device: str = "cuda") -> Callable[[], None]:
     """One optimiser step on a fixed batch: forward, squared error, backward, clipping, AdamW, moving average."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = variant.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = variant.precision in ("default", "tf32")
+    torch.backends.cuda.matmul.allow_tf32 = variant.precision == "tf32"
     model, inputs = net.build(device), net.inputs(device)
     target = torch.randn_like(inputs[0])
     flat = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -18,6 +18,7 @@ from medsynth.runs import Tensors, Workspace
 log = logging.getLogger(__name__)
 
 Loss = Callable[[int, torch.Generator], torch.Tensor]
+COMPILE_FROM = 1000  # steps
 
 
 def best_device() -> str:
@@ -88,28 +89,44 @@ def fit(
     start = _restore(model, parameters, optimiser, average, workspace)
     model.train()
     recent: list[torch.Tensor] = []
-    for step in progress(start, steps, label):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate_at(step, steps=steps, peak=learning_rate, warmup=warmup)
-        value = loss(step, step_generator(seed, step, device.type))
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(parameters, clip_norm)
-        optimiser.step()
-        average.step(parameters)
-        recent.append(value.detach())
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            # one synchronisation per 50 steps is enough to notice a diverged run
-            mean = float(torch.stack(recent).mean())
-            if not math.isfinite(mean):
-                raise FloatingPointError(f"{label}: loss is {mean} before step {step + 1}; lower the learning rate")
-            recent = recent[-50:]
-        if workspace and checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            workspace.save_checkpoint(step + 1, _state(model, optimiser, average))
+    with _compiled(model, steps - start):
+        for step in progress(start, steps, label):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate_at(step, steps=steps, peak=learning_rate, warmup=warmup)
+            value = loss(step, step_generator(seed, step, device.type))
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+            optimiser.step()
+            average.step(parameters)
+            recent.append(value.detach())
+            if (step + 1) % 50 == 0 or step + 1 == steps:
+                # one synchronisation per 50 steps is enough to notice a diverged run
+                mean = float(torch.stack(recent).mean())
+                if not math.isfinite(mean):
+                    raise FloatingPointError(f"{label}: loss is {mean} before step {step + 1}; lower the learning rate")
+                recent = recent[-50:]
+            if workspace and checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+                workspace.save_checkpoint(step + 1, _state(model, optimiser, average))
     last = float(torch.stack(recent).mean()) if recent else float("nan")
     average.copy_to(parameters)
     model.eval()
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, {"loss": last, "steps": float(steps)}
+
+
+@contextlib.contextmanager
+def _compiled(model: nn.Module, steps: int) -> Iterator[None]:
+    """Inside, what is called as `model(...)` on a GPU runs compiled, if so many steps pay for compiling it; no name changes."""
+    if next(model.parameters()).device.type != "cuda" or steps < COMPILE_FROM:
+        yield
+        return
+    model.compile(mode="reduce-overhead", dynamic=False)
+    try:
+        yield
+    finally:
+        # sampling would compile once more, for other shapes; PyTorch has no public way back
+        model._compiled_call_impl = None
+        torch.compiler.reset()
 
 
 def _state(model: nn.Module, optimiser: torch.optim.Optimizer, average: EMAModel) -> Tensors:
