@@ -138,7 +138,10 @@ class SlurmRun:
             if now - told > REPEAT:
                 told = now
                 for job in left:
-                    say(self._news(job))
+                    if job.state != "PENDING":
+                        say(self._news(job))
+                if waiting := [f"{job.chapter} {job.where}" for job in left if job.state == "PENDING"]:
+                    say(f"still waiting: {', '.join(waiting)}")
 
     def _look(self, say: Callable[[str], None]) -> None:
         """Bring `jobs` up to date and say what has changed; OSError if Slurm does not answer."""
@@ -161,7 +164,7 @@ class SlurmRun:
         log = self.log(job)
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         own = [line for line in lines if line.startswith(f"{job.chapter} [")]
-        return own[-1] if own else f"{job.chapter}: {job}" + (f" ({job.elapsed})" if job.state == "RUNNING" else "")
+        return own[-1] if own else f"{job.chapter}: {job} ({job.elapsed})"
 
     def _end(self, snakemake: subprocess.Popen, say: Callable[[str], None]) -> None:
         """End Snakemake if it has not ended, and every job that it leaves."""

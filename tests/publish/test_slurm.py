@@ -32,7 +32,7 @@ def programs(tmp_path, monkeypatch):
 @pytest.fixture
 def snakemake():
     """A process that goes on for longer than any test."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     yield process
     process.kill()
     process.wait()
@@ -148,13 +148,14 @@ def test_a_job_that_is_gone_is_not_waited_for(run, queue, snakemake):
 
 def test_a_running_job_is_waited_for_and_spoken_of(run, queue, snakemake, monkeypatch):
     monkeypatch.setattr(slurm, "REPEAT", 0.0)
-    queue[0][:] = [[(FIRST, "RUNNING", "n1")]] * 100 + [[]]
+    queue[0][:] = [[(FIRST, "RUNNING", "n1"), (SECOND, "PENDING", "(Priority)")]] * 100 + [[]]
     log = run.log(Job("7", "RUNNING", "00_first", "", ""))
     log.parent.mkdir(parents=True)
     log.write_text("Building DAG of jobs...\n00_first [  10 s]: cell 1 of 3\n00_first [  20 s]: cell 2 of 3\nothers talk\n")
     said = []
     run.watch(snakemake, said.append)
     assert said.count("00_first [  20 s]: cell 2 of 3") > 50
+    assert said.count("still waiting: 01_second (Priority)") > 50
 
 
 def test_snakemake_that_ends_by_itself_is_no_reason(run, queue):
