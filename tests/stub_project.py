@@ -1,11 +1,17 @@
 """A project of two tiny chapters in a folder of its own, for tests of what runs, builds and checks it."""
 
+import re
 from pathlib import Path
 
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = 'profile: str = "laptop"\ndata: str = ""\nseed: int = 0\nout: str = ""'
+
+
+def table_lines(text):
+    """Cells of the lines of an HTML table, header first."""
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line, re.DOTALL) for line in re.findall(r"<tr.*?</tr>", text, re.DOTALL)]
 
 
 def write_notebook(path, *cells, parameters=PARAMETERS, title="A chapter"):

@@ -140,9 +140,9 @@ def _section(name: str, places: dict[str, Path], rows: Path) -> list[str]:
 
 def _table(table: pd.DataFrame) -> str:
     shown = table.loc[:, [c for c in table if table[c].astype(str).str.strip().any()]]
-    cells = [[str(v).replace("|", r"\|") for v in line] for line in [shown.columns, *shown.itertuples(index=False)]]
-    lines = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    # as HTML: as Markdown the page's four thousand rows took longer to parse than the rest of the book
+    with pd.option_context("display.max_colwidth", None):
+        text = f"```{{raw}} html\n{shown.to_html(index=False, border=0, justify='left', classes='table')}\n```"
     return text if len(table) <= LONG else f":::{{dropdown}} {len(table)} rows\n{text}\n:::"
 
 

@@ -4,7 +4,7 @@ import ast
 import re
 
 import pytest
-from stub_project import ROOT
+from stub_project import ROOT, table_lines
 
 from medsynth.pretrain import gates, report
 from medsynth.publish.answers import CELLS, matching
@@ -33,17 +33,15 @@ def test_a_published_table_is_rows_in_the_schema_on_the_page_or_the_data_of_a_fi
     found = read_results(PUBLISHED / run, name)
     (section,) = re.findall(rf"^### {name}\n(.*?)(?=^###? |\Z)", page, re.MULTILINE | re.DOTALL)
     if found.kind == FIGURE:
-        assert f"rows/{run}/{name}.svg" in section and f"rows/{run}/{name}.csv" in section and "| --- |" not in section
+        assert f"rows/{run}/{name}.svg" in section and f"rows/{run}/{name}.csv" in section and "<td>" not in section
         return
     assert found.kind == ROWS and found.rows.columns[: len(COLUMNS)].tolist() == list(COLUMNS)
     assert set(found.rows["chapter"]) == {chapter_of(name)}
     # an n says of what, an interval at which level
     assert (found.rows["n"].isna() == (found.rows["n_of"] == "")).all()
     assert (found.rows["low"].isna() == found.rows["level"].isna()).all()
-    header = next(line for line in section.splitlines() if line.startswith("| "))
-    column = [cell.strip() for cell in header.split("|")].index(run)
-    lines = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
-    shown = [value for line in lines for value in re.split(r"(?<!\\)\|", line)[column].strip().split("; ") if value]
+    header, *lines = table_lines(section)
+    shown = [value for line in lines for value in line[header.index(run)].split("; ") if value]
     assert len(shown) == len(found.rows)
 
 
