@@ -123,8 +123,8 @@ def write_results(folder: str | Path, name: str, rows: Iterable[Row], **sidecar:
     """Write rows as `name.csv` with their sidecar `name.json`; returns the path of the csv.
 
     sidecar: parameters, seeds, inputs (name of each data set or model -> content hash), data_licence (of the data behind the
-    numbers, "generated" for phantoms) and, if any, notes. Raises ValueError if there are no rows, or if the table is not called
-    after their chapter.
+    numbers, "generated" for phantoms), people (whether somebody was scanned for them) and, if any, notes. Raises ValueError if
+    there are no rows, or if the table is not called after their chapter.
     """
     if isinstance(rows, pd.DataFrame):
         raise ValueError(f"results {name!r}: a table of any shape is the data of a figure; save it with figures.save_figure")
@@ -150,6 +150,7 @@ def _write(
     seeds: Sequence[int],
     inputs: Mapping[str, str],
     data_licence: str,
+    people: bool | None = None,
     notes: str = "",
 ) -> Path:
     if table.empty:
@@ -163,6 +164,7 @@ def _write(
     sidecar = {
         "kind": kind, "csv_sha256": file_hash(target), "parameters": dict(parameters), "seeds": list(seeds),
         "inputs": dict(inputs), "data_licence": data_licence, "notes": notes, **provenance(),
+        **({} if people is None else {"people": people}),
     }  # fmt: skip
     # the sidecar comes last: a kill in between leaves a hash that does not match, which reading reports
     write_json(target.with_suffix(".json"), sidecar)

@@ -11,7 +11,7 @@ PACKAGE = Path(medsynth.__file__).parent
 FLOORS = (
     "vocabulary", "config", "dependencies", "runs", "attributes", "imageset", "resample", "training", "results", "ledger",
     "figures", "phantoms", "data", "models", "evaluation", "diffusion", "downstream", "privacy.gate", "privacy.release",
-    "privacy.attacks", "pretrain", "explore", "publish", "cli",
+    "privacy.attacks", "pretrain", "explore", "chapter", "publish", "cli",
 )  # fmt: skip
 
 

@@ -63,8 +63,8 @@ def gate_release(
     price = "" if strangers is None else " and the share of other people it refuses"
     ledger.read(private, stage="gate", output=f"verdicts of the gate{price}, for {Path(out).name}")
     return certify(
-        candidates, private, measured_in, tau=threshold.tau, how=threshold.how, calibrated=tau is None, out=out, key=key, sign=sign,
-        strangers=strangers, unusable=unusable, values=values,
+        candidates, private, measured_in, tau=threshold.tau, how=threshold.how, calibrated=tau is None, out=out, key=key,
+        sign=sign, strangers=strangers, unusable=unusable, values=values,
     )  # fmt: skip
 
 
@@ -91,8 +91,8 @@ def _each_once(others: ImageSet, private: ImageSet, phi: FeatureMap, tau: float)
     again = np.flatnonzero((found.reason == "copy") | (found.distance <= _AGAIN * tau))
     if len(again):
         raise ValueError(
-            f"--others: {_names(others, again)} show what private images show ({len(again)} of {len(others)}): people of the private "
-            "set cannot stand for others; leave them out"
+            f"--others: {_names(others, again)} show what private images show ({len(again)} of {len(others)}): people of the "
+            "private set cannot stand for others; leave them out"
         )
     features = phi(others)
     for first in range(0, len(others), _ROWS):
