@@ -16,11 +16,11 @@ ENCODER = "sites,clinic,PSNR,encoder 3bf9 (64 px),{value},0.25,0.75,9,dB,{seed},
 
 
 def write(folder, name, *rows):
-    """A table with the least that a sidecar must say."""
+    """A table in any shape, with the least that a sidecar must say."""
     folder.mkdir(parents=True)
     text = "\n".join([COLUMNS, *rows, ""])
     (folder / f"{name}.csv").write_text(text)
-    (folder / f"{name}.json").write_text(json.dumps({"csv_sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    (folder / f"{name}.json").write_text(json.dumps({"kind": "figure", "csv_sha256": hashlib.sha256(text.encode()).hexdigest()}))
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_nothing_published_is_said(tmp_path):
 
 
 def test_prose_and_chapters_are_filled_from_published_rows(project):
-    number = "{{row: xray-full/quality; arm=ours}}"
+    number = "{{row: xray-full/gate; arm=ours}}"
     (project / "book" / "published.md").write_text(f"# Rows: {number}")
     chapter = project / "build" / "smoke" / "chapters" / "00_first.ipynb"
     write_notebook(chapter, "1 + 1", title=f"First: {number}")
