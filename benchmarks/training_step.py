@@ -22,7 +22,7 @@ from medsynth.diffusion.schedule import noise_schedule
 from medsynth.diffusion.train import diffusion_loss, train_latents
 from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
-from medsynth.training import fit
+from medsynth.training import accelerated, fit
 
 
 def plain(model: Denoiser, latents: torch.Tensor, condition: torch.Tensor, config: DiffusionConfig) -> None:
@@ -112,9 +112,7 @@ def prepared(net: Net, variant: Variant, device: str = "cuda") -> Callable[[], N
             module.use_flash_attention = True
     parameters = list(model.parameters())
     # a graph replays its casts; a cast kept from outside of it would be a stale copy of the weights
-    half = torch.autocast(
-        torch.device(device).type, torch.bfloat16, variant.precision == "bfloat16", variant.run not in ("graph", "step")
-    )
+    half = torch.autocast(torch.device(device).type, torch.bfloat16, variant.precision == "bfloat16", cache_enabled=False)
     if variant.run == "graph":
         with half:
             model = torch.cuda.make_graphed_callables(model, tuple(x.clone() for x in inputs))
@@ -168,28 +166,23 @@ def seconds_per_step(step: Callable[[], None], seconds: float) -> float:
 
 def ours(net: Net, steps: int, device: str = "cuda") -> tuple[float, float]:
     """(seconds before the eleventh step, seconds of each step after it) of the package's own loop."""
-    model = net.build(device)
-    first, *others = net.inputs(device)
-    rows = len(first)
-    data = torch.randn(1024, *net.shape[1:], device=device)
-    condition = torch.zeros(1024, len(THORAX), device=device)
-    config = DiffusionConfig(steps=steps, batch=rows, checkpoint_every=0)
-    marks = {}
+    model, (first, *others) = net.build(device), net.inputs(device)
+    data, condition = torch.randn(1024, *net.shape[1:], device=device), torch.zeros(1024, len(THORAX), device=device)
+    config, marks = DiffusionConfig(steps=steps, batch=len(first)), []
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
         if step == 10:
             torch.cuda.synchronize()
-            marks["tenth"] = time.perf_counter()
+            marks.append(time.perf_counter())
         if others:
             return diffusion_loss(model, data, condition, config, step, generator)
-        from medsynth.restore import _loss
-
-        return _loss(model, data, data, rows, net.shape[-1], generator)
+        return patch_loss(model, data, data, len(first), net.shape[-1], generator)
 
     began = time.perf_counter()
-    fit(model, loss, steps=steps, learning_rate=1e-4)
+    with accelerated(model, steps):
+        fit(model, loss, steps=steps, learning_rate=1e-4, checkpoint_every=0)
     torch.cuda.synchronize()
-    return marks["tenth"] - began, (time.perf_counter() - marks["tenth"]) / (steps - 10)
+    return marks[0] - began, (time.perf_counter() - marks[0]) / (steps - 10)
 
 
 def gpu_table(name: str, seconds: float) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import latents_of, shipped_denoiser, shipped_hash
 from medsynth.runs import Tensors, Trained, Workspace, load_or_train
-from medsynth.training import autocast, best_device, described, fit
+from medsynth.training import accelerated, autocast, best_device, described, fit
 
 if TYPE_CHECKING:
     from medsynth.ledger import Ledger
@@ -70,18 +70,19 @@ def train_latents(
     """Train `model` on latents (n, c, *spatial) and what it is given beside them, (n, ...); (EMA weights, metrics)."""
     device = next(model.parameters()).device
     latents, condition = latents.to(device), condition.to(device)
-    return fit(
-        model,
-        lambda step, generator: diffusion_loss(model, latents, condition, config, step, generator),
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        warmup=config.warmup,
-        ema=config.ema,
-        seed=config.seed,
-        checkpoint_every=config.checkpoint_every,
-        workspace=workspace,
-        label="denoiser",
-    )
+    with accelerated(model, config.steps):
+        return fit(
+            model,
+            lambda step, generator: diffusion_loss(model, latents, condition, config, step, generator),
+            steps=config.steps,
+            learning_rate=config.learning_rate,
+            warmup=config.warmup,
+            ema=config.ema,
+            seed=config.seed,
+            checkpoint_every=config.checkpoint_every,
+            workspace=workspace,
+            label="denoiser",
+        )
 
 
 def train_denoiser(

@@ -13,7 +13,7 @@ from medsynth.dependencies import code_hash
 from medsynth.downstream.restoration_nets import Consistency, RestorationConfig, restoration_net
 from medsynth.imageset import ImageSet
 from medsynth.runs import Tensors, Trained, Workspace, load_or_train
-from medsynth.training import autocast, best_device, described, fit
+from medsynth.training import accelerated, autocast, best_device, described, fit
 
 if TYPE_CHECKING:
     from medsynth.ledger import Ledger
@@ -62,20 +62,21 @@ def train_restoration(
     def train(workspace: Workspace) -> tuple[Tensors, dict[str, float]]:
         model = build().to(device)
         inputs, targets = (_unit(s).to(device) for s in (degraded, clean))
-        return fit(
-            model,
-            lambda step, random: _loss(model, inputs, targets, training.batch, patch, random),
-            steps=training.steps,
-            learning_rate=training.learning_rate,
-            warmup=training.warmup,
-            clip_norm=training.clip,
-            weight_decay=0.0,
-            ema=training.ema,
-            seed=training.seed,
-            checkpoint_every=training.checkpoint_every,
-            workspace=workspace,
-            label=f"restoration ({net.net})",
-        )
+        with accelerated(model, training.steps):
+            return fit(
+                model,
+                lambda step, random: patch_loss(model, inputs, targets, training.batch, patch, random),
+                steps=training.steps,
+                learning_rate=training.learning_rate,
+                warmup=training.warmup,
+                clip_norm=training.clip,
+                weight_decay=0.0,
+                ema=training.ema,
+                seed=training.seed,
+                checkpoint_every=training.checkpoint_every,
+                workspace=workspace,
+                label=f"restoration ({net.net})",
+            )
 
     model = build()
     # the clean set stands for both: its rows are those that a ledger can recognise
@@ -98,10 +99,10 @@ def restore(model: nn.Module, degraded: ImageSet, *, batch: int = 16) -> ImageSe
     return degraded.with_images(degraded.unscaled(restored.numpy() * 2 - 1), name=f"{degraded.name}-restored")
 
 
-def _loss(
+def patch_loss(
     model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, batch: int, patch: int, random: torch.Generator
 ) -> torch.Tensor:
-    """Mean squared error on patches that (seed, step) determine."""
+    """Mean squared error on `batch` patches of paired images (n, 1, h, w) that (seed, step) determine."""
     n, _, height, width = inputs.shape
     device = inputs.device
     rows = torch.randint(n, (batch, 1, 1), generator=random, device=device)
