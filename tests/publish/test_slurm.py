@@ -211,7 +211,7 @@ def test_an_interrupted_run_leaves_nothing_behind(run, queue, snakemake, interru
 def test_a_process_that_does_not_listen_is_killed(run, queue, monkeypatch):
     monkeypatch.setattr(slurm, "GRACE", 0.1)
     queue[0][:] = [[]]
-    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         run.watch(process, lambda _: None)
