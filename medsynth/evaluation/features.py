@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pandas as pd
 import torch
 
 from medsynth.imageset import ImageSet
@@ -126,33 +125,6 @@ def inception_extractor(path: str | Path | None = None, *, device: str = "cpu") 
     if found != INCEPTION_SHA256:
         raise ValueError(f"{path}: sha256 {found}; expected {INCEPTION_SHA256}: fetch inception-2015-12-05.pt again")
     return InceptionExtractor(torch.jit.load(str(path), map_location=device), device)
-
-
-def slices(volumes: ImageSet, *, part: str = "middle") -> ImageSet:
-    """Slices of volumes (n, c, d, h, w) along depth as 2D images (n * k, c, h, w), volume by volume; attributes repeated.
-
-    part: "middle" for the middle third of the depth, where anatomy fills the image, or "all".
-    """
-    if volumes.images.ndim != 5:
-        raise ValueError(f"{volumes.name}: shape {volumes.images.shape}; expected volumes (n, c, d, h, w)")
-    depth = volumes.spatial[0]
-    ranges = {"all": (0, depth), "middle": (depth // 3, depth - depth // 3)}
-    if part not in ranges:
-        raise ValueError(f"{volumes.name}: part {part!r}; expected one of {tuple(ranges)}")
-    low, high = ranges[part]
-    images = np.moveaxis(volumes.images[:, :, low:high], 2, 1)
-    row = np.repeat(np.arange(len(volumes)), high - low)
-    return ImageSet(
-        images=images.reshape(-1, *images.shape[2:]),
-        patient=volumes.patient[row],
-        unit=volumes.unit,
-        range=volumes.range,
-        name=f"{volumes.name}/{part} slices",
-        role=volumes.role,
-        split=volumes.split[row],
-        spacing=None if volumes.spacing is None else volumes.spacing[1:],
-        attributes=pd.DataFrame(volumes.attributes).iloc[row].reset_index(drop=True),
-    )
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Extractors: shapes, calibration, fairness of the baselines, checksums, slices, and the training target."""
+"""Extractors: shapes, calibration, fairness of the baselines, checksums, and the training target."""
 
 import numpy as np
 import pandas as pd
@@ -228,21 +228,3 @@ def test_inception_is_downloaded_with_its_checksum(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="fetch inception"):
         features.inception_extractor()
     assert asked["known_hash"] == f"sha256:{features.INCEPTION_SHA256}"
-
-
-def test_slices_keep_their_patient_and_take_the_middle_third():
-    volumes = ImageSet(
-        images=np.arange(2 * 9 * 4, dtype=np.float32).reshape(2, 1, 9, 2, 2) / 72,
-        patient=np.array([7, 3]), unit="1", range=(0, 1), name="v", role="private", spacing=(8, 1, 2),
-        split=np.array(["train", "val"]), attributes=pd.DataFrame({"age": [50.0, 60.0]}),
-    )  # fmt: skip
-    middle = features.slices(volumes)
-    assert middle.images.shape == (6, 1, 2, 2) and middle.role == "private" and middle.spacing == (1, 2)
-    np.testing.assert_array_equal(middle.patient, [7, 7, 7, 3, 3, 3])
-    np.testing.assert_array_equal(middle.images[4], volumes.images[1, :, 4])
-    assert middle.attributes["age"].tolist() == [50, 50, 50, 60, 60, 60]
-    assert len(features.slices(volumes, part="all")) == 18
-    with pytest.raises(ValueError, match="'top'"):
-        features.slices(volumes, part="top")
-    with pytest.raises(ValueError, match="expected volumes"):
-        features.slices(middle)

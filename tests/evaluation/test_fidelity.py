@@ -1,4 +1,4 @@
-"""FID and KID against naive references, closed forms and the rules about sample size."""
+"""FID and KID against naive references and closed forms."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from scipy.linalg import sqrtm
 from scipy.stats import special_ortho_group
 
 from medsynth.evaluation import fidelity as fi
-from medsynth.evaluation.statistics import generator, patient_halves
+from medsynth.evaluation.statistics import generator
 
 
 def naive_fid(x, y):
@@ -110,7 +110,7 @@ def test_kid_interval_holds_zero_for_equal_and_not_for_shifted_sets():
 def test_kid_bootstrap_replicates_equal_the_formula_on_resampled_patients():
     x, y = sample(10, 3, 0), sample(6, 3, 1)
     unit = np.repeat(np.arange(5), 2)
-    blocks = fi._Blocks.of(x, unit, y)
+    blocks = fi._Blocks.of(x, unit, y, np.arange(6))
     drawn_r, drawn_s = np.array([2, 0, 1, 1, 1]), np.array([1, 1, 0, 3, 0, 1])
     rows, fake = np.repeat(np.arange(10), drawn_r[unit]), np.repeat(np.arange(6), drawn_s)
 
@@ -127,21 +127,8 @@ def test_kid_bootstrap_replicates_equal_the_formula_on_resampled_patients():
     assert blocks.mmd2(drawn_r[None], drawn_s[None])[0] == pytest.approx(expected)
 
 
-def test_kid_subsets_is_the_mean_over_subsets_and_wider_for_smaller_ones():
-    x, y = generator(0).normal(size=(200, 4)), generator(1).normal(size=(150, 4)) + 0.3
-    small, large = (fi.kid_subsets(x, y, seed=0, size=s, subsets=40) for s in (20, 100))
-    assert small.high - small.low > large.high - large.low
-    assert large.value == pytest.approx(fi.kid_value(x, y, np.arange(200)), abs=0.1)
-    with pytest.raises(ValueError, match="subsets of 151 rows"):
-        fi.kid_subsets(x, y, seed=0, size=151)
-
-
-def test_fid_refuses_small_and_unequal_sets():
+def test_sets_that_cannot_be_compared_are_refused():
     x, y = sample(20, 10, 0), sample(19, 10, 1)
-    with pytest.raises(ValueError, match=r"at least 20 rows on both sides; found 20 real and 19.*report KID"):
-        fi.fid(x, y, patient=np.arange(20), seed=0)
-    with pytest.raises(ValueError, match="subsample"):
-        fi.fid(x, sample(25, 10, 1), patient=np.arange(20), seed=0)
     with pytest.raises(ValueError, match="same extractor"):
         fi.frechet_distance(x, y[:, :9])
     with pytest.raises(ValueError, match="ask for at most 19"):
@@ -150,65 +137,47 @@ def test_fid_refuses_small_and_unequal_sets():
         fi.kid(x, y, patient=np.zeros(20), seed=0)
 
 
-def test_fid_interval_surrounds_the_value_and_weights_equal_repeated_rows():
+def test_weights_equal_repeated_rows():
     x, y = sample(60, 3, 0), sample(60, 3, 1)
-    e = fi.fid(x, y, patient=np.arange(60) // 2, seed=0)
-    assert e.low < e.value < e.high and e.value == fi.frechet_distance(x, y) and e.n == 30
-    w = generator(2).integers(0, 3, 60)
+    w, v = generator(2).integers(0, 3, 60), generator(3).integers(0, 3, 60)
     assert fi.frechet_distance(x, y, w) == pytest.approx(fi.frechet_distance(np.repeat(x, w, axis=0), y))
-    assert fi.fid(x, x, patient=np.arange(60), seed=0).low == 0
+    both = fi.frechet_distance(np.repeat(x, w, axis=0), np.repeat(y, v, axis=0))
+    assert fi.frechet_distance(x, y, w, v) == pytest.approx(both)
 
 
-def test_floor_and_synthetic_are_compared_at_one_size_and_a_perfect_sampler_has_ratio_one():
-    rng = generator(0)
-    real, perfect, poor = rng.normal(size=(240, 8)), rng.normal(size=(500, 8)), rng.normal(size=(500, 8)) + 0.5
-    patient = np.arange(240)
-    good = fi.fidelity(real, patient, perfect, seed=0, splits=20)
-    assert good.rows == 120 and good.fid.n == 240
-    assert good.fid_ratio.value == pytest.approx(1, abs=0.15)
-    assert good.fid_floor == fi.real_floor(real, patient, seed=0, splits=20).fid
-    assert good.kid_ratio.value < 1
-    bad = fi.fidelity(real, patient, poor, seed=0, splits=20)
-    assert bad.fid_ratio.low > 2 and bad.kid_ratio.low > 2
-    assert {row["metric"] for row in bad.table()} == {"fid", "fid_floor", "fid_ratio", "kid", "kid_floor", "kid_ratio"}
-    assert all(row["rows"] == 120 for row in bad.table())
+def test_kid_of_pairs_leaves_out_whatever_is_of_one_patient():
+    x, patient = sample(18, 3, 0), np.repeat([4, 8, 2, 9, 5, 1], 3)
+    made = 0.9 * x + 0.1 * sample(18, 3, 1)
+    other = patient[:, None] != patient[None]
+    expected = sum(sign * ((a @ b.T / 3 + 1) ** 3)[other].mean() for a, b, sign in ((x, x, 1), (made, made, 1), (x, made, -2)))
+    found = fi.kid_of_pairs(x, made, patient=patient, seed=0)
+    assert found.value == pytest.approx(expected) and found.n == 6
+    # an image beside what was made of it would look nearer than it is to what was made of others
+    assert fi.kid(x, made, patient=patient, synthetic_patient=patient, seed=0).value < expected
 
 
-def test_intervals_hold_the_value_of_an_endless_sample():
-    """Halves of one sample say how much halves differ: their spread held the true KID in one study of three."""
-    held = []
-    for study in range(60):
-        rng = generator(9, study)
-        # one dimension, a shift of 0.6: MMD^2 of (xy + 1)^3 follows from the first three moments
-        real, made = rng.normal(size=(120, 1)), rng.normal(size=(100, 1)) + 0.6
-        e = fi.fidelity(real, np.arange(120), made, seed=study, splits=5).kid
-        held.append(e.low <= 5.533056 <= e.high)
-    assert 0.85 <= np.mean(held) <= 1
+def test_a_replicate_of_pairs_draws_a_patient_on_both_sides(monkeypatch):
+    x, patient = sample(8, 3, 0), np.repeat(np.arange(4), 2)
+    made, drawn = 1.1 * x + 0.2, np.array([2, 0, 1, 1])
+    rows = np.repeat(np.arange(8), drawn[patient])
+    expected = fi.kid_of_pairs(x[rows], made[rows], patient=patient[rows], seed=0, replicates=1)
+    monkeypatch.setattr(fi, "resample", lambda units, **_: np.repeat(drawn[None], 5, axis=0))
+    found = fi.kid_of_pairs(x, made, patient=patient, seed=0, replicates=5)
+    assert found.low == found.high == pytest.approx(expected.value)
 
 
-def test_a_small_synthetic_set_lowers_the_size_on_both_sides_and_drops_fid():
-    rng = generator(1)
-    real, few = rng.normal(size=(240, 8)), rng.normal(size=(15, 8))
-    report = fi.fidelity(real, np.arange(240), few, seed=0, splits=20)
-    assert report.rows == 15 and report.fid is None and report.fid_floor is None
-    assert {row["metric"] for row in report.table()} == {"kid", "kid_floor", "kid_ratio"}
+def test_what_is_made_of_images_has_a_narrower_interval_than_others_like_it():
+    x, patient = generator(0).normal(size=(80, 4)), np.arange(80)
+    pairs = fi.kid_of_pairs(x, x + 0.3, patient=patient, seed=0)
+    apart = fi.kid(x, generator(1).normal(size=(80, 4)) + 0.3, patient=patient, seed=0)
+    assert 0 < pairs.low < pairs.value < pairs.high
+    assert pairs.high - pairs.low < 0.7 * (apart.high - apart.low)
 
 
-def test_a_floor_below_zero_is_no_yardstick():
-    """With few splits every one of them may fall below zero; a ratio to that would be negative, its interval reversed."""
-    rng = generator(3)
-    real, made = rng.normal(size=(60, 4)), rng.normal(size=(60, 4)) + 0.5
-    reports = [fi.fidelity(real, np.arange(60), made, seed=seed, splits=1) for seed in range(20)]
-    below = [r for r in reports if r.kid_floor.high <= 0]
-    assert 0 < len(below) < 20
-    assert all((r.kid_ratio is None) == (r.kid_floor.high <= 0) for r in reports)
-    assert all("kid_ratio" not in {row["metric"] for row in r.table()} for r in below)
-    assert all(r.kid_ratio.low <= r.kid_ratio.value <= r.kid_ratio.high for r in reports if r.kid_ratio)
-
-
-def test_floor_is_the_mean_over_patient_halves():
-    x, patient = sample(40, 2, 0), np.arange(40) // 4
-    floor = fi.real_floor(x, patient, seed=1, splits=6, rows=16)
-    halves = patient_halves(patient, seed=1, splits=6, n=16)
-    assert floor.fid.value == pytest.approx(np.mean([naive_fid(x[a], x[b]) for a, b in halves]))
-    assert floor.rows == 16 and floor.kid.n == 10
+def test_kid_draws_the_patients_of_both_sides():
+    x, y = generator(0).normal(size=(90, 4)), np.repeat(generator(1).normal(size=(30, 4)), 3, axis=0)
+    person = np.repeat(np.arange(30), 3)
+    rows, people = (fi.kid(x, y, patient=np.arange(90), synthetic_patient=p, seed=0) for p in (None, person))
+    assert people.value == pytest.approx(fi.kid_value(x, y, np.arange(90), person))
+    # copies of one image are no evidence of their own, and as rows of different people they look like a distance
+    assert people.high - people.low > 1.2 * (rows.high - rows.low) and people.value < rows.value
