@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from diffusers.training_utils import EMAModel
-from medsynth.models.restoration import CPU_SIZES, restoration_net
 from torch import nn
 
 from medsynth.config import DenoiserConfig, DiffusionConfig
 from medsynth.diffusion.schedule import noise_schedule
 from medsynth.diffusion.train import diffusion_loss, train_latents
+from medsynth.downstream.restoration import patch_loss
+from medsynth.downstream.restoration_nets import CPU_SIZES, restoration_net
 from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
 from medsynth.training import accelerated, fit
