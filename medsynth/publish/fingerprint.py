@@ -65,20 +65,39 @@ def data_files(modules: Iterable[Path], package: Path) -> list[Path]:
 
 
 def profile_sections(code: ast.Module) -> set[str] | None:
-    """Sections of the profile that a chapter reads, as in `p = load_profile(profile); p.thorax`; None if it may read all."""
-    holders = {
-        target.id
+    """Sections of the profile that a chapter reads, as in `chapter.settings.thorax`; None if it may read all.
+
+    `p = load_profile(profile)` and `p.thorax` serve too. What a `Chapter` reads by itself counts as well.
+    """
+    holders = {_called(node.value): target.id for node, target in _assigned(code)}
+    found = {"seeds", "thorax"} if "Chapter" in holders else set()
+    for node, parent in ((child, owner) for owner in ast.walk(code) for child in ast.iter_child_nodes(owner)):
+        name = node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else ""
+        whole = name == holders.get("load_profile") and name
+        whole = whole or (isinstance(node, ast.Attribute) and node.attr == "settings" and _of(node) == holders.get("Chapter"))
+        if whole and not isinstance(parent, ast.Attribute):
+            # a profile handed on whole may be read anywhere
+            return None
+        if whole:
+            found.add(parent.attr)
+    return found if holders else None
+
+
+def _assigned(code: ast.Module) -> list[tuple[ast.Assign, ast.Name]]:
+    """Names that a profile, or a chapter that holds one, is bound to."""
+    return [
+        (node, target)
         for node in ast.walk(code)
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _called(node.value) == "load_profile"
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Call)
+        and _called(node.value) in ("load_profile", "Chapter")
         for target in node.targets
         if isinstance(target, ast.Name)
-    }
-    reads = [n for n in ast.walk(code) if isinstance(n, ast.Name) and n.id in holders and isinstance(n.ctx, ast.Load)]
-    sections = [
-        n.attr for n in ast.walk(code) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in holders
     ]
-    # a profile handed on whole may be read anywhere
-    return set(sections) if holders and len(reads) == len(sections) else None
+
+
+def _of(attribute: ast.Attribute) -> str:
+    return attribute.value.id if isinstance(attribute.value, ast.Name) else ""
 
 
 def _called(call: ast.Call) -> str:

@@ -79,6 +79,8 @@ def test_a_changed_cell_counts_and_its_outputs_do_not(project):
         ("p = load_profile(profile)\nf(p)", None),
         ("f(load_profile(profile))", None),
         ("x = 1", None),
+        ("c = Chapter('a', profile)\nc.settings.sampling.steps", {"seeds", "thorax", "sampling"}),
+        ("c = Chapter('a', profile)\nsettings = c.settings", None),
     ],
 )
 def test_sections_are_found_or_all_count(code, sections):
