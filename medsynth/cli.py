@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from medsynth.data.folder import Loaded
     from medsynth.imageset import ImageSet
     from medsynth.ledger import Ledger
-    from medsynth.privacy.gate.feature_maps import FeatureMap, Threshold
+    from medsynth.privacy.gate.feature_maps import FeatureMap
+    from medsynth.privacy.gate.thresholds import Threshold
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -172,7 +173,7 @@ def gate(
         strangers = one_per_patient(_of_other_people(load(others, role="eval", values=meaning), ours, ledger, miss))
         threshold = _found_on(strangers, features, miss)
     else:
-        threshold = _chosen(phi, key, len(ours.images.spatial), modality, tau)
+        threshold = _chosen(features, len(ours.images.spatial), modality, tau)
     # before, so that no release is without its line
     price = "" if strangers is None else " and the share of other people it refuses"
     ledger.use_private(ours.images, stage="gate", output=f"verdicts of the gate{price}, for {out.name}")
@@ -211,19 +212,16 @@ def verify(
         raise typer.Exit(1) from None
 
 
-def _chosen(phi: str, key: str, spatial_dims: int, modality: str, tau: float | None) -> Threshold:
+def _chosen(phi: FeatureMap, spatial_dims: int, modality: str, tau: float | None) -> Threshold:
     """The threshold that is given, or the one that ships for a modality."""
-    from medsynth.privacy.gate.feature_maps import Threshold, calibrated
+    from medsynth.privacy.gate.thresholds import Threshold, threshold_for
 
     if tau is not None:
         return Threshold(tau, "given by the operator, not calibrated")
     try:
-        ships = calibrated(key, spatial_dims, modality=modality.lower())
+        return threshold_for(phi, spatial_dims, modality.lower())
     except ValueError as error:
-        raise ValueError(f"{error}; name one with --modality, or give --others or --tau") from error
-    if ships is None:
-        raise ValueError(f"--phi {phi}: no threshold ships for images of {spatial_dims} dimensions; give --others or --tau")
-    return ships
+        raise ValueError(f"{error}; name another with --modality, or give --others or --tau") from error
 
 
 def _ledger_of(private: Path) -> Path:
@@ -258,7 +256,7 @@ def _of_other_people(others: Loaded, private: Loaded, ledger: Ledger, miss: floa
 def _found_on(others: ImageSet, phi: FeatureMap, miss: float) -> Threshold:
     """A threshold found on copies of one image each of other people."""
     from medsynth.privacy.gate.calibration import calibrate
-    from medsynth.privacy.gate.feature_maps import Threshold
+    from medsynth.privacy.gate.thresholds import Threshold
 
     # a pair of alterations is the rarer thing: three times as many may pass, as in the thresholds that ship
     found = calibrate(phi, others, seed=0, miss=miss, pair_miss=min(3 * miss, 0.5))

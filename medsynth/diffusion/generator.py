@@ -22,9 +22,10 @@ from medsynth.models.conditioning import THORAX, thorax_condition
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import reconstruct, shipped_autoencoder, shipped_denoiser
-from medsynth.privacy.gate.feature_maps import Threshold, calibrated, feature_map
-from medsynth.privacy.gate.gate import Gate
+from medsynth.privacy.gate.feature_maps import feature_map
+from medsynth.privacy.gate.gate import Gate, stored_gate
 from medsynth.privacy.gate.refill import ATTEMPTS, Filled, sample_until
+from medsynth.privacy.gate.thresholds import kind_of, threshold_for
 
 # The guide's; a generator that is trained for no more is not guided: between two that have hardly left the public weights lies
 # the way to the private set, and further on lies no better one
@@ -114,19 +115,12 @@ def train_generator(
 
 
 def private_gate(private: ImageSet, modality: str, *, ledger: Ledger, phi: str = "encoder") -> Gate:
-    """The gate around a private set at the threshold that comes with the package for such images; a line in the ledger."""
-    threshold = shipped_threshold(private, modality, phi)
-    ledger.use_private(private, stage="gate", output="synthetic images accepted")
-    return Gate(private, feature_map(phi), threshold.tau)
+    """The gate around a private set at the threshold that ships for such images; its features stay in the cache.
 
-
-def shipped_threshold(private: ImageSet, modality: str, phi: str = "encoder") -> Threshold:
-    """The threshold that ships for a private set: found on other phantoms for phantoms, on radiographs for images of people.
-
-    Of people only radiographs were free to find one on, so theirs stands in for CT, MR and PET (`distances.calibrated`).
+    A line in the ledger. Of people only radiographs were free to find a threshold on, so theirs stands in for CT, MR and PET
+    (`threshold_for`).
     """
-    key = f"phantom-{modality}" if private.data_licence == "generated" else modality
-    threshold = calibrated(phi, len(private.spatial), modality=key)
-    if threshold is None:
-        raise ValueError(f"{phi}: no calibrated threshold for {key}; make one with `python -m medsynth.pretrain.thresholds`")
-    return threshold
+    measured_in = feature_map(phi)
+    threshold = threshold_for(measured_in, len(private.spatial), kind_of(private, modality))
+    ledger.use_private(private, stage="gate", output="synthetic images accepted")
+    return stored_gate(private, measured_in, threshold.tau)

@@ -13,13 +13,15 @@ from medsynth.config import ThoraxConfig, load_profile
 from medsynth.data.npz import load_npz
 from medsynth.data.resample import resize
 from medsynth.data.sources import cached_thorax, thorax_sources
-from medsynth.diffusion.generator import private_gate, shipped_threshold, train_generator
+from medsynth.diffusion.generator import private_gate, train_generator
 from medsynth.evaluation.statistics import bootstrap, clopper_pearson
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.weights import shipped_hash, weights_folder
 from medsynth.privacy.gate.calibration import attack_trial
 from medsynth.privacy.gate.feature_maps import feature_map
+from medsynth.privacy.gate.gallery_table import feature_store
+from medsynth.privacy.gate.thresholds import kind_of, threshold_for
 from medsynth.results import Row, write_results
 from medsynth.runs import cache_folder, file_hash
 
@@ -85,8 +87,9 @@ def attack_tables(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tupl
     tables = []
     for name, sets in tried.items():
         for measured_in in sets.maps:
-            trial = attack_trial(feature_map(measured_in), sets.private, sets.unseen, seed=seed, other_scans=sets.scans)
-            tau = shipped_threshold(sets.private, sets.modality, measured_in).tau
+            phi = feature_map(measured_in)
+            tau = threshold_for(phi, len(sets.private.spatial), kind_of(sets.private, sets.modality)).tau
+            trial = attack_trial(phi, sets.private, sets.unseen, seed=seed, other_scans=sets.scans, store=feature_store())
             tables.append(trial.at_its_own_and_at_equal_price(tau, seed=seed).assign(measured_in=measured_in, dataset=name))
     return pd.concat(tables, ignore_index=True), met
 

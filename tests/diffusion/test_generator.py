@@ -10,10 +10,10 @@ import torch
 from medsynth.config import SamplingConfig
 from medsynth.data.imagefile import Encoding
 from medsynth.diffusion import generator as synthesis
-from medsynth.diffusion.generator import private_gate, shipped_threshold, train_generator
+from medsynth.diffusion.generator import private_gate, train_generator
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.ledger import Ledger
-from medsynth.privacy.gate.feature_maps import Threshold
+from medsynth.privacy.gate.thresholds import Threshold
 
 
 @pytest.fixture
@@ -118,14 +118,10 @@ def test_another_architecture_is_trained_from_scratch(private, settings, ledger,
 
 
 def test_the_gate_takes_the_threshold_of_the_modality(private, ledger, monkeypatch):
-    monkeypatch.setattr(
-        synthesis, "calibrated", lambda name, dims, modality: Threshold({"phantom-ct": 0.25, "ct": 0.5}[modality], "so")
-    )
+    thresholds = {"phantom-ct": 0.25, "ct": 0.5}
+    monkeypatch.setattr(synthesis, "threshold_for", lambda phi, dims, kind: Threshold(thresholds[kind], "so"))
     gate = private_gate(private, "ct", ledger=ledger, phi="pixels")
     assert gate.tau == 0.25 and not gate.accepts(private.select(np.arange(2))).any()
     assert [e.stage for e in ledger.entries()] == ["gate"]
     scanned = private.with_images(private.images, attributes=private.attributes.assign(licence="CC BY 4.0"))
-    assert shipped_threshold(scanned, "ct", "pixels").tau == 0.5
-    monkeypatch.setattr(synthesis, "calibrated", lambda *_, **__: None)
-    with pytest.raises(ValueError, match="no calibrated threshold for phantom-ct"):
-        private_gate(private, "ct", ledger=ledger, phi="pixels")
+    assert private_gate(scanned, "ct", ledger=ledger, phi="pixels").tau == 0.5
