@@ -7,17 +7,12 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from medsynth.config import load_profile, project_root
 from medsynth.publish.notebook import ChapterError
-
-if TYPE_CHECKING:
-    from medsynth.imageset import ImageSet
-    from medsynth.ledger import Ledger
-    from medsynth.privacy.gate.feature_maps import FeatureMap, Threshold
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -215,9 +210,8 @@ def gate(
     """Release the candidates that keep their distance from every private image, with a certificate."""
     from medsynth.data.folder import Values, load, load_candidates
     from medsynth.ledger import Ledger
-    from medsynth.privacy.gate.calibration import one_per_patient
-    from medsynth.privacy.gate.feature_maps import feature_map
-    from medsynth.privacy.release.certify import certify, free_place
+    from medsynth.privacy.release.certify import free_place
+    from medsynth.privacy.release.gate_release import MISS, gate_release
     from medsynth.results import show_value
 
     if values and window:
@@ -241,30 +235,11 @@ def gate(
     meaning = Values(values or window, unit, clip=window is not None, codes=codes)
     ours = load(private, role="private", modality=kind, patients=patients, values=meaning)
     theirs, unusable = load_candidates(candidates, modality=kind, values=meaning)
-    ledger = Ledger()
-    key = "encoder_3d" if (phi, len(ours.spatial)) == ("encoder", 3) else phi
-    features = feature_map(key)
-    strangers = None
-    if others is not None:
-        miss = 0.01 if miss is None else miss
-        strangers = one_per_patient(
-            _of_other_people(load(others, role="eval", modality=kind, values=meaning), ours, ledger, miss)
-        )
-        threshold = _found_on(strangers, features, miss)
-    else:
-        threshold = _chosen(phi, key, ours, modality, tau)
-    # before, so that no release is without its line
-    price = "" if strangers is None else " and the share of other people it refuses"
-    ledger.read(ours, stage="gate", output=f"verdicts of the gate{price}, for {out.name}")
-    chosen = {
-        "tau": threshold.tau,
-        "how": threshold.how,
-        "calibrated": tau is None,
-        "strangers": strangers,
-        "unusable": unusable,
-        "values": meaning,
-    }
-    done = certify(theirs, ours, features, **chosen, out=out, key=key, sign=sign)
+    strangers = None if others is None else load(others, role="eval", modality=kind, values=meaning)
+    done = gate_release(
+        theirs, ours, out=out, ledger=Ledger(), phi=phi, others=strangers, miss=MISS if miss is None else miss, tau=tau,
+        kind=modality.lower(), sign=sign, unusable=unusable, values=meaning,
+    )  # fmt: skip
     total = done.released + sum(done.refused.values())
     reasons = "".join(f", {n} {reason}" for reason, n in sorted(done.refused.items()))
     _say(f"{done.released} of {total} candidates released{reasons}")
@@ -304,53 +279,6 @@ def _modality(said: str) -> str:
     if known not in (*MODALITIES, ""):
         raise ValueError(f"--modality {said}; expected {', '.join(MODALITIES)}, or phantom- before one of them, or phantom-heart")
     return known
-
-
-def _chosen(phi: str, key: str, private: ImageSet, modality: str, tau: float | None) -> Threshold:
-    """The threshold that is given, or the one that ships for a modality: the one that is named, or that of the private set."""
-    from medsynth.privacy.gate.feature_maps import PHANTOM, Threshold, calibrated
-
-    if tau is not None:
-        return Threshold(tau, "given by the operator, not calibrated")
-    spatial_dims = len(private.spatial)
-    own = private.modality if private.people or not private.modality else f"{PHANTOM}{private.modality}"
-    try:
-        ships = calibrated(key, spatial_dims, modality=modality.lower() or own)
-    except ValueError as error:
-        raise ValueError(f"{error}; name one with --modality, or give --others or --tau") from error
-    if ships is None:
-        raise ValueError(f"--phi {phi}: no threshold ships for images of {spatial_dims} dimensions; give --others or --tau")
-    return ships
-
-
-def _of_other_people(others: ImageSet, private: ImageSet, ledger: Ledger, miss: float) -> ImageSet:
-    """Images of people who are not in the private set, enough for a threshold; a line in the ledger."""
-    from medsynth.privacy.gate.calibration import may_miss
-    from medsynth.privacy.release.certify import comparable
-
-    comparable(others, private, "--others")
-    try:
-        may_miss(others.patients, miss)
-    except ValueError as error:
-        raise ValueError(f"--others: {error}; give images of more people, or let more copies pass with --miss") from error
-    ledger.declare(private)
-    if known := ledger.private_rows_in(others):
-        raise ValueError(
-            f"--others: {known} of {len(others)} images are in the private set, or in another that the ledger "
-            f"({ledger.folder}) knows; a threshold found on them would be made from private images; give those of other people"
-        )
-    # how a threshold was found is published, the name of a hospital's folder is not
-    return replace(ledger.read(others, stage="gate", output="threshold"), name="a set of the sender's")
-
-
-def _found_on(others: ImageSet, phi: FeatureMap, miss: float) -> Threshold:
-    """A threshold found on copies of one image each of other people."""
-    from medsynth.privacy.gate.calibration import calibrate
-    from medsynth.privacy.gate.feature_maps import Threshold
-
-    # a pair of alterations is the rarer thing: three times as many may pass, as in the thresholds that ship
-    found = calibrate(phi, others, seed=0, miss=miss, pair_miss=min(3 * miss, 0.5))
-    return Threshold(found.tau, found.sentence())
 
 
 @app.command(hidden=True)

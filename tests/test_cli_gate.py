@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +16,7 @@ from medsynth import cli
 from medsynth.data.folder import load
 from medsynth.imageset import ImageSet
 from medsynth.ledger import NONE, Ledger
-from medsynth.privacy.gate import calibration
+from medsynth.privacy.gate import calibration, thresholds
 from medsynth.privacy.gate import feature_maps as distances
 
 SIDE = 8
@@ -26,7 +25,7 @@ SIDE = 8
 class Pixels:
     """Root mean square difference of pixels, without a network."""
 
-    name, hash = "pixels for tests", "0" * 32
+    name, hash, error = "pixels for tests", "0" * 32, 0.0
 
     def __call__(self, images: ImageSet) -> np.ndarray:
         flat = images.scaled().reshape(len(images), -1)
@@ -44,12 +43,13 @@ def call(tmp_path, monkeypatch, capsys, cache):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distances, "feature_map", feature_map)
-    monkeypatch.setattr(
-        distances,
-        "calibrated",
-        lambda name, dims, modality="": SimpleNamespace(tau=0.3, how="as tests are") if dims == 2 else None,
-        raising=False,
-    )
+
+    def threshold_for(phi: Pixels, dims: int, kind: str) -> thresholds.Threshold:
+        if dims == 3:
+            raise ValueError("no threshold ships")
+        return thresholds.Threshold(tau=0.3, how="as tests are")
+
+    monkeypatch.setattr(thresholds, "threshold_for", threshold_for)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["medsynth", *map(str, arguments)])
@@ -136,7 +136,7 @@ def test_volumes_in_nifti_files(call, tmp_path):
     ct = ("--range", "-1024", "3071", "--unit", "HU")
     code, _, err = call(*base, *ct)
     assert (code, err) == (
-        2, "error: --phi encoder: no threshold ships for images of 3 dimensions; give --others or --tau\n",
+        2, "error: no threshold ships; name another with --modality, or give --others or --tau\n",
     )  # fmt: skip
     code, out, _ = call(*base, *ct, "--tau", "0.2")
     assert code == 0 and out.startswith("3 of 3 candidates released\n")

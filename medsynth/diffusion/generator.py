@@ -24,8 +24,6 @@ from medsynth.models.conditioning import conditions_of, vocabulary_for
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import denoiser_kind, reconstruct, shipped_autoencoder, shipped_denoiser, shipped_refiner
-from medsynth.privacy.gate.feature_maps import PHANTOM, Threshold, calibrated, feature_map
-from medsynth.privacy.gate.gate import Gate
 from medsynth.runs import file_hash, load_tensors, save_tensors, write_json
 from medsynth.training import best_device
 
@@ -206,22 +204,3 @@ def _model(card: dict, latent_channels: int) -> Denoiser | Autoguided:
     config = parse(DenoiserConfig, card["denoiser"], _CARD)
     nets = [Denoiser(config, card["names"], latent_channels) for _ in range(1 if card["guide"] is None else 2)]
     return nets[0] if card["guide"] is None else Autoguided(*nets, card["guide"])
-
-
-def private_gate(private: ImageSet, *, ledger: Ledger, phi: str = "encoder") -> Gate:
-    """The gate around a private set at the threshold that comes with the package for such images; a line in the ledger."""
-    threshold = shipped_threshold(private, phi)
-    ledger.read(private, stage="gate", output="synthetic images accepted")
-    return Gate(private, feature_map(phi), threshold.tau)
-
-
-def shipped_threshold(private: ImageSet, phi: str = "encoder") -> Threshold:
-    """The threshold that ships for a private set: found on other phantoms for phantoms, on radiographs for images of people.
-
-    Of people only radiographs were free to find one on, so theirs stands in for CT, MR and PET (`distances.calibrated`).
-    """
-    key = private.modality if private.people else f"{PHANTOM}{private.modality}"
-    threshold = calibrated(phi, len(private.spatial), modality=key)
-    if threshold is None:
-        raise ValueError(f"{phi}: no calibrated threshold for {key}; make one with `python -m medsynth.pretrain.thresholds`")
-    return threshold

@@ -65,7 +65,10 @@ class EncoderNet(nn.Module):
         if images.ndim != self.spatial_dims + 2 or images.shape[1] != 1:
             expected = "(n, 1, h, w)" if self.spatial_dims == 2 else "(n, 1, d, h, w)"
             raise ValueError(f"encoder: images {tuple(images.shape)}; expected {expected}")
-        return normalise(smoothed(resize(images) if self.spatial_dims == 2 else planes_of(images)))
+        # in double precision: what is left of a faded image after its level is taken off is what single precision rounds
+        exact = images.double()
+        planes = normalise(smoothed(resize(exact) if self.spatial_dims == 2 else planes_of(exact)))
+        return planes.to(self.body[0].weight.dtype)
 
     def pose(self, prepared: torch.Tensor) -> torch.Tensor:
         """Where the body lies: angle (rad), log zoom, and shift right and down in half-widths; (n, 4)."""
@@ -91,11 +94,18 @@ def normalise(planes: torch.Tensor) -> torch.Tensor:
 
 def smoothed(planes: torch.Tensor) -> torch.Tensor:
     """Planes (n, c, h, w) through a Gaussian of sd SMOOTHING pixels, cut off at 4 pixels; border pixels are repeated."""
-    offset = torch.arange(-4, 5, device=planes.device, dtype=planes.dtype)
-    taps = torch.exp(-(offset**2) / (2 * SMOOTHING**2))
-    taps = taps / taps.sum()
-    flat = functional.pad(planes.flatten(0, 1)[:, None], (4, 4, 4, 4), mode="replicate")
-    return functional.conv2d(functional.conv2d(flat, taps[None, None, :, None]), taps[None, None, None]).view_as(planes)
+    height, width = planes.shape[-2:]
+    # as products with banded matrices: eight times as fast in double precision as a convolution
+    return _gaussian(height, planes) @ planes @ _gaussian(width, planes).T
+
+
+def _gaussian(side: int, like: torch.Tensor) -> torch.Tensor:
+    """The matrix (side, side) that smooths a column."""
+    offset = torch.arange(-4, 5, device=like.device)
+    taps = torch.exp(-(offset.to(like.dtype) ** 2) / (2 * SMOOTHING**2))
+    rows = torch.arange(side, device=like.device)[:, None]
+    matrix = like.new_zeros(side, side)
+    return matrix.index_put((rows, (rows + offset).clamp(0, side - 1)), (taps / taps.sum()).expand(side, 9), accumulate=True)
 
 
 def similarity(pose: torch.Tensor) -> torch.Tensor:

@@ -12,13 +12,15 @@ from medsynth.config import ThoraxConfig, load_profile
 from medsynth.data.npz import load_npz
 from medsynth.data.sources import cached_thorax, private_and_test
 from medsynth.diffusion.conditions import of_rows
-from medsynth.diffusion.generator import Generator, private_gate, shipped_threshold
+from medsynth.diffusion.generator import Generator
 from medsynth.evaluation.statistics import bootstrap, clopper_pearson
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.weights import shipped_hash, weights_folder
 from medsynth.privacy.gate.calibration import attack_trial
 from medsynth.privacy.gate.feature_maps import feature_map
+from medsynth.privacy.gate.gallery_table import feature_store
+from medsynth.privacy.gate.thresholds import kind_of, private_gate, threshold_for
 from medsynth.resample import resize
 from medsynth.results import Row, write_results
 from medsynth.runs import file_hash
@@ -84,8 +86,9 @@ def attack_rows(tried: dict[str, Attacked], seed: int, ledger: Ledger) -> tuple[
     rows: list[Row] = []
     for name, sets in tried.items():
         for measured_in in sets.maps:
-            trial = attack_trial(feature_map(measured_in), sets.private, sets.unseen, seed=seed, other_scans=sets.scans)
-            tau = shipped_threshold(sets.private, measured_in).tau
+            phi = feature_map(measured_in)
+            tau = threshold_for(phi, len(sets.private.spatial), kind_of(sets.private)).tau
+            trial = attack_trial(phi, sets.private, sets.unseen, seed=seed, other_scans=sets.scans, store=feature_store())
             rows += trial.at_its_own_and_at_equal_price(tau, chapter=CHAPTER, dataset=name, arm=measured_in, seed=seed)
     return rows, met
 

@@ -13,9 +13,10 @@ from medsynth.ledger import Ledger
 from medsynth.models.weights import weights_folder
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.pretrain.public import PublicSet, real_sets
-from medsynth.privacy.gate.alterations import GALLERY_HASH
+from medsynth.privacy.gate.alterations import gallery_hash
 from medsynth.privacy.gate.calibration import calibrate, one_per_patient
-from medsynth.privacy.gate.feature_maps import PHANTOM, FeatureMap, feature_map
+from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map
+from medsynth.privacy.gate.thresholds import FILE, PHANTOM
 from medsynth.resample import resize
 from medsynth.runs import write_json
 from medsynth.vocabulary import MODALITIES
@@ -56,10 +57,11 @@ def unseen_volumes(patients: int) -> dict[str, PublicSet]:
 
 
 def entry(phi: FeatureMap, sets: dict[str, PublicSet], *, seed: int) -> dict[str, Any]:
-    """What `medsynth.privacy.gate.feature_maps.calibrated` reads."""
+    """What `medsynth.privacy.gate.thresholds.threshold_for` reads."""
     found = {key: calibrate(phi, s.images, seed=seed, left_out=LEFT_OUT.get(s.images.modality, ())) for key, s in sets.items()}
     said = {key: {"tau": c.tau, "how": c.sentence(), "modality": sets[key].images.modality} for key, c in found.items()}
-    return {"sets": said, "phi": phi.name, "phi_hash": phi.hash, "gallery": GALLERY_HASH}
+    (dims,) = {len(s.images.spatial) for s in sets.values()}
+    return {"sets": said, "phi": phi.name, "phi_hash": phi.hash, "gallery": gallery_hash(dims)}
 
 
 def main() -> None:
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--maps", nargs="*", default=list(PATIENTS), choices=list(PATIENTS))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    file = args.out / "thresholds.json"
+    file = args.out / FILE
     entries = json.loads(file.read_text()) if file.exists() else {}
     ledger = Ledger()
     for key in args.maps:

@@ -12,11 +12,11 @@ from medsynth.config import SamplingConfig
 from medsynth.data.imagefile import Encoding
 from medsynth.diffusion import generator as synthesis
 from medsynth.diffusion.conditions import asked_for, of_rows, public_marginals
-from medsynth.diffusion.generator import Generator, private_gate, shipped_threshold
+from medsynth.diffusion.generator import Generator
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.ledger import NONE, CoverError, Ledger, Mechanism
-from medsynth.privacy.gate.feature_maps import Threshold
 from medsynth.privacy.gate.refill import draw_accepted
+from medsynth.privacy.gate.thresholds import Threshold, private_gate
 
 
 @pytest.fixture
@@ -143,18 +143,16 @@ def test_another_architecture_is_trained_from_scratch(private, settings, ledger,
 
 
 def test_the_gate_takes_the_threshold_of_the_modality(private, ledger, monkeypatch):
+    thresholds = {"phantom-ct": 0.25, "ct": 0.5}
     monkeypatch.setattr(
-        synthesis, "calibrated", lambda name, dims, modality: Threshold({"phantom-ct": 0.25, "ct": 0.5}[modality], "so")
+        "medsynth.privacy.gate.thresholds.threshold_for", lambda phi, dims, kind: Threshold(thresholds[kind], "so")
     )
     private = replace(private, modality="ct")
     gate = private_gate(private, ledger=ledger, phi="pixels")
     assert gate.tau == 0.25 and not gate.accepts(private.select(np.arange(2))).any()
     assert [e.stage for e in ledger.entries()] == ["gate"]
     scanned = replace(private, origin="scan", people=None)
-    assert shipped_threshold(scanned, "pixels").tau == 0.5
-    monkeypatch.setattr(synthesis, "calibrated", lambda *_, **__: None)
-    with pytest.raises(ValueError, match="no calibrated threshold for phantom-ct"):
-        private_gate(private, ledger=ledger, phi="pixels")
+    assert private_gate(scanned, ledger=ledger, phi="pixels").tau == 0.5
 
 
 def test_a_generator_that_was_sent_draws_the_same_and_holds_no_image(generator, private, ledger, tmp_path):

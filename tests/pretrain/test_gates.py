@@ -15,7 +15,7 @@ from medsynth.results import Row, read_results, table_of
 def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypatch, make_set, tmp_path):
     met = []
 
-    def trial(phi, private, unseen, *, seed, other_scans):
+    def trial(phi, private, unseen, *, seed, other_scans, store):
         met.append((private, unseen, other_scans))
         return SimpleNamespace(
             at_its_own_and_at_equal_price=lambda tau, *, seed, **named: [Row(metric="tau", value=tau, seed=seed, **named)]
@@ -25,7 +25,7 @@ def test_private_patients_are_attacked_and_strangers_are_not_among_them(monkeypa
         return make_set(2 * k["patients"], (1, 8, 8), role=k["population"], split=None)
 
     monkeypatch.setattr(gates, "attack_trial", trial)
-    monkeypatch.setattr(gates, "shipped_threshold", lambda private, name: SimpleNamespace(tau=0.5))
+    monkeypatch.setattr(gates, "threshold_for", lambda phi, dims, kind: SimpleNamespace(tau=0.5))
     monkeypatch.setattr(gates, "cached_thorax", drawn)
     monkeypatch.setattr(
         gates, "load_npz", lambda path, role: make_set(12, (1, 8, 8), role=role, split=np.full(12, "test"), name=path.stem)

@@ -14,7 +14,9 @@ from medsynth.privacy.gate.alterations import (
     Variant,
     attack_pairs,
     attacked,
+    inverted,
     orientations,
+    presentations,
     transformed_copies,
     varied,
 )
@@ -156,19 +158,78 @@ def test_what_was_not_seen_is_filled_both_ways(make_set):
 
 
 def test_orientations_and_their_mirror_images_are_all_ways_to_lay_an_image(make_set):
-    for shape, ways in (((1, 4, 4), 8), ((1, 4, 5), 4), ((2, 3, 4, 4), 16), ((1, 3, 3, 3), 48), ((1, 3, 4, 3), 16)):
+    # rows and columns change places in oblong images too, other axes where that keeps the shape
+    for shape, ways in (((1, 4, 4), 8), ((1, 4, 5), 8), ((2, 3, 4, 4), 16), ((1, 3, 3, 3), 48), ((1, 3, 4, 3), 24)):
         images = make_set(2, shape)
         laid = dict(orientations(images))
         assert next(iter(laid)) == "as it is" and laid["as it is"] is images
         both = [x for s in laid.values() for x in (s.images[1], s.images[1][..., ::-1])]
         assert len({x.tobytes() for x in both}) == len(both) == ways
-        assert {x.shape for x in both} == {shape} and all(
-            np.sort(x.ravel()).tolist() == np.sort(both[0].ravel()).tolist() for x in both
-        )
+        assert {tuple(sorted(x.shape)) for x in both} == {tuple(sorted(shape))}
+        assert all(np.sort(x.ravel()).tolist() == np.sort(both[0].ravel()).tolist() for x in both)
     turned = dict(orientations(make_set(1, images=np.arange(9.0).reshape(1, 1, 3, 3) / 9)))
     assert list(turned) == ["as it is", "axes 0 1, reversed 0", "axes 1 0", "axes 1 0, reversed 0"]
     # a quarter turn, up to a mirror
     assert (turned["axes 1 0, reversed 0"].images[0, 0] * 9).round().tolist() == [[2, 5, 8], [1, 4, 7], [0, 3, 6]]
+
+
+def test_every_orientation_is_shown_in_both_polarities(smooth):
+    shown, laid = dict(presentations(smooth)), dict(orientations(smooth))
+    assert list(shown)[:2] == ["as it is", "as it is, inverted"] and len(shown) == 2 * len(laid)
+    for name, images in laid.items():
+        np.testing.assert_array_equal(shown[name].images, images.images)
+        np.testing.assert_allclose(shown[f"{name}, inverted"].images, -600 - images.images, atol=1e-4)
+    back = smooth.with_images(inverted(smooth))
+    assert back.images.min() >= -1000 and back.images.max() <= 400
+    np.testing.assert_allclose(inverted(back), smooth.images, atol=1e-4)
+
+
+def test_what_lies_on_its_side_keeps_its_pixels_sizes(make_set):
+    oblong = make_set(2, (1, 4, 5), spacing=(2.0, 3.0))
+    laid = dict(orientations(oblong))
+    assert laid["axes 1 0"].spacing == (3.0, 2.0) and laid["axes 0 1, reversed 0"].spacing == (2.0, 3.0)
+    np.testing.assert_array_equal(laid["axes 1 0"].images, oblong.images.swapaxes(2, 3))
+
+
+# stacks
+
+
+def test_stacks_move_by_whole_planes_and_repeat_the_outermost(make_set):
+    stacks = make_set(2, images=np.broadcast_to(np.arange(16.0)[:, None, None] / 15, (2, 1, 16, 4, 4)))
+    copies = dict(transformed_copies(stacks))
+    assert len(copies) == 5 * len(GALLERY)
+    shown = {name: (copies[name].images[0, 0, :, 0, 0] * 15).round().tolist() for name in copies if name.startswith("depth")}
+    assert shown == {
+        "depth +0.125": [0, 0, *range(14)], "depth -0.125": [*range(2, 16), 15, 15],
+        "depth +0.0625": [0, *range(15)], "depth -0.0625": [*range(1, 16), 15],
+    }  # fmt: skip
+    # with eight planes half a step is the same step
+    eight = dict(transformed_copies(make_set(1, (1, 8, 4, 4))))
+    assert len(eight) == 3 * len(GALLERY) and "depth +0.0625" not in eight
+    both = varied(stacks, Variant(through=1 / 8, mirrored=True))
+    np.testing.assert_array_equal(both, copies["depth +0.125"].images[..., ::-1])
+    assert transforms.gallery_hash(2) == "67fa49a214c0666b" != transforms.gallery_hash(3)
+
+
+def test_the_suite_moves_stacks_by_planes_and_leaves_images_alone(make_set):
+    stacks = make_set(40, (1, 16, 4, 4))
+    seen = set()
+    for image, moved in zip(stacks.images[:, 0], attacked(stacks, "planes", seed=0).images[:, 0], strict=True):
+        (k,) = [k for k in (-2, -1, 1, 2) if all((moved[i + k] == image[i]).all() for i in range(16) if 0 <= i + k < 16)]
+        rest = moved[:k] if k > 0 else moved[k:]
+        assert (rest == 0).all() or (rest == image[0 if k > 0 else -1]).all()
+        seen.add((k, bool((rest == 0).all())))
+    assert seen == {(k, fill) for k in (-2, -1, 1, 2) for fill in (False, True)}
+    at_bound = attacked(stacks, "planes", seed=0, strength="bound").images
+    assert all(
+        (m[:, 2:] == x[:, :-2]).all() or (m[:, :-2] == x[:, 2:]).all() for m, x in zip(at_bound, stacks.images, strict=True)
+    )
+    with pytest.raises(ValueError, match="attacks \\['planes'\\]"):
+        attacked(make_set(2), "planes", seed=0)
+    assert len(attack_pairs(3)) == 45
+
+
+# several
 
 
 def test_several_attacks_follow_each_other_in_the_order_of_the_suite(smooth):

@@ -1,8 +1,7 @@
-"""Feature maps: a row depends on its image alone, hashes follow the definition, wrong shapes are refused."""
+"""Feature maps: rows depend on their image alone up to a stated error, hashes follow the definition, wrong shapes are refused."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.data.sources import cached_thorax
 from medsynth.models.encoder import EncoderNet
 from medsynth.models.extractor import resize
-from medsynth.models.weights import save_card
+from medsynth.models.weights import load_card, save_card
+from medsynth.pretrain import feature_error
 from medsynth.privacy.gate import feature_maps as distances
-from medsynth.privacy.gate.alterations import GALLERY_HASH
-from medsynth.privacy.gate.feature_maps import BATCH, MAPS, UntrainedVGG, calibrated, encoder_map, feature_map
-from medsynth.privacy.gate.gate import Gate
-from medsynth.vocabulary import MODALITIES
+from medsynth.privacy.gate.feature_maps import BATCH, ERROR_CARD, ERRORS, MAPS, SAFETY, UntrainedVGG, encoder_map, feature_map
 
 
 @pytest.fixture(scope="module")
@@ -63,28 +59,66 @@ def test_maps_of_volumes(maps, volumes, name, dim):
     assert features.dtype == np.float32 and features.shape[0] == 4 and dim in (None, features.shape[1])
 
 
+def apart(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(one.astype(np.float64) - other, axis=1).max())
+
+
+@pytest.mark.numeric
 @settings(max_examples=6)
 @given(rows=st.lists(st.integers(0, 5), min_size=1, max_size=8))
-def test_a_row_is_bit_for_bit_that_of_any_other_company(maps, images, rows):
+def test_company_moves_a_row_by_no_more_than_two_errors(maps, images, rows):
     for name in ("encoder", "pixels", "autoencoder"):
-        np.testing.assert_array_equal(maps[name](images.select(rows)), maps[name](images)[rows])
+        assert apart(maps[name](images.select(rows)), maps[name](images)[rows]) <= 2 * maps[name].error
 
 
 def test_sets_larger_than_a_batch(maps, make_set):
     many = make_set(BATCH + 3, shape=(1, 16, 16))
     whole = maps["encoder"](many)
     assert len(whole) == BATCH + 3
-    np.testing.assert_array_equal(maps["encoder"](many.select([BATCH + 1, 0])), whole[[BATCH + 1, 0]])
+    assert apart(maps["encoder"](many.select([BATCH + 1, 0])), whole[[BATCH + 1, 0]]) <= 2 * maps["encoder"].error
+    assert apart(maps["encoder"](many.select([BATCH + 1, 0])), whole[[0, BATCH + 1]]) > 10 * maps["encoder"].error
 
 
-def test_threads_change_nothing(maps, images):
-    """Verdicts must not depend on how many threads there are."""
-    alone = maps["encoder"](images)
-    torch.set_num_threads(2)
+@pytest.mark.numeric
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", MAPS)
+def test_what_ships_errs_by_less_than_it_states(name, threads):
+    """On this machine, with what its libraries were told: phantoms, faded ones, noise; batches of one and of many."""
+    phi, before = feature_map(name), torch.get_num_threads()
+    sets = feature_error.probes(3 if name == "encoder_3d" else 2)[::3]
+    exact = np.concatenate([phi.exact(s) for s in sets])
+    torch.set_num_threads(threads)
     try:
-        np.testing.assert_array_equal(maps["encoder"](images), alone)
+        found = {"its own batches": np.concatenate([phi(s) for s in sets])}
+        found |= {batch: feature_error.features_in(phi, batch, sets) for batch in (1, 7)}
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
+    # what other machines do is not seen here: a tenth of the bound is kept for them
+    assert {k: apart(rows, exact) <= 0.1 * phi.error for k, rows in found.items()} == dict.fromkeys(found, True)
+    assert 0 < phi.error < 1e-3
+
+
+def test_the_bounds_are_those_of_the_cards_or_of_the_kind(weights):
+    for name in ("encoder", "encoder_3d", "autoencoder"):
+        said = load_card(name)[1][ERROR_CARD]
+        assert feature_map(name).error == said["bound"] >= 0.9 * said["safety"] * said["largest"]
+        assert said["largest"] == max(said["errors"].values()) and said["safety"] == SAFETY >= 50
+        assert feature_map(name, folder=weights).error == ERRORS["autoencoder" if name == "autoencoder" else "encoder"]
+    # the features of one image were once seen to differ by this much between batches on another processor
+    assert 2 * feature_map("encoder").error > 1.2e-4
+
+
+def test_half_precision_that_is_on_elsewhere_does_not_reach_a_map(maps, images):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = maps["encoder"](images)
+    assert found.dtype == np.float32 and apart(found, maps["encoder"](images)) <= 2 * maps["encoder"].error
+
+
+def test_a_faded_image_is_measured_as_well_as_any(weights, images):
+    """What is left of it after its shade is taken off is what single precision would have rounded."""
+    phi = feature_map("encoder", folder=weights)
+    faded = images.with_images(1 - 1e-3 * images.images)
+    assert apart(phi(faded), phi.exact(faded)) < 1e-5
 
 
 def test_pixel_distance_is_the_root_mean_square_difference(maps, make_set):
@@ -118,50 +152,6 @@ def test_what_a_map_cannot_take_is_refused(maps, images, volumes, make_set, weig
         maps["pixels"](images.select([]))
     with pytest.raises(ValueError, match="feature map 'inception'; expected one of"):
         feature_map("inception", folder=weights)
-
-
-def test_a_threshold_belongs_to_its_weights(weights, tmp_path):
-    assert calibrated("encoder", 2, folder=tmp_path) is None
-    for file in weights.glob("encoder*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    sets = {
-        "ward": {"tau": 0.3, "how": "on radiographs", "modality": "xray"},
-        "clinic": {"tau": 0.4, "how": "on other radiographs", "modality": "xray"},
-        "hearts": {"tau": 0.1, "how": "on hearts", "modality": "mr"},
-        "phantom-ct": {"tau": 0.9, "how": "on phantoms", "modality": "ct"},
-    }
-    entry = {"phi_hash": feature_map("encoder", folder=weights).hash, "sets": sets, "gallery": GALLERY_HASH}
-    phantoms = entry | {"sets": {"phantom-ct": sets["phantom-ct"]}}
-    phantoms["phi_hash"] = feature_map("pixels").hash
-    (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry, "encoder_3d 3d": entry, "pixels 2d": phantoms}))
-    with pytest.raises(ValueError, match="each belongs to one kind of images; expected xray or ct or mr or pet or phantom-ct"):
-        calibrated("encoder", 2, folder=tmp_path)
-    with pytest.raises(ValueError, match="none for 'us'; expected"):
-        calibrated("encoder", 2, modality="us", folder=tmp_path)
-    assert calibrated("encoder", 2, modality="xray", folder=tmp_path) == distances.Threshold(0.4, "on other radiographs")
-    assert calibrated("encoder", 2, modality="mr", folder=tmp_path) == distances.Threshold(0.1, "on hearts")
-    assert calibrated("encoder", 2, modality="phantom-ct", folder=tmp_path) == distances.Threshold(0.9, "on phantoms")
-    # phantoms say nothing of people: the largest threshold that was found on people stands in
-    ct = calibrated("encoder", 2, modality="ct", folder=tmp_path)
-    assert ct.tau == 0.4 and ct.how.startswith(
-        "on other radiographs; taken for ct, of which no real images were free to find one on"
-    )
-    with pytest.raises(ValueError, match="none for 'ct'; expected phantom-ct"):
-        calibrated("pixels", 2, modality="ct", folder=tmp_path)
-    assert calibrated("untrained_vgg", 2, folder=tmp_path) is None and calibrated("encoder", 3, folder=tmp_path) is None
-    with pytest.raises(ValueError, match="tau of 'encoder_3d' belongs to weights"):
-        calibrated("encoder_3d", 3, folder=tmp_path)
-    (tmp_path / "thresholds.json").write_text(json.dumps({"encoder 2d": entry | {"gallery": "few"}}))
-    with pytest.raises(ValueError, match="found for other transformed copies"):
-        calibrated("encoder", 2, folder=tmp_path)
-
-
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_thresholds_that_ship_let_strangers_pass(modality):
-    people = cached_thorax(patients=12, scans=1, size=64, modality=modality, population="private", seed=77)
-    private, strangers = (people.select(np.arange(6) + k) for k in (0, 6))
-    gate = Gate(private, feature_map("encoder"), calibrated("encoder", 2, modality=f"phantom-{modality}").tau)
-    assert gate.accepts(strangers).mean() > 0.8 and not gate.accepts(private).any()
 
 
 def test_weights_that_are_not_the_cards_are_refused(weights, tmp_path):

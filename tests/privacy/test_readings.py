@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from medsynth.config import SamplingConfig
-from medsynth.diffusion import generator as synthesis
 from medsynth.diffusion.conditions import of_rows
-from medsynth.diffusion.generator import Generator, private_gate
+from medsynth.diffusion.generator import Generator
 from medsynth.downstream.restoration import RestorationTraining, train_restoration
 from medsynth.downstream.restoration_nets import RestorationConfig
 from medsynth.ledger import Ledger
 from medsynth.pretrain import gates
-from medsynth.privacy.gate.feature_maps import Threshold, feature_map
+from medsynth.privacy.gate.feature_maps import feature_map
 from medsynth.privacy.gate.gate import Gate
+from medsynth.privacy.gate.thresholds import Threshold, private_gate
 from medsynth.privacy.release.certify import certify
 from medsynth.privacy.release.verify import verify
 
@@ -36,7 +36,7 @@ def quick_gate(private, phi, tau):
 def test_training_gate_attack_and_verification_each_leave_a_line(people, tiny, shipped, cache, monkeypatch, tmp_path):
     private, unseen = people
     ledger = Ledger()
-    monkeypatch.setattr(synthesis, "calibrated", lambda *_, **__: Threshold(1e-3, "as tests are"))
+    monkeypatch.setattr("medsynth.privacy.gate.thresholds.threshold_for", lambda *_, **__: Threshold(1e-3, "as tests are"))
     table = SimpleNamespace(at_its_own_and_at_equal_price=lambda tau, **_: [])
     monkeypatch.setattr(gates, "attack_trial", lambda *_, **__: table)
 

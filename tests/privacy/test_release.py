@@ -37,6 +37,9 @@ class Pixels:
 
     name, hash = "pixels for tests", "0" * 32
 
+    def __init__(self, error: float = 0.0) -> None:
+        self.error = error
+
     def __call__(self, images: ImageSet) -> np.ndarray:
         flat = images.scaled().reshape(len(images), -1)
         return flat / np.float32(flat.shape[1] ** 0.5)
@@ -57,7 +60,7 @@ def check(folder: Path, **arguments: object) -> str:
 
 def make(out: Path, candidates: ImageSet, private: ImageSet, **changes: object) -> Release:
     arguments: dict[str, object] = {"tau": TAU, "how": "chosen for tests", "out": out, "key": "pixels", "gate": plain_gate}
-    return certify(candidates, private, Pixels(), **(arguments | changes))
+    return certify(candidates, private, **({"phi": Pixels()} | arguments | changes))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,7 @@ def test_nothing_in_a_release_says_where_it_came_from(made, private, tmp_path):
 def test_the_certificate_holds_no_private_output(made):
     body = json.loads((made.folder / "release" / "certificate.json").read_text())
     assert set(body) == {
-        "about", "encoder", "tau", "transformations", "orientations", "released", "files", "commitment", "versions", "signed_by",
+        "about", "encoder", "tau", "transformations", "presentations", "released", "files", "commitment", "versions", "signed_by",
         "margin", "exactness", "commitment_is", "statement", "mode", "format", "digest",
     }  # fmt: skip
     assert body["encoder"] == {"key": "pixels", "name": "pixels for tests", "hash": "0" * 32}
@@ -133,8 +136,8 @@ def test_the_certificate_holds_no_private_output(made):
         assert text in statement
     # neither the number of candidates (11), of refused ones (6), nor of private images or patients (6, 3) is told
     told = {int(n) for n in re.findall(r"(?<![\d.\w])\d+(?![\d.\w])", statement)}
-    # (there are four orientations, and images are looked at with 64 x 64 pixels)
-    assert told <= {5, 2, 4, 64}
+    # (there are eight presentations, and images are looked at with 64 x 64 pixels)
+    assert told <= {5, 2, 8, 64}
 
 
 def test_the_audit_is_for_the_owner_alone(made, mixed, private):
@@ -240,9 +243,79 @@ def test_images_are_accepted_only_beyond_the_margin(tmp_path, make_set):
     private = make_set(1, images=base, role="private", range=(0.0, 255.0))
     near = make_set(2, images=np.concatenate([base + 20, base + 21]), range=(0.0, 255.0), patient=np.arange(2), split=None)
     # the distance of the first is 2 * 20 / 255, beyond tau but within tau and margin
-    tau = float(2 * 20 / 255) * (1 - 5e-5)
-    made = make(tmp_path / "out", near, private, tau=tau)
-    assert (made.released, made.refused) == (1, {"too close": 1})
+    tau, error = float(2 * 20 / 255) * (1 - 5e-5), float(2 * 20 / 255) * 5e-5
+    assert make(tmp_path / "all", near, private, tau=tau).released == 2
+    made = make(tmp_path / "out", near, private, tau=tau, phi=Pixels(error))
+    assert (made.released, made.refused, made.certificate.margin) == (1, {"too close": 1}, 4 * error)
+
+
+class Brightness:
+    """Mean grey, on machines that err by as much as is stated (or `times` it) towards (-1) or away from (1) the private image."""
+
+    name, hash, error = "brightness", "2" * 32, 1e-3
+
+    def __init__(self, machine: int, times: float = 1.0) -> None:
+        self.machine, self.times = machine, times
+
+    def __call__(self, images: ImageSet) -> np.ndarray:
+        mean = images.scaled().reshape(len(images), -1).mean(axis=1, dtype=np.float64)
+        # a hair less than the error: features are rounded once more
+        return (mean + 0.999 * self.times * self.machine * self.error * np.sign(mean - 0.25))[:, None].astype(np.float32)
+
+
+@pytest.fixture
+def brighter(make_set) -> tuple[ImageSet, ImageSet]:
+    """A private image of brightness 0.2, and forty that are brighter by 0.09 to 0.11."""
+    pattern = np.random.default_rng(0).uniform(-0.2, 0.2, (1, 1, SIDE, SIDE))
+    private = 0.6 + pattern - pattern.mean()
+    images = private + np.linspace(0.045, 0.055, 40)[:, None, None, None]
+    return make_set(1, images=private, role="private"), make_set(40, images=images, patient=np.arange(40), split=None)
+
+
+@pytest.mark.parametrize("here", [-1, 0, 1])
+def test_an_honest_release_verifies_wherever_it_is_measured_again(tmp_path, brighter, here):
+    candidates, private, tau, error = brighter[1], brighter[0], 0.1, Brightness.error
+    exact = plain_gate(private, Brightness(0), tau).judge(candidates).distance
+    made = make(tmp_path / "out", candidates, private, tau=tau, phi=Brightness(here))
+    for there in (-1, 0, 1):
+        found = verify(made.folder, private=private, maps=lambda _, k=there: Brightness(k), gate=plain_gate)
+        assert f"{made.released} distances" in found
+    # who is accepted is truly beyond tau, and whoever is farther than all errors together is accepted
+    assert (exact > tau + 6 * error).sum() <= made.released <= (exact > tau + 2 * error).sum() < 40
+
+
+@pytest.mark.parametrize("narrow", [0, 2, 3.5])
+def test_with_any_narrower_margin_it_would_not(tmp_path, brighter, monkeypatch, narrow):
+    """Planted bug: what one machine accepts, another finds within tau."""
+    monkeypatch.setattr("medsynth.privacy.gate.margin.reach", lambda tau, error: tau + narrow * error)
+    # as dense as the gap that the bug leaves
+    private, candidates = brighter[0], brighter[1]
+    wide = candidates.with_images(private.images + np.linspace(0.0500, 0.0520, 40, dtype=np.float32)[:, None, None, None])
+    made = make(tmp_path / "out", wide, private, tau=0.1, phi=Brightness(1))
+    with pytest.raises(VerificationError, match=r"its distance 0\.09\d* is not above tau, 0\.1|its distance 0\.1 is not above"):
+        verify(made.folder, private=private, maps=lambda _: Brightness(-1), gate=plain_gate)
+
+
+def test_a_map_that_errs_by_more_than_it_states_is_noticed_when_it_is_measured_again(tmp_path, brighter):
+    made = make(tmp_path / "out", brighter[1], brighter[0], tau=0.05, phi=Brightness(1, times=3))
+    with pytest.raises(VerificationError, match=r"its distance is 0\.\d+; the audit says 0\.\d+"):
+        verify(made.folder, private=brighter[0], maps=lambda _: Brightness(-1, times=3), gate=plain_gate)
+
+
+def test_a_margin_that_the_installed_map_finds_too_narrow(copy):
+    with pytest.raises(
+        VerificationError, match=r"feature map 'pixels': images were accepted beyond tau and a margin of 0; by the"
+    ):
+        verify(copy, maps=lambda _: Pixels(1e-4), gate=plain_gate)
+
+
+def test_certificates_of_older_formats_say_so(made):
+    body = json.loads(made.certificate.to_bytes())
+    for older in ("1", "2"):
+        with pytest.raises(
+            ValueError, match=rf"is of format 'medsynth.certificate/{older}', in which .*; make the release again"
+        ):
+            read_certificate(json.dumps(body | {"format": f"medsynth.certificate/{older}"}).encode())
 
 
 @pytest.mark.parametrize(("shape", "suffix"), [((1, SIDE, SIDE), ".png"), ((1, 3, SIDE, SIDE), ".nii.gz")])
@@ -450,8 +523,9 @@ def test_consistent_forgeries(copy, made, private):
     for nothing in (
         {"tau": replace(old.tau, value=-1.0)},
         {"tau": replace(old.tau, value=0.0)},
+        {"margin": -1.0},
         {"transformations": ()},
-        {"orientations": ()},
+        {"presentations": ()},
     ):
         with pytest.raises(ValueError, match="that guarantees nothing"):
             read_certificate(replace(old, **nothing).to_bytes())
@@ -463,8 +537,8 @@ def test_consistent_forgeries(copy, made, private):
     rewrite(copy, released=4)
     with pytest.raises(VerificationError, match=r"^images: 5 are there; the certificate says 4"):
         check(copy)
-    for change in ({"mode": "dp"}, {"statement": "This is differential privacy."}, {"exactness": "none"}, {"margin": 0.0}):
-        with pytest.raises(ValueError, match=f"its {next(iter(change))} is not that of 'medsynth.certificate/2'"):
+    for change in ({"mode": "dp"}, {"statement": "This is differential privacy."}, {"exactness": "none"}):
+        with pytest.raises(ValueError, match=f"its {next(iter(change))} is not that of 'medsynth.certificate/3'"):
             read_certificate(replace(old, **change).to_bytes())
     for name in ("../audit/audit.json", "/etc/hosts", "images/../README.txt", "images/1.png", "images/000001.tiff", "extra.txt"):
         outside = tuple(replace(f, name=name) if f.name == "README.txt" else f for f in old.files)
@@ -626,13 +700,41 @@ def test_a_copy_that_lies_on_its_side_is_refused(tmp_path, make_set, private):
     assert (made.released, made.refused) == (4, {"copy": 16})
 
 
-def test_other_orientations(copy, private):
+def test_a_negative_is_refused(tmp_path, make_set, private):
+    """As it is, on its side, and when its codes are those of a file in the other polarity."""
+    far = make_set(4, (1, SIDE, SIDE), seed=1).images
+    own = 1 - private.images[:4]
+    near = np.clip(own + 0.01, 0, 1)
+    candidates = make_set(16, images=np.concatenate([far, own, np.rot90(own, axes=(2, 3)), near]))
+    made = make(tmp_path / "out", candidates, private)
+    assert (made.released, made.refused) == (4, {"copy": 8, "too close": 4})
+    # and whatever the feature map says
+    made = make(tmp_path / "again", candidates, private, tau=1e-12)
+    assert (made.released, made.refused) == (8, {"copy": 8})
+
+
+def test_a_stack_that_holds_a_private_plane_is_refused(tmp_path, make_set):
+    """In whatever place, orientation and polarity, as the files have it; empty planes are nobody's."""
+    rng = np.random.default_rng(0)
+    own, other = (rng.random((5, 1, 8, SIDE, SIDE)) for _ in range(2))
+    own[:, :, -2:] = other[:, :, -2:] = 0
+    taken = own[0, 0, 3]
+    # nearer to the private plane than half a code
+    for i, plane in enumerate((taken, np.rot90(taken), 1 - taken, np.clip(taken + 2e-6, 0, 1))):
+        other[i, 0, 5] = plane
+    private = make_set(5, images=own, role="private", patient=np.arange(5), split=None)
+    candidates = make_set(5, images=other, patient=np.arange(5), split=None)
+    made = make(tmp_path / "out", candidates, private, tau=1e-6)
+    assert (made.released, made.refused) == (1, {"copy": 4})
+
+
+def test_other_presentations(copy, private):
     class OneWay(Gate):
         def __init__(self, *rest: object, **options: object) -> None:
             super().__init__(*rest, **options)
-            self.orientations = self.orientations[:1]
+            self.presentations = self.presentations[:1]
 
-    with pytest.raises(VerificationError, match=r"^orientations: the installed ones are not the certificate's"):
+    with pytest.raises(VerificationError, match=r"^presentations: the installed ones are not the certificate's"):
         verify(copy, private=private, maps=lambda _: Pixels(), gate=lambda *a: OneWay(*a, copies=few))
 
 
@@ -836,7 +938,7 @@ class _NoChance:
 
 _BUGS = {
     "check before quantisation": ("_written", _judged_as_drawn, test_the_files_are_judged_and_not_the_floats),
-    "margin dropped": ("MARGIN", 0.0, test_images_are_accepted_only_beyond_the_margin),
+    "margin dropped": ("margin", lambda error: 0.0, test_images_are_accepted_only_beyond_the_margin),
     "files equal to a private one pass": (
         "same_files", lambda images, *_: np.zeros(len(images), bool), test_a_copy_is_refused_however_small_tau_is
     ),

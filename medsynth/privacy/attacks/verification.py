@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial.distance import pdist
 
 from medsynth.evaluation.statistics import Estimate, percentile_interval, resample
 from medsynth.privacy.attacks.scores import Scored, auc, roc, share_above, threshold_at
@@ -79,14 +80,7 @@ def identify(
 
 def _pairs(x: np.ndarray, unit: np.ndarray, size: np.ndarray) -> tuple[_Pairs, _Pairs]:
     i, j = np.triu_indices(len(x), 1)
-    square = (x**2).sum(1)
-    distance = np.empty(len(i))
-    start = 0
-    for row in range(len(x) - 1):
-        stop = start + len(x) - 1 - row
-        distance[start:stop] = square[row] + square[row + 1 :] - 2 * x[row + 1 :] @ x[row]
-        start = stop
-    distance = np.sqrt(np.maximum(distance, 0))
+    distance = pdist(x)  # direct differences in double precision: the distances of all pairs are wanted, not the nearest
     a, b = unit[i], unit[j]
     equal = a == b
     own = size[a[equal]]

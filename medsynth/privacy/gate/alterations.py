@@ -2,7 +2,7 @@
 
 An attack is drawn anew for every image, from a seed and that image's bytes, so it is the same whatever else is attacked. The
 gallery is the same list of transforms for every image: a private image stands in the gate together with its copies.
-All of them act in the plane of the last two axes, and a volume's planes share one transform.
+All but the shift along the depth act in the plane of the last two axes, and a volume's planes share one transform.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -29,15 +29,20 @@ NOISE = 0.05  # sd, of the range
 BLUR = 1 / 64  # sd, of the width
 GAMMA = (0.7, 1.4)
 JPEG_QUALITY = 50
+DEPTH = 1 / 8  # of the planes of a stack, but one at least: how far along the depth a stack is moved
 
 # in the order in which several are applied: the patient is posed, then exposed, then the picture is stored
 ATTACKS = ("copy", "flip", "shift", "rotation", "zoom", "blur", "gamma", "gain and offset", "noise", "jpeg")
+PLANES = "planes"  # the attack on stacks alone; last, since it commutes with all that acts within planes
 STRENGTHS = ("drawn", "bound")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A similarity of the plane about the image's centre (mirror left and right, turn, scale, then shift), then an exposure."""
+    """A similarity of the plane about the image's centre (mirror left and right, turn, scale, then shift), then an exposure.
+
+    Stacks are moved along their depth first, by whole planes; where none was seen the outermost one is repeated.
+    """
 
     angle: float = 0.0  # degrees, from right to down
     zoom: float = 1.0  # above 1 enlarges
@@ -46,12 +51,14 @@ class Variant:
     mirrored: bool = False
     gain: float = 1.0
     offset: float = 0.0  # of the range
+    through: float = 0.0  # of the depth, towards the last plane; rounded to whole planes, at least one
 
     def __str__(self) -> str:
         parts = ["flip"] * self.mirrored
         parts += [f"rotation {self.angle:+g}"] * (self.angle != 0) + [f"zoom {self.zoom:g}"] * (self.zoom != 1)
         parts += [f"shift {self.down:+g} {self.right:+g}"] * (self.down != 0 or self.right != 0)
         parts += [f"gain {self.gain:g}, offset {self.offset:+g}"] * ((self.gain, self.offset) != (1.0, 0.0))
+        parts += [f"depth {self.through:+g}"] * (self.through != 0)
         return ", ".join(parts) or "copy"
 
 
@@ -72,25 +79,42 @@ def _gallery() -> tuple[Variant, ...]:
 
 
 GALLERY = _gallery()
-GALLERY_HASH = hashlib.blake2b("; ".join(map(str, GALLERY)).encode(), digest_size=8).hexdigest()
+# a stack may be moved and altered in its planes at once; deep stacks by half an eighth too
+STACK_GALLERY = tuple(replace(v, through=t) for t in (0.0, -DEPTH, DEPTH, -DEPTH / 2, DEPTH / 2) for v in GALLERY)
+
+
+def gallery_hash(spatial_dims: int) -> str:
+    """Of the list of variants that images of so many dimensions are compared in, 16 hex digits."""
+    listed = GALLERY if spatial_dims == 2 else STACK_GALLERY
+    return hashlib.blake2b("; ".join(map(str, listed)).encode(), digest_size=8).hexdigest()
 
 
 def transformed_copies(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
-    """Every variant of GALLERY of all images, as (name, set); the first is the images themselves. Rows keep their order."""
-    for v in GALLERY:
-        yield str(v), images if v == Variant() else images.with_images(varied(images, v), name=f"{images.name}/{v}")
+    """Every variant of GALLERY, of stacks of STACK_GALLERY, of all images, as (name, set); the first is the images themselves.
+
+    Rows keep their order. Of variants that move a stack by equally many planes one is made.
+    """
+    stacks, made = len(images.spatial) == 3, set()
+    for v in STACK_GALLERY if stacks else GALLERY:
+        same = replace(v, through=_planes(v.through, images.spatial[0])) if stacks else v
+        if same not in made:
+            made.add(same)
+            yield str(v), images if v == Variant() else images.with_images(varied(images, v), name=f"{images.name}/{v}")
 
 
 def orientations(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
-    """Every way to order and reverse the axes of the images that keeps their shape, as (name, set); the first changes nothing.
+    """Every way to order and reverse the axes of the images, as (name, set); the first changes nothing.
 
-    Of two that are mirror images of each other along the last axis one is left out: the gallery holds both. Files rarely say
-    which way is up, and NIfTI arrays come transposed out of some readers.
+    Rows and columns may change places whatever their number: feature maps see them at one size. Other axes change places where
+    that keeps the shape. Of two that are mirror images of each other along the last axis one is left out: the gallery holds
+    both. Files rarely say which way is up, and NIfTI arrays come transposed out of some readers.
     """
-    axes = tuple(range(2, images.images.ndim))
+    shape, axes = images.images.shape, tuple(range(2, images.images.ndim))
     for order in itertools.permutations(axes):
-        if any(images.images.shape[a] != images.images.shape[b] for a, b in zip(axes, order, strict=True)):
+        in_plane = order[:-2] == axes[:-2]
+        if not in_plane and any(shape[a] != shape[b] for a, b in zip(axes, order, strict=True)):
             continue
+        spacing = None if images.spacing is None else tuple(images.spacing[a - 2] for a in order)
         for count, turned in ((k, some) for k in range(len(axes)) for some in itertools.combinations(axes[:-1], k)):
             if order == axes and not count:
                 yield "as it is", images
@@ -98,13 +122,30 @@ def orientations(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
             ordered, reverse = (" ".join(str(a - 2) for a in some) for some in (order, turned))
             name = f"axes {ordered}" + f", reversed {reverse}" * (count > 0)
             laid = np.ascontiguousarray(np.flip(images.images.transpose(0, 1, *order), turned))
-            yield name, images.with_images(laid, name=f"{images.name}/{name}")
+            yield name, images.with_images(laid, spacing=spacing, name=f"{images.name}/{name}")
+
+
+def presentations(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
+    """Every orientation of the images in both polarities, as (name, set): how one picture may be stored; first as it is."""
+    for name, laid in orientations(images):
+        yield name, laid
+        yield f"{name}, inverted", laid.with_images(inverted(laid), name=f"{laid.name}/inverted")
+
+
+def inverted(images: ImageSet) -> np.ndarray:
+    """The images in the other polarity: `range` mirrored, black for white, float32."""
+    low, high = images.range
+    # in double precision, so that an image inverted twice is the image
+    return np.clip((low + high) - images.images.astype(np.float64), low, high).astype(np.float32)
 
 
 def varied(images: ImageSet, variant: Variant) -> np.ndarray:
     """One variant of the images, bilinear, clipped to `range`; where nothing was seen the nearest border pixel is repeated."""
     low, high = images.range
-    moved = _resampled(images.images, variant, "edge", images.range)
+    stored = images.images
+    if variant.through:
+        stored = _through(stored, _planes(variant.through, images.spatial[0]), "edge", low)
+    moved = _resampled(stored, variant, "edge", images.range)
     if (variant.gain, variant.offset) == (1.0, 0.0):
         return moved
     exposed = low + (moved - np.float32(low)) * np.float32(variant.gain) + np.float32(variant.offset * (high - low))
@@ -115,21 +156,22 @@ def attacked(images: ImageSet, names: str | Sequence[str], *, seed: int, strengt
     """The images after one attack or several, each drawn for each image; applied in the order of ATTACKS.
 
     strength: "drawn" uniformly within the suite's bounds (gamma and zoom on a logarithmic scale), or at a random end: "bound".
-    What shift, rotation and zoom leave unseen is the nearest border pixel in one half of the images and the lowest value in
-    the other. The draw depends on (seed, attack, the image's own bytes). Values are clipped to `range`.
+    What shift, rotation, zoom and a shift along the depth leave unseen is the nearest border pixel, or plane, in one half of
+    the images and the lowest value in the other. The draw depends on (seed, attack, the image's own bytes). Values are clipped
+    to `range`.
     Raises ValueError for an unknown attack or strength.
     """
     names = (names,) if isinstance(names, str) else tuple(names)
-    unknown = [n for n in names if n not in ATTACKS]
-    if unknown or strength not in STRENGTHS:
-        raise ValueError(f"attacks {list(names)}, strength {strength!r}; expected some of {ATTACKS} and one of {STRENGTHS}")
+    suite = attacks_on(len(images.spatial))
+    if set(names) - set(suite) or strength not in STRENGTHS:
+        raise ValueError(f"attacks {list(names)}, strength {strength!r}; expected some of {suite} and one of {STRENGTHS}")
     low, high = images.range
     out = ((images.images - low) / (high - low)).astype(np.float32)
-    for name in sorted(set(names), key=ATTACKS.index):
+    for name in sorted(set(names), key=suite.index):
         if name == "copy":
             continue
         for i, row in enumerate(images.row_hashes):
-            rng = np.random.default_rng([seed, ATTACKS.index(name), int(row[:16], 16)])
+            rng = np.random.default_rng([seed, suite.index(name), int(row[:16], 16)])
             out[i] = np.clip(_one(out[i], name, rng, strength), 0, 1)
     if set(names) == {"copy"}:
         return images
@@ -137,9 +179,14 @@ def attacked(images: ImageSet, names: str | Sequence[str], *, seed: int, strengt
     return images.with_images(changed, name=f"{images.name}/{' + '.join(names)}")
 
 
-def attack_pairs() -> list[tuple[str, str]]:
+def attacks_on(spatial_dims: int) -> tuple[str, ...]:
+    """The attacks on images of so many dimensions."""
+    return ATTACKS if spatial_dims == 2 else (*ATTACKS, PLANES)
+
+
+def attack_pairs(spatial_dims: int = 2) -> list[tuple[str, str]]:
     """All pairs of different attacks; the exact copy is left out, because it changes nothing."""
-    return list(itertools.combinations(ATTACKS[1:], 2))
+    return list(itertools.combinations(attacks_on(spatial_dims)[1:], 2))
 
 
 def _one(image: np.ndarray, name: str, rng: np.random.Generator, strength: str) -> np.ndarray:
@@ -156,6 +203,9 @@ def _one(image: np.ndarray, name: str, rng: np.random.Generator, strength: str) 
             "rotation": lambda: Variant(angle=ROTATION * draw()), "zoom": lambda: Variant(zoom=_between(ZOOM, draw())),
         }[name]()  # fmt: skip
         return _resampled(image[None], variant, fill, (0.0, 1.0))[0]
+    if name == PLANES:
+        fill = "edge" if rng.random() < 0.5 else "lowest"
+        return _through(image[None], _planes(DEPTH * draw(), image.shape[-3]), fill, 0.0)[0]
     if name == "gain and offset":
         return image * np.float32(1 + GAIN * draw()) + np.float32(OFFSET * draw())
     if name == "noise":
@@ -182,6 +232,20 @@ def _through_jpeg(image: np.ndarray) -> np.ndarray:
         Image.fromarray(plane).save(buffer, "JPEG", quality=JPEG_QUALITY)
         out[i] = np.asarray(Image.open(buffer), dtype=np.float32) / 255
     return out.reshape(image.shape)
+
+
+def _planes(through: float, depth: int) -> int:
+    """How many whole planes a share of the depth is: at least one, where it is any."""
+    return 0 if through == 0 else int(math.copysign(max(1, round(abs(through) * depth)), through))
+
+
+def _through(images: np.ndarray, planes: int, fill: str, lowest: float) -> np.ndarray:
+    """Stacks (n, c, d, h, w) moved by whole planes towards the last one."""
+    from_plane = np.arange(images.shape[-3]) - planes
+    moved = images[..., np.clip(from_plane, 0, images.shape[-3] - 1), :, :]
+    if fill == "lowest":
+        moved[..., (from_plane < 0) | (from_plane >= images.shape[-3]), :, :] = lowest
+    return moved
 
 
 def _resampled(images: np.ndarray, variant: Variant, fill: str, interval: tuple[float, float]) -> np.ndarray:

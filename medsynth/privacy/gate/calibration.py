@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,16 @@ from scipy.stats import binom
 
 from medsynth.evaluation.statistics import Estimate, clopper_pearson, percentile_interval, resample
 from medsynth.imageset import ImageSet
-from medsynth.privacy.gate.alterations import ATTACKS, attack_pairs, attacked, orientations, transformed_copies
+from medsynth.privacy.gate.alterations import ATTACKS, PLANES, attack_pairs, attacked, presentations
 from medsynth.privacy.gate.feature_maps import FeatureMap
+from medsynth.privacy.gate.gallery_table import gallery_features
+from medsynth.privacy.gate.margin import largest_tau, refused
+from medsynth.privacy.gate.search import Gallery, distances
 from medsynth.results import Row
 
 CONFIDENCE = 0.95  # that what a threshold may miss holds for everyone, not for the people it was found on alone
-_ROWS = 512  # of a distance matrix formed at once
 FAMILIES: tuple[tuple[str, ...], ...] = (*((a,) for a in ATTACKS), *attack_pairs())
+STACK_FAMILIES: tuple[tuple[str, ...], ...] = ((PLANES,), *((a, PLANES) for a in ATTACKS[1:]))  # of stacks, besides
 
 
 @dataclass(frozen=True)
@@ -49,36 +53,26 @@ class Calibration:
         )
 
 
-def gallery_features(phi: FeatureMap, images: ImageSet) -> np.ndarray:
-    """Features float32 (copies, n, d) of all transformed copies of the images."""
-    return np.stack([phi(copies) for _, copies in transformed_copies(images)])
-
-
 def distance_to_own(features: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     """Distance from feature row i to the nearest copy of image i, float64 (n,); gallery (copies, n, d)."""
-    return np.min([np.linalg.norm(features.astype(np.float64) - copy, axis=1) for copy in gallery], axis=0)
+    return np.min([distances(features, copy) for copy in gallery], axis=0)
 
 
 def nearest_distance(features: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     """Distance from each feature row to the nearest copy of any image, float64 (rows,)."""
-    centre = gallery.mean((0, 1), dtype=np.float64)
-    found = np.full(len(features), np.inf)
-    # one transformation at a time: all copies in double precision would not fit where features are pixels
-    for copies in gallery:
-        others = copies - centre
-        square = (others**2).sum(1)
-        for start in range(0, len(features), _ROWS):
-            x = features[start : start + _ROWS] - centre
-            near = ((x**2).sum(1)[:, None] + square - 2 * (x @ others.T)).min(1)
-            found[start : start + _ROWS] = np.minimum(found[start : start + _ROWS], near)
-    return np.sqrt(np.maximum(found, 0))
+    return _searched(gallery).nearest(features).distance
+
+
+def _searched(gallery: np.ndarray) -> Gallery:
+    return Gallery(np.ascontiguousarray(gallery).reshape(-1, gallery.shape[-1]))
 
 
 def attack_distances(
     phi: FeatureMap, images: ImageSet, gallery: np.ndarray, *, seed: int, strength: str = "drawn", left_out: Sequence[str] = ()
 ) -> dict[tuple[str, ...], np.ndarray]:
     """Per family (one attack or a pair, but those left out), the distance from attacked images to their own copies, (n,)."""
-    families = [family for family in FAMILIES if not set(family) & set(left_out)]
+    suite = FAMILIES + STACK_FAMILIES * (len(images.spatial) == 3)
+    families = [family for family in suite if not set(family) & set(left_out)]
     return {family: distance_to_own(phi(attacked(images, family, seed=seed, strength=strength)), gallery) for family in families}
 
 
@@ -107,11 +101,12 @@ def calibrate(
     if len(images) != images.patients:
         raise ValueError(f"{images.name}: {len(images)} images of {images.patients} patients; expected one image of each")
     allowed = {kind: may_miss(len(images), share, confidence) for kind, share in ((1, miss), (2, pair_miss))}
-    distances = attack_distances(phi, images, gallery_features(phi, images), seed=seed, left_out=left_out)
+    with gallery_features(images, phi) as gallery:
+        found = attack_distances(phi, images, gallery, seed=seed, left_out=left_out)
     needed = pd.DataFrame(
         {"family": " + ".join(family), "attacks": len(family), "may_miss": allowed[len(family)],
          "tau": np.sort(distance)[-1 - allowed[len(family)]]}
-        for family, distance in distances.items()
+        for family, distance in found.items()
     )  # fmt: skip
     return Calibration(
         float(needed["tau"].max()), phi.name, phi.hash, images.name, not images.people, images.patients,
@@ -137,13 +132,15 @@ def may_miss(n: int, share: float, confidence: float = CONFIDENCE) -> int:
     return k
 
 
-def threshold_at(nearest: np.ndarray, share: float) -> float:
-    """The largest threshold that refuses at most a share of images, given their distances to the nearest private copy."""
+def threshold_at(nearest: np.ndarray, share: float, error: float) -> float:
+    """The largest threshold that refuses at most a share of images, given their distances to the nearest private copy.
+
+    error: of the feature map that they were measured in.
+    """
     if not 0 < share < 1:
         raise ValueError(f"share {share}; expected a number between 0 and 1, such as 0.05")
-    refused = int(share * len(nearest))
-    # just below the first distance that would be one refusal too many
-    return float(np.nextafter(np.sort(nearest)[refused], -np.inf))
+    # the first distance that would be one refusal too many
+    return largest_tau(float(np.sort(nearest)[int(share * len(nearest))]), error)
 
 
 @dataclass(frozen=True)
@@ -152,10 +149,12 @@ class Trial:
 
     attacks: per family, the distance from each attacked private image to the copies of *its own original*, (n,): a gate
     measures at most that. unseen: from each image of unseen patients to the whole private set, (m,). scans: from other scans of
-    private patients to the copies of an image of their own patient, (k,). The last two in the orientation that lies nearest.
+    private patients to the copies of an image of their own patient, (k,). The last two in the presentation that lies nearest.
+    error: of phi; what a gate refuses lies within tau and the margin for it.
     """
 
     phi: str
+    error: float
     patient: np.ndarray  # (n,) of the private images
     attacks: dict[tuple[str, ...], np.ndarray]
     unseen: np.ndarray
@@ -179,14 +178,15 @@ class Trial:
             Row(metric="tau", value=tau, **named, extra=known),
             *(
                 Row.of(e, metric="share refused", **named, kind=kind, family=family, images=len(people), tau=tau, **known)
-                for names, distances, people in parts
-                for (kind, family), e in zip(names, _shares(distances <= tau, people, seed), strict=True)
+                for names, found, people in parts
+                for (kind, family), e in zip(names, _shares(refused(found, tau, self.error), people, seed), strict=True)
             ),
         ]  # fmt: skip
 
     def at_its_own_and_at_equal_price(self, tau: float, *, price: float = 0.05, seed: int, **named: str) -> list[Row]:
         """`rows` at tau and at the threshold that refuses a share `price` of unseen patients, told apart by their `rule`."""
-        rules = {"calibrated on copies": tau, f"{100 * price:g} % of unseen patients refused": threshold_at(self.unseen, price)}
+        at_price = threshold_at(self.unseen, price, self.error)
+        rules = {"calibrated on copies": tau, f"{100 * price:g} % of unseen patients refused": at_price}
         return [row for rule, t in rules.items() for row in self.rows(t, rule=rule, seed=seed, **named)]
 
 
@@ -198,41 +198,42 @@ def attack_trial(
     seed: int,
     other_scans: ImageSet | None = None,
     strength: str = "drawn",
+    store: Path | None = None,
 ) -> Trial:
     """Attack a private set and measure what its gate would.
 
     other_scans: of patients numbered as in private. Without them, other images of the private set itself are taken: the first
-    image of each patient who has several stands in the gallery, the rest before it.
+    image of each patient who has several stands in the gallery, the rest before it. store: as of a `Gate`.
     """
-    gallery = gallery_features(phi, private)
-    attacks = attack_distances(phi, private, gallery, seed=seed, strength=strength)
     shown = np.ones(len(private), dtype=bool)
     if other_scans is None:
         shown[:] = False
         shown[np.unique(private.patient, return_index=True)[1]] = True
         other_scans = private.select(np.flatnonzero(~shown))
-    own, owner, scanned = gallery[:, shown], private.patient[shown], other_scans.patient
-    return Trial(
-        phi.name, private.patient, attacks, _least(phi, unseen, lambda x: nearest_distance(x, gallery)), unseen.patient,
-        _least(phi, other_scans, lambda x: scan_distances(x, scanned, own, owner)), scanned,
-    )  # fmt: skip
+    owner, scanned = private.patient[shown], other_scans.patient
+    with gallery_features(private, phi, store) as gallery:
+        attacks = attack_distances(phi, private, gallery, seed=seed, strength=strength)
+        everybody, own = _searched(gallery), gallery[:, shown]
+        strangers = _least(phi, unseen, lambda x: everybody.nearest(x).distance)
+        scans = _least(phi, other_scans, lambda x: scan_distances(x, scanned, own, owner))
+    return Trial(phi.name, phi.error, private.patient, attacks, strangers, unseen.patient, scans, scanned)
 
 
 def _least(phi: FeatureMap, images: ImageSet, measured: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """What is measured of each image, in the orientation in which it is least, float64 (n,)."""
+    """What is measured of each image, in the presentation in which it is least, float64 (n,)."""
     if not len(images):
         return np.empty(0)
-    return np.min([measured(phi(laid)) for _, laid in orientations(images)], axis=0)
+    return np.min([measured(phi(laid)) for _, laid in presentations(images)], axis=0)
 
 
-def _shares(refused: np.ndarray, patient: np.ndarray, seed: int) -> list[Estimate]:
+def _shares(hit: np.ndarray, patient: np.ndarray, seed: int) -> list[Estimate]:
     """Share of each row of bool (k, images) with its interval over patients; one set of resamples serves all rows."""
     people, unit = np.unique(patient, return_inverse=True)
     size = np.bincount(unit)
     counts = resample(len(people), seed=seed, replicates=1000)
-    hits = np.stack([np.bincount(unit, row, minlength=len(people)) for row in refused])
+    hits = np.stack([np.bincount(unit, row, minlength=len(people)) for row in hit])
     replicated = (counts @ hits.T) / (counts @ size)[:, None]
-    shares = [percentile_interval(float(row.mean()), r, len(people)) for row, r in zip(refused, replicated.T, strict=True)]
+    shares = [percentile_interval(float(row.mean()), r, len(people)) for row, r in zip(hit, replicated.T, strict=True)]
     # where all agree, resamples do too, and would say that nobody could ever be found who does not
     return [e if 0 < e.value < 1 else clopper_pearson(round(e.value * e.n), e.n, n_of="patients") for e in shares]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,133 +12,100 @@ import torch
 from torch import nn
 
 from medsynth.imageset import ImageSet
+from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.encoder import SIDE, SMOOTHING, EncoderNet
 from medsynth.models.extractor import resize
-from medsynth.models.weights import load_card, shipped_autoencoder, weights_folder
-from medsynth.privacy.gate.alterations import GALLERY_HASH
-from medsynth.vocabulary import MODALITIES
+from medsynth.models.weights import load_card, shipped_autoencoder
 
 MAPS = ("encoder", "encoder_3d", "pixels", "autoencoder", "untrained_vgg")
-PHANTOM = "phantom-"  # how names of sets begin that nobody was scanned for
 BATCH = 64  # always, with zero images in the gaps: libraries choose their arithmetic by the size of a batch
-
-Network = Callable[[torch.Tensor], torch.Tensor]
+# Bounds of `FeatureMap.error`: SAFETY times the largest that `python -m medsynth.pretrain.feature_error` measured. Weights that
+# ship carry their own in their cards; these are for what has no card, and for an encoder that is in memory
+SAFETY = 100
+ERROR_CARD = "feature_error"
+ERRORS = {"encoder": 3e-4, "pixels": 2e-5, "autoencoder": 5e-5, "untrained_vgg": 2e-6}
 
 
 class FeatureMap(Protocol):
-    """A map phi from images to vectors; `hash` (32 hex digits) changes whenever the map does."""
+    """A map phi from images to vectors; `hash` (32 hex digits) changes whenever the map does.
+
+    error: bounds the Euclidean distance of a computed row from the row that exact arithmetic would give, on any processor, with
+    any number of threads, in any company. What distances may be relied on for follows from it (`medsynth.privacy.gate.margin`).
+    """
 
     name: str
     hash: str
+    error: float
 
     def __call__(self, images: ImageSet) -> np.ndarray:
-        """Features float32 (n, d); a row depends on its image alone. Raises ValueError for images of another shape."""
+        """Features float32 (n, d); a row depends on its image alone, up to `error`. ValueError for images of another shape."""
         ...
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """A distance below which an image is refused, and a sentence that says how it was chosen."""
-
-    tau: float
-    how: str
-
-
 class NetworkMap:
-    """A network on images in [-1, 1], applied in batches of one size so that a row does not depend on its company."""
+    """A network on images in [-1, 1], on the CPU in single precision, where its error was measured."""
 
-    def __init__(
-        self, network: Network, name: str, definition: str, *, spatial_dims: tuple[int, ...], device: str = "cpu"
-    ) -> None:
-        self.network, self.name, self.spatial_dims, self.device = network, name, spatial_dims, device
+    def __init__(self, network: nn.Module, name: str, definition: str, *, spatial_dims: tuple[int, ...], error: float) -> None:
+        self.network, self.name, self.spatial_dims = network.to("cpu").eval().requires_grad_(False), name, spatial_dims
+        self.error = error
         self.hash = hashlib.blake2b(definition.encode(), digest_size=16).hexdigest()
 
-    @torch.no_grad()
     def __call__(self, images: ImageSet) -> np.ndarray:
+        return self._rows(self.network, images).numpy()
+
+    def exact(self, images: ImageSet) -> np.ndarray:
+        """The same features in double precision, float64 (n, d): what the error of single precision is measured against."""
+        return self._rows(copy.deepcopy(self.network).double(), images, torch.float64).numpy()
+
+    @torch.no_grad()
+    # a network that is trained beside may have half precision switched on
+    @torch.autocast("cpu", enabled=False)
+    def _rows(self, network: nn.Module, images: ImageSet, precision: torch.dtype = torch.float32) -> torch.Tensor:
         if images.images.shape[1] != 1 or len(images.spatial) not in self.spatial_dims:
             shapes = " or ".join({2: "(n, 1, h, w)", 3: "(n, 1, d, h, w)"}[d] for d in self.spatial_dims)
             raise ValueError(f"{images.name}: shape {images.images.shape}; {self.name} expects {shapes}")
         if not len(images):
             raise ValueError(f"{images.name}: no images; expected at least one")
         rows = []
-        for chunk in torch.from_numpy(images.scaled()).split(BATCH):
+        for chunk in torch.from_numpy(images.scaled()).to(precision).split(BATCH):
             full = torch.cat([chunk, chunk.new_zeros(BATCH - len(chunk), *chunk.shape[1:])])
-            rows.append(self.network(full.to(self.device))[: len(chunk)].float().cpu())
-        return torch.cat(rows).numpy()
+            rows.append(network(full)[: len(chunk)])
+        return torch.cat(rows)
 
 
-def feature_map(name: str, *, folder: Path | None = None, device: str = "cpu") -> FeatureMap:
+def feature_map(name: str, *, folder: Path | None = None) -> NetworkMap:
     """One of MAPS; folder holds the weights if they are not those that come with the package.
 
     Raises ValueError for another name, or for weights that are not those their card describes.
     """
     if name in ("encoder", "encoder_3d"):
-        return identity_map(name, folder=folder, device=device)
+        return identity_map(name, folder=folder)
     if name == "pixels":
-        return NetworkMap(_pixels, "pixels", f"pixels {SIDE}", spatial_dims=(2, 3), device=device)
+        return NetworkMap(_MeanSquare(_SmallPlanes()), "pixels", f"pixels {SIDE}", spatial_dims=(2, 3), error=ERRORS[name])
     if name == "autoencoder":
-        coder = shipped_autoencoder(folder).to(device)
-        _, card = load_card("autoencoder", folder)
-        latent = _mean_square(lambda x: coder.encode(_at_most(x)))
-        return NetworkMap(latent, "autoencoder latent", f"autoencoder {card['sha256']}", spatial_dims=(2, 3), device=device)
+        _, card = load_card(name, folder)
+        latents = _MeanSquare(nn.Sequential(_SmallPlanes(), _Encoded(shipped_autoencoder(folder))))
+        definition, error = f"autoencoder {card['sha256']}", _error(card, name)
+        return NetworkMap(latents, "autoencoder latent", definition, spatial_dims=(2, 3), error=error)
     if name == "untrained_vgg":
-        vgg = UntrainedVGG(seed=0).eval().requires_grad_(False).to(device)
-        return NetworkMap(_mean_square(vgg), "untrained VGG", f"untrained vgg {_digest(vgg)}", spatial_dims=(2,), device=device)
+        vgg = UntrainedVGG(seed=0)
+        definition = f"untrained vgg {_digest(vgg)}"
+        return NetworkMap(_MeanSquare(vgg), "untrained VGG", definition, spatial_dims=(2,), error=ERRORS[name])
     raise ValueError(f"feature map {name!r}; expected one of {MAPS}")
 
 
-def calibrated(name: str, spatial_dims: int, *, modality: str = "", folder: Path | None = None) -> Threshold | None:
-    """The threshold that comes with a map of MAPS for images of 2 or 3 dimensions, or None where there is none.
-
-    modality: "xray", "ct", "mr" or "pet" for images of people, or "phantom-xray" and so on. Scans of a modality that no real
-    images were to be had of get the largest threshold that was found on real ones, and their sentence says so: that of
-    phantoms lets one in twelve shifted copies of real CT pass. Raises ValueError where no threshold was found on anything like
-    them, or where it was found for other weights, or other transformed copies, than those that are installed.
-    """
-    file = (folder or weights_folder()) / "thresholds.json"
-    entry = json.loads(file.read_text()).get(f"{name} {spatial_dims}d") if file.exists() else None
-    if entry is None:
-        return None
-    found = feature_map(name, folder=folder).hash
-    if entry["phi_hash"] != found:
-        raise ValueError(
-            f"{file.name}: tau of {name!r} belongs to weights {entry['phi_hash'][:12]}…, not {found[:12]}…; give --tau"
-        )
-    if entry["gallery"] != GALLERY_HASH:
-        raise ValueError(
-            f"{file.name}: tau of {name!r} was found for other transformed copies (gallery {entry['gallery']}, not "
-            f"{GALLERY_HASH}); give --tau, or find it again with `python -m medsynth.pretrain.thresholds`"
-        )
-    sets = {key: Threshold(float(t["tau"]), t["how"]) for key, t in entry["sets"].items()}
-    if modality in sets:
-        return sets[modality]
-    real = {key: t["modality"] for key, t in entry["sets"].items() if not key.startswith(PHANTOM)}
-    if modality not in MODALITIES or not real:
-        named = [m for m in MODALITIES if real] + [key for key in sets if key.startswith(PHANTOM)]
-        found = f"none for {modality!r}" if modality else "each belongs to one kind of images"
-        raise ValueError(f"{name!r} in {spatial_dims}D: thresholds that ship: {found}; expected {' or '.join(named)}")
-    key = max((k for k in real if real[k] == modality), default=None, key=lambda k: sets[k].tau)
-    if key is not None:
-        return sets[key]
-    key = max(real, key=lambda k: sets[k].tau)
-    measured = "nobody has measured" if modality == "pet" else "the package's published tables show on public scans"
-    taken = f"; taken for {modality}, of which no real images were free to find one on: what it lets pass there {measured}"
-    return Threshold(sets[key].tau, sets[key].how + taken)
-
-
-def identity_map(name: str = "encoder", *, folder: Path | None = None, device: str = "cpu") -> NetworkMap:
+def identity_map(name: str = "encoder", *, folder: Path | None = None) -> NetworkMap:
     """The identity encoder for images ("encoder") or volumes ("encoder_3d"), shipped or from a folder."""
     weights, card = load_card(name, folder)
     dims = 3 if name == "encoder_3d" else 2
     net = EncoderNet(dims)
     net.load_state_dict(weights)
-    return encoder_map(net, f"identity encoder {dims}d", f"{card['sha256']} smoothed {SMOOTHING}", device=device)
+    return encoder_map(net, f"identity encoder {dims}d", f"{card['sha256']} smoothed {SMOOTHING}", error=_error(card, "encoder"))
 
 
-def encoder_map(net: EncoderNet, name: str, definition: str, *, device: str = "cpu") -> NetworkMap:
+def encoder_map(net: EncoderNet, name: str, definition: str, *, error: float = ERRORS["encoder"]) -> NetworkMap:
     """The feature map of an encoder that is in memory; `definition` is what its hash is made of."""
-    net = net.eval().requires_grad_(False).to(device)
-    return NetworkMap(net, name, definition, spatial_dims=(net.spatial_dims,), device=device)
+    return NetworkMap(net, name, definition, spatial_dims=(net.spatial_dims,), error=error)
 
 
 class UntrainedVGG(nn.Module):
@@ -176,24 +141,38 @@ class UntrainedVGG(nn.Module):
         return self.outputs(self.features(x).flatten(1))
 
 
-def _pixels(images: torch.Tensor) -> torch.Tensor:
-    return _mean_square(_at_most)(images)
-
-
-def _at_most(images: torch.Tensor) -> torch.Tensor:
-    """Planes resampled to 64 x 64 pixels; the depth stays."""
-    flat = images.flatten(0, -3)[:, None]
-    return resize(flat).reshape(*images.shape[:-2], SIDE, SIDE)
-
-
-def _mean_square(network: Network) -> Network:
+class _MeanSquare(nn.Module):
     """Outputs, flattened and scaled such that a Euclidean distance is a root mean square difference."""
 
-    def scaled(images: torch.Tensor) -> torch.Tensor:
-        flat = network(images).flatten(1)
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = self.network(images).flatten(1)
         return flat / flat.shape[1] ** 0.5
 
-    return scaled
+
+class _SmallPlanes(nn.Module):
+    """Planes resampled to 64 x 64 pixels; the depth stays."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(0, -3)[:, None]
+        return resize(flat).reshape(*images.shape[:-2], SIDE, SIDE)
+
+
+class _Encoded(nn.Module):
+    def __init__(self, coder: Autoencoder) -> None:
+        super().__init__()
+        self.coder = coder
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.coder.encode(images)
+
+
+def _error(card: dict, name: str) -> float:
+    """What a card says of the error, or what holds for its kind where nobody has measured yet."""
+    return card.get(ERROR_CARD, {}).get("bound", ERRORS[name])
 
 
 def _digest(module: nn.Module) -> str:

@@ -21,20 +21,22 @@ from medsynth.config import parse
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE
 from medsynth.imageset import ImageSet
 
-FORMAT = "medsynth.certificate/2"
+FORMAT = "medsynth.certificate/3"
+_OLDER = {
+    "medsynth.certificate/1": "images were compared as they lie",
+    "medsynth.certificate/2": "images were compared in one polarity, and those that are not square in fewer orientations",
+}
 AUDIT, CANDIDATES, KEY = "audit.json", "candidates.csv", "commitment.key"
 KEY_BYTES = 32  # of the key of the commitment
-# float32 features of the same image differ by about 1e-6 of their length between machines; images are accepted only this far
-# beyond tau, so that whoever measures again finds them beyond tau
-MARGIN = 1e-4
 _COMMITMENT = "HMAC-SHA256, key kept in the audit, over unit, range, shape and the sorted blake2b-128 of each private image"
 _EXACTNESS = (
-    "every released image was compared, in every orientation, with every private image and every transformed copy of it, without "
-    "approximate search; "
-    "features are float32, distances are decided in float64; an image was accepted only beyond tau * (1 + margin); "
-    "no released file holds the pixels that a private image has when it is written in the same way"
+    "every released image was compared, in every presentation, with every private image and every transformed copy of it, "
+    "without approximate search; features are float32, distances are decided in float64; an image was accepted only beyond "
+    "tau + margin, where the margin is what two measurements of one distance on any two machines may differ by; "
+    "no released file holds the pixels that a private image, or a plane of a private stack, has when it is written in the same "
+    "way, in whatever orientation or polarity"
 )
-_FIXED = ("margin", "exactness", "commitment_is", "statement", "mode")  # what no certificate of this format may say otherwise
+_FIXED = ("exactness", "commitment_is", "statement", "mode")  # what no certificate of this format may say otherwise
 NOT_CALIBRATED = "NOT CALIBRATED: synthetic images beyond a distance that was given by hand; what copies it lets pass is unknown"
 NOT_TRIED = (
     "copies of a part of an image, crops beyond the scaling above, overlays, text and boxes, blends with another image, uneven "
@@ -83,14 +85,14 @@ class Certificate:
     about: str  # sorts before all other keys, so that whoever opens the file reads it first
     encoder: EncoderEntry
     tau: TauEntry
+    margin: float  # beyond tau, that a measured distance had to have
     transformations: tuple[str, ...]  # of every private image
-    orientations: tuple[str, ...]  # in which every released image was compared
+    presentations: tuple[str, ...]  # orientations and polarities in which every released image was compared
     released: int
     files: tuple[FileEntry, ...]
     commitment: str
     versions: tuple[str, ...]
     signed_by: str | None = None  # Ed25519 public key, 64 hex digits
-    margin: float = MARGIN
     exactness: str = _EXACTNESS
     commitment_is: str = _COMMITMENT
     statement: str = STATEMENT
@@ -116,15 +118,22 @@ def read_certificate(content: bytes) -> Certificate:
         body = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
-    if not isinstance(body, dict) or body.get("format") != FORMAT:
+    found = body.get("format") if isinstance(body, dict) else None
+    if isinstance(found, str) and found in _OLDER:
+        raise ValueError(
+            f"is of format {found!r}, in which {_OLDER[found]}; make the release again, or verify it with the version of "
+            "medsynth that made it"
+        )
+    if found != FORMAT:
         raise ValueError(f"not of format {FORMAT!r}; this version of medsynth reads no other")
     certificate = parse(Certificate, body, "certificate")
     if certificate.to_bytes() != content:
         raise ValueError("its digest does not fit its content: it was changed or damaged")
-    versions, ways = len(certificate.transformations), len(certificate.orientations)
-    if not 0 < certificate.tau.value < math.inf or not versions or not ways:
+    versions, ways = len(certificate.transformations), len(certificate.presentations)
+    if not 0 < certificate.tau.value < math.inf or not 0 <= certificate.margin < math.inf or not versions or not ways:
         raise ValueError(
-            f"tau is {certificate.tau.value}, with {versions} versions in {ways} orientations; that guarantees nothing"
+            f"tau is {certificate.tau.value} and the margin {certificate.margin}, with {versions} versions in {ways} "
+            "presentations; that guarantees nothing"
         )
     if certificate.about != about(certificate.tau):
         raise ValueError(f"it begins with {certificate.about!r}; expected {about(certificate.tau)!r}")
@@ -151,7 +160,7 @@ def commitment(images: ImageSet, key: bytes) -> str:
 def readme(certificate: Certificate) -> str:
     """The plain statement that goes with a release."""
     signature = f"\n{SIGNATURE} is the signature of {CERTIFICATE} (Ed25519)." if certificate.signed_by else ""
-    versions, ways = len(certificate.transformations), len(certificate.orientations)
+    versions, ways = len(certificate.transformations), len(certificate.presentations)
     how, statement, untried = (
         textwrap.fill(text, width=120, initial_indent="  ", subsequent_indent="  ")
         for text in (f"How tau was chosen: {certificate.tau.how}", STATEMENT, f"Not tried, and so not covered: {NOT_TRIED}.")
@@ -162,9 +171,9 @@ def readme(certificate: Certificate) -> str:
 What is guaranteed
   There are {certificate.released} images in {IMAGES}/. Each, as the file you have, was compared with every image of a private set
   in {versions} versions: as it is, and mirrored, turned, shifted, scaled, brighter or darker; and each in {ways}
-  orientations, since files rarely say which way is up.
+  presentations: turned, laid on its side and inverted, since files rarely say which way is up, or whether white is dense.
   Measured by the feature map "{certificate.encoder.name}", none lies within tau = {certificate.tau.value:.6g} of any of them.
-  No file holds the pixels of a private image.
+  No file holds the pixels of a private image, turned, mirrored or inverted; no stack holds a plane of a private one.
 {how}
   Names and order of the files are random. Files hold pixels and nothing else.
 

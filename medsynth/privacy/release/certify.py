@@ -25,12 +25,13 @@ from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, 
 from medsynth.evaluation.statistics import Estimate, clopper_pearson
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.gate import Gate, Verdicts
+from medsynth.privacy.gate.margin import margin
+from medsynth.privacy.gate.pixel_copies import PixelCopies
 from medsynth.privacy.release.certificate import (
     AUDIT,
     CANDIDATES,
     KEY,
     KEY_BYTES,
-    MARGIN,
     Certificate,
     EncoderEntry,
     FileEntry,
@@ -107,7 +108,7 @@ def certify(
         # files are written, numbered and released in an order of chance that nobody can draw again
         order = secrets.SystemRandom().sample(range(len(candidates)), len(candidates))
         judged = _written(candidates, encoding, order, staged)
-        sentry = gate(private, phi, tau * (1 + MARGIN))
+        sentry = gate(private, phi, tau)
         verdicts = _without_copies(sentry.judge(judged), same_files(judged, private, encoding))
         price = None if strangers is None else _price(sentry, strangers)
         refused = Counter(verdicts.reason[~verdicts.accepted].tolist()) + Counter(unusable.values())
@@ -120,8 +121,9 @@ def certify(
             encoder=EncoderEntry(key, phi.name, phi.hash),
             about=about(threshold),
             tau=threshold,
+            margin=margin(phi.error),
             transformations=sentry.copies,
-            orientations=sentry.orientations,
+            presentations=sentry.presentations,
             released=len(names),
             files=(),
             commitment=commitment(private, key_bytes),
@@ -150,9 +152,10 @@ def certify(
 
 
 def same_files(images: ImageSet, private: ImageSet, encoding: Encoding) -> np.ndarray:
-    """Which images, bool (n,), have in files the pixels of a private image in such a file; no feature map has a say in this."""
-    known = {hashlib.sha256(encoding.codes(image)).digest() for image in private.images[:, 0]}
-    return np.array([hashlib.sha256(encoding.codes(image)).digest() in known for image in images.images[:, 0]], dtype=bool)
+    """Which images, bool (n,), hold in files what a private image, or a plane of a private stack, holds in such a file."""
+    found = np.zeros(len(images), dtype=bool)
+    found[list(PixelCopies(private, encoding.codes).owners(images))] = True
+    return found
 
 
 def _price(sentry: Gate, strangers: ImageSet) -> Estimate:

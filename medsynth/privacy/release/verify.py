@@ -19,6 +19,7 @@ from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, 
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.privacy.gate.gate import Gate
+from medsynth.privacy.gate.margin import agree, margin
 from medsynth.privacy.release.certificate import (
     AUDIT,
     CANDIDATES,
@@ -36,8 +37,6 @@ from medsynth.runs import file_hash
 
 if TYPE_CHECKING:
     from medsynth.privacy.gate.feature_maps import FeatureMap
-
-_AGAIN = 1e-3  # by how much, relative to it, a distance may differ when another machine measures it
 
 
 class VerificationError(ValueError):
@@ -88,7 +87,7 @@ def verify(
         if not hmac.compare_digest(commitment(private, key), certificate.commitment):
             raise VerificationError("private set: it is not the one of this release: its commitment differs")
         _no_copies(images, private, read_manifest(release))
-        _distances(certificate, images, gate(private, phi, certificate.tau.value), recorded)
+        _distances(certificate, images, gate(private, phi, certificate.tau.value), phi.error, recorded)
         done.append(f"the private set and {certificate.released} distances")
     tau = certificate.tau
     chosen = f"tau = {tau.value:.6g}, {tau.how}"
@@ -189,6 +188,11 @@ def _feature_map(certificate: Certificate, maps: Callable[[str], FeatureMap]) ->
             f"feature map {entry.key!r}: the installed one has hash {phi.hash[:16]}…, the certificate's {entry.hash[:16]}…; "
             f"install the versions that the certificate names"
         )
+    if certificate.margin < margin(phi.error):
+        raise VerificationError(
+            f"feature map {entry.key!r}: images were accepted beyond tau and a margin of {certificate.margin:.3g}; by the error "
+            f"that the installed one states it must be {margin(phi.error):.3g}: make the release again"
+        )
     return phi
 
 
@@ -237,20 +241,20 @@ def _no_copies(images: ImageSet, private: ImageSet, encoding: Encoding) -> None:
             raise VerificationError(f"{IMAGES}/{file}: holds the pixels of a private image")
 
 
-def _distances(certificate: Certificate, images: ImageSet, sentry: Gate, recorded: dict[str, float]) -> None:
-    for what, installed in (("transformations", sentry.copies), ("orientations", sentry.orientations)):
+def _distances(certificate: Certificate, images: ImageSet, sentry: Gate, error: float, recorded: dict[str, float]) -> None:
+    for what, installed in (("transformations", sentry.copies), ("presentations", sentry.presentations)):
         if installed != getattr(certificate, what):
             raise VerificationError(f"{what}: the installed ones are not the certificate's; install the version that it names")
     verdicts = sentry.judge(images)
     files = images.attributes["file"].tolist()
     for i, file in enumerate(files):
-        if not verdicts.accepted[i]:
+        # whoever accepted it found it beyond tau and the margin, so whoever measures it again finds it beyond tau; NaN is not
+        if not verdicts.distance[i] > certificate.tau.value:
             raise VerificationError(
                 f"{IMAGES}/{file}: {verdicts.reason[i]}: its distance {verdicts.distance[i]:.6g} is not above tau, "
                 f"{certificate.tau.value:.6g}"
             )
-        # so put that a recorded NaN fails
-        if file not in recorded or not abs(verdicts.distance[i] - recorded[file]) <= _AGAIN * verdicts.distance[i]:
+        if file not in recorded or not agree(verdicts.distance[i], recorded[file], error):
             raise VerificationError(
                 f"{IMAGES}/{file}: its distance is {verdicts.distance[i]:.6g}; the audit says {recorded.get(file, 'nothing')}"
             )
