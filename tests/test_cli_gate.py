@@ -301,7 +301,7 @@ def test_a_stopped_gate_leaves_nothing(tmp_path, make_set, cache):
     script = (
         "import os, signal, sys\n"
         "from medsynth import cli\n"
-        "from medsynth.privacy import certify\n"
+        "from medsynth.privacy.release import certify\n"
         "certify.same_files = lambda *a: os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.argv = 'medsynth gate drawn.npz --private ward.npz --out out --phi pixels --tau 0.01'.split()\n"
         "cli.main()\n"

@@ -18,6 +18,9 @@ from medsynth.privacy.gate.feature_table import FeatureTable, write_features
 from medsynth.privacy.gate.search import Gallery, Nearest, Screen, distances, measurable
 
 
+pytestmark = pytest.mark.numeric
+
+
 def brute_force(queries: np.ndarray, gallery: np.ndarray) -> Nearest:
     """One pair after the other."""
     table = np.array([[distances(q[None], g[None])[0] for g in gallery] for q in queries])
