@@ -17,7 +17,6 @@ from medsynth.privacy.gate import search
 from medsynth.privacy.gate.feature_table import FeatureTable, write_features
 from medsynth.privacy.gate.search import Gallery, Nearest, Screen, distances, measurable
 
-
 pytestmark = pytest.mark.numeric
 
 
