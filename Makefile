@@ -37,6 +37,7 @@ lint: $(STAMP)
 weights: $(STAMP)
 	set -e; for what in autoencoder refiner denoiser_phantom denoiser_real extractor encoder encoder_3d; do \
 		$(BIN)/python -m medsynth.pretrain $$what --real $(REAL); done
+	$(BIN)/python -m medsynth.pretrain.feature_error
 	$(BIN)/python -m medsynth.pretrain.thresholds --real $(REAL)
 
 # results and the book; trained models stay in the cache

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, a cache of their own, and tiny sets, networks and weight files."""
+"""What all tests share: one thread (.ci/run asks for two too), a cache of their own, tiny sets, networks and weight files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import medsynth
 from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig
 from medsynth.imageset import ImageSet
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("MEDSYNTH_TEST_THREADS", "1")))
 # the same examples each time, so that a failure is one of this code; `pytest --hypothesis-profile=explore` looks for new ones
 settings.register_profile("medsynth", deadline=None, max_examples=20, database=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=200, database=None)

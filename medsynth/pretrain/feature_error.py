@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -85,6 +86,12 @@ def measure(maps: dict[str, NetworkMap], folder: Path | None = None) -> dict[str
     return found
 
 
+def bound_of(largest: float) -> float:
+    """SAFETY times an error, rounded up to one digit."""
+    exponent = math.floor(math.log10(SAFETY * largest))
+    return float(f"{math.ceil(SAFETY * largest / 10.0**exponent)}e{exponent}")
+
+
 def _dims(name: str) -> int:
     return 3 if name == "encoder_3d" else 2
 
@@ -105,7 +112,7 @@ def main() -> None:
         return
     for name, errors in measure(maps, args.weights).items():
         where = max(errors, key=errors.__getitem__)
-        bound = float(f"{SAFETY * errors[where]:.1g}")
+        bound = bound_of(errors[where])
         print(f"{name}: errs by {min(errors.values()):.3g} to {errors[where]:.3g} ({where}); bound {bound:g}")
         card = (args.weights or weights_folder()) / f"{name}.json"
         if card.exists():

@@ -194,25 +194,27 @@ def test_what_lies_on_its_side_keeps_its_pixels_sizes(make_set):
 # stacks
 
 
-def test_stacks_move_by_whole_planes_and_repeat_the_outermost(make_set):
-    stacks = make_set(2, images=np.broadcast_to(np.arange(16.0)[:, None, None] / 15, (2, 1, 16, 4, 4)))
+def test_stacks_move_by_whole_planes_and_the_rest_is_the_outermost_or_empty(make_set):
+    stacks = make_set(2, images=np.broadcast_to((1 + np.arange(16.0))[:, None, None] / 16, (2, 1, 16, 4, 4)))
     copies = dict(transformed_copies(stacks))
-    assert len(copies) == 5 * len(GALLERY)
-    shown = {name: (copies[name].images[0, 0, :, 0, 0] * 15).round().tolist() for name in copies if name.startswith("depth")}
+    assert len(copies) == len(GALLERY) + 8 * 22
+    shown = {name: (copies[name].images[0, 0, :, 0, 0] * 16).round().tolist() for name in copies if name.startswith("depth")}
     assert shown == {
-        "depth +0.125": [0, 0, *range(14)], "depth -0.125": [*range(2, 16), 15, 15],
-        "depth +0.0625": [0, *range(15)], "depth -0.0625": [*range(1, 16), 15],
+        "depth +0.125": [1, 1, *range(1, 15)], "depth -0.125": [*range(3, 17), 16, 16],
+        "depth +0.0625": [1, *range(1, 16)], "depth -0.0625": [*range(2, 17), 16],
+        "depth +0.125, empty": [0, 0, *range(1, 15)], "depth -0.125, empty": [*range(3, 17), 0, 0],
+        "depth +0.0625, empty": [0, *range(1, 16)], "depth -0.0625, empty": [*range(2, 17), 0],
     }  # fmt: skip
     # with eight planes half a step is the same step
     eight = dict(transformed_copies(make_set(1, (1, 8, 4, 4))))
-    assert len(eight) == 3 * len(GALLERY) and "depth +0.0625" not in eight
+    assert len(eight) == len(GALLERY) + 4 * 22 and "depth +0.0625" not in eight
     both = varied(stacks, Variant(through=1 / 8, mirrored=True))
     np.testing.assert_array_equal(both, copies["depth +0.125"].images[..., ::-1])
     assert transforms.gallery_hash(2) == "67fa49a214c0666b" != transforms.gallery_hash(3)
 
 
 def test_the_suite_moves_stacks_by_planes_and_leaves_images_alone(make_set):
-    stacks = make_set(40, (1, 16, 4, 4))
+    stacks = make_set(120, (1, 16, 4, 4))
     seen = set()
     for image, moved in zip(stacks.images[:, 0], attacked(stacks, "planes", seed=0).images[:, 0], strict=True):
         (k,) = [k for k in (-2, -1, 1, 2) if all((moved[i + k] == image[i]).all() for i in range(16) if 0 <= i + k < 16)]

@@ -32,13 +32,15 @@ class Counted:
 
 
 @pytest.fixture
-def private(make_set: Callable[..., ImageSet]) -> ImageSet:
-    return make_set(70, (1, 4, 4), role="private", split=None)
+def private(make_set: Callable[..., ImageSet], monkeypatch: pytest.MonkeyPatch) -> ImageSet:
+    """Images of more than one batch."""
+    monkeypatch.setattr(tables, "BATCH", 8)
+    return make_set(11, (1, 4, 4), role="private", split=None)
 
 
 def test_a_table_holds_every_copy_of_every_image_in_order(private: ImageSet, tmp_path: Path) -> None:
     table = gallery_table(private, Counted(), tmp_path)
-    assert table.features.shape == (len(GALLERY), 70, 16) and table.images == 70
+    assert table.features.shape == (len(GALLERY), 11, 16) and table.images == 11
     for name, features, (expected, copies) in zip(table.copies, table.features, transformed_copies(private), strict=True):
         assert name == expected
         np.testing.assert_array_equal(features, Counted()(copies))
@@ -49,15 +51,15 @@ def test_a_table_is_found_by_what_it_is_of(private: ImageSet, tmp_path: Path, ma
     file = gallery_table(private, phi, tmp_path).file
     first = phi.shown
     # names, patients and attributes are no pixels
-    same = make_set(70, (1, 4, 4), images=private.images, patient=np.arange(70), split=None, name="other", attributes=None)
+    same = make_set(11, (1, 4, 4), images=private.images, patient=np.arange(11), split=None, name="other")
     for again in (private, same):
         assert gallery_table(again, phi, tmp_path).file == file
     # finding it costs one batch each time, in which the map is checked
-    assert phi.shown == first + 2 * 64
+    assert phi.shown == first + 2 * 8
     moved = private.images.copy()
     moved[7, 0, 1, 1] = 1 - moved[7, 0, 1, 1]
     others = [
-        (private.with_images(moved), phi), (private.select(np.arange(69)), phi), (private.select(np.arange(70)[::-1]), phi),
+        (private.with_images(moved), phi), (private.select(np.arange(10)), phi), (private.select(np.arange(11)[::-1]), phi),
         (private.with_images(private.images, range=(0.0, 2.0)), phi), (private, Counted("1")),
     ]  # fmt: skip
     assert len({gallery_table(images, other, tmp_path).file for images, other in others} | {file}) == 6
@@ -115,10 +117,10 @@ def test_two_who_ask_at_once_get_one_table(private: ImageSet, tmp_path: Path) ->
         t.join()
     alone = Counted()
     gallery_table(private, alone, tmp_path / "alone")
-    assert len(set(found)) == 1 and phi.shown == alone.shown + 64
+    assert len(set(found)) == 1 and phi.shown == alone.shown + 8
 
 
-@pytest.mark.parametrize("after", [0, 64, 64 * 60])
+@pytest.mark.parametrize("after", [0, 8, 8 * 120])
 def test_what_was_broken_off_is_made_again(private: ImageSet, tmp_path: Path, after: int) -> None:
     class Dies(Counted):
         def __call__(self, images: ImageSet) -> np.ndarray:

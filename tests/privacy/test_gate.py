@@ -116,9 +116,9 @@ def check(make_set: Callable[..., ImageSet], seed: int = 0) -> None:
     """The gate says what the loop says, on ordinary features and on features whose lengths dwarf their distances."""
     private, candidates = scene(make_set, seed)
     for phi in (Pixels(), Pixels(1e-3, 100.0), Pixels(error=1e-3)):
-        # at a distance that occurs, so that "<=" is not "<"
+        # at a distance that occurs, or within its margin, so that "<=" is not "<" and a margin is not none
         distance = expected(private, candidates, phi, 1.0).distance
-        tau = float(np.quantile(distance[distance > 0], 0.7, method="nearest"))
+        tau = float(np.quantile(distance[distance > 0], 0.7, method="nearest")) - 3 * phi.error
         reference = expected(private, candidates, phi, tau)
         assert set(reference.reason) == {"", "copy", "too close", "constant"}
         guard = Gate(private, phi, tau, copies=two_copies, chunk_rows=6)
@@ -143,8 +143,8 @@ class Uneven(Pixels):
         self.sizes.add(len(images))
         features, n = super().__call__(images), len(images)
         share = {
-            "size": np.full(n, 64 / n),
-            "place": np.arange(n) / (n - 1),
+            "size": np.full(n, n / gallery_table.BATCH),
+            "place": np.arange(n) / max(1, n - 1),
             "company": np.full(n, np.modf(1000 * images.images.mean(dtype=np.float64))[0]),
             "none": np.zeros(n),
         }
@@ -176,11 +176,11 @@ def test_no_batch_order_or_chunk_lets_pass_what_is_too_close(
             assert found.accepted[exact[rows] > tau + 6 * error].all()
             assert (np.abs(found.distance - exact[rows]) <= 2 * error * (1 + 1e-6)).all()
             assert (found.reason[rows >= 34] == "copy").all()
-    assert phi.sizes == {8}
+    assert max(phi.sizes) == 8 and len(phi.sizes) > 2
     assert ((exact > tau) & (exact <= tau + 4 * error)).any() and (exact > tau + 6 * error).any()
 
 
-@pytest.mark.parametrize("kind", ["place", "company"])
+@pytest.mark.parametrize("kind", ["size", "place", "company"])
 @pytest.mark.parametrize("people", [1, 19])
 def test_a_map_that_errs_by_more_than_it_states_is_noticed(make_set: Callable[..., ImageSet], kind: str, people: int) -> None:
     private = make_set(people, (1, 4, 4), role="private")
@@ -329,9 +329,7 @@ def test_gates_that_would_guarantee_nothing_are_refused(
         def __call__(self, images: ImageSet) -> np.ndarray:
             return super().__call__(images).astype(np.float64)
 
-    with pytest.raises(
-        ValueError, match=r"pixels: features of shape \(64, 16\) and type float64 for 64 images; expected float32"
-    ):
+    with pytest.raises(ValueError, match=r"pixels: features of shape \(4, 16\) and type float64 for 4 images; expected float32"):
         Gate(private, Wide(), 1.0)
     gc.collect()
     assert not list(tmp_path.iterdir())

@@ -233,7 +233,7 @@ def test_a_copy_is_refused_however_small_tau_is(tmp_path, make_set):
     private = make_set(4, (1, SIDE, SIDE), role="private")
     candidates = make_set(5, images=np.concatenate([private.images, np.eye(SIDE)[None, None]]), patient=np.arange(5), split=None)
     assert not plain_gate(private, Pixels(), 1e-12).judge(candidates).accepted[:4].any()
-    made = make(tmp_path / "out", candidates, private, tau=1e-12)
+    made = make(tmp_path / "out", Loaded(candidates, files="png8"), private, tau=1e-12)
     assert (made.released, made.refused) == (1, {"copy": 4})
 
 
@@ -716,7 +716,7 @@ def test_a_negative_is_refused(tmp_path, make_set, private):
 def test_a_stack_that_holds_a_private_plane_is_refused(tmp_path, make_set):
     """In whatever place, orientation and polarity, as the files have it; empty planes are nobody's."""
     rng = np.random.default_rng(0)
-    own, other = (rng.random((5, 1, 8, SIDE, SIDE)) for _ in range(2))
+    own, other = (rng.integers(0, 65536, (5, 1, 8, SIDE, SIDE)) / 65535 for _ in range(2))
     own[:, :, -2:] = other[:, :, -2:] = 0
     taken = own[0, 0, 3]
     # nearer to the private plane than half a code

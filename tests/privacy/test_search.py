@@ -17,6 +17,8 @@ from medsynth.privacy.gate import search
 from medsynth.privacy.gate.feature_table import FeatureTable, write_features
 from medsynth.privacy.gate.search import Gallery, Nearest, Screen, distances, measurable
 
+pytestmark = pytest.mark.numeric
+
 
 def brute_force(queries: np.ndarray, gallery: np.ndarray) -> Nearest:
     """One pair after the other."""

@@ -41,7 +41,7 @@ STRENGTHS = ("drawn", "bound")
 class Variant:
     """A similarity of the plane about the image's centre (mirror left and right, turn, scale, then shift), then an exposure.
 
-    Stacks are moved along their depth first, by whole planes; where none was seen the outermost one is repeated.
+    Stacks are moved along their depth first, by whole planes; where none was seen the outermost one is repeated, or is empty.
     """
 
     angle: float = 0.0  # degrees, from right to down
@@ -52,35 +52,48 @@ class Variant:
     gain: float = 1.0
     offset: float = 0.0  # of the range
     through: float = 0.0  # of the depth, towards the last plane; rounded to whole planes, at least one
+    empty: bool = False
 
     def __str__(self) -> str:
         parts = ["flip"] * self.mirrored
         parts += [f"rotation {self.angle:+g}"] * (self.angle != 0) + [f"zoom {self.zoom:g}"] * (self.zoom != 1)
         parts += [f"shift {self.down:+g} {self.right:+g}"] * (self.down != 0 or self.right != 0)
         parts += [f"gain {self.gain:g}, offset {self.offset:+g}"] * ((self.gain, self.offset) != (1.0, 0.0))
-        parts += [f"depth {self.through:+g}"] * (self.through != 0)
+        parts += [f"depth {self.through:+g}" + ", empty" * self.empty] * (self.through != 0)
         return ", ".join(parts) or "copy"
 
 
+def _posed() -> list[Variant]:
+    posed = [Variant()]
+    posed += [Variant(angle=a) for a in (-8.0, -4.0, 4.0, 8.0)]
+    posed += [Variant(zoom=z) for z in (0.92, 1.08)]
+    posed += [Variant(down=y, right=x) for y, x in itertools.product((-0.05, 0.0, 0.05), repeat=2) if (y, x) != (0.0, 0.0)]
+    return posed + [Variant(angle=a, zoom=z) for a, z in itertools.product((-6.0, 6.0), (0.94, 1.06))]
+
+
+# where an exposure drives pixels out of the range their detail is lost, and only a copy that lost the same lies near
+_EXPOSED = [Variant(gain=1.1, offset=0.15), Variant(offset=-0.15)]
+
+
 def _gallery() -> tuple[Variant, ...]:
-    upright = [Variant()]
-    upright += [Variant(angle=a) for a in (-8.0, -4.0, 4.0, 8.0)]
-    upright += [Variant(zoom=z) for z in (0.92, 1.08)]
-    upright += [Variant(down=y, right=x) for y, x in itertools.product((-0.05, 0.0, 0.05), repeat=2) if (y, x) != (0.0, 0.0)]
-    upright += [Variant(angle=a, zoom=z) for a, z in itertools.product((-6.0, 6.0), (0.94, 1.06))]
     # an image is rarely altered in one way alone
     sideways = ((-0.05, 0.0), (0.05, 0.0), (0.0, -0.05), (0.0, 0.05))
     anywhere = (*sideways, *itertools.product((-0.05, 0.05), repeat=2))
+    upright = _posed()
     upright += [Variant(zoom=z, down=y, right=x) for z, (y, x) in itertools.product((0.93, 1.07), anywhere)]
     upright += [Variant(angle=a, down=y, right=x) for a, (y, x) in itertools.product((-6.0, 6.0), sideways)]
-    # where an exposure drives pixels out of the range their detail is lost, and only a copy that lost the same lies near
-    upright += [Variant(gain=1.1, offset=0.15), Variant(offset=-0.15)]
-    return tuple(Variant(**(vars(v) | {"mirrored": m})) for m in (False, True) for v in upright)
+    return tuple(replace(v, mirrored=m) for m in (False, True) for v in upright + _EXPOSED)
+
+
+def _stack_gallery() -> tuple[Variant, ...]:
+    # in deep stacks half an eighth is a step of its own
+    steps = itertools.product((-DEPTH, DEPTH, -DEPTH / 2, DEPTH / 2), (False, True))
+    moved = [*_posed(), *_EXPOSED, Variant(mirrored=True)]
+    return (*GALLERY, *(replace(v, through=t, empty=e) for t, e in steps for v in moved))
 
 
 GALLERY = _gallery()
-# a stack may be moved and altered in its planes at once; deep stacks by half an eighth too
-STACK_GALLERY = tuple(replace(v, through=t) for t in (0.0, -DEPTH, DEPTH, -DEPTH / 2, DEPTH / 2) for v in GALLERY)
+STACK_GALLERY = _stack_gallery()
 
 
 def gallery_hash(spatial_dims: int) -> str:
@@ -144,7 +157,8 @@ def varied(images: ImageSet, variant: Variant) -> np.ndarray:
     low, high = images.range
     stored = images.images
     if variant.through:
-        stored = _through(stored, _planes(variant.through, images.spatial[0]), "edge", low)
+        fill = "lowest" if variant.empty else "edge"
+        stored = _through(stored, _planes(variant.through, images.spatial[0]), fill, low)
     moved = _resampled(stored, variant, "edge", images.range)
     if (variant.gain, variant.offset) == (1.0, 0.0):
         return moved

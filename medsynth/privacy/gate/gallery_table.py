@@ -7,12 +7,13 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import filelock
 import numpy as np
+import pandas as pd
 
 from medsynth.dependencies import code_hash
 from medsynth.imageset import ImageSet
@@ -84,16 +85,21 @@ def gallery_features(images: ImageSet, phi: FeatureMap, store: Path | None = Non
 
 
 def batched_features(phi: FeatureMap, images: ImageSet) -> Iterator[np.ndarray]:
-    """Features (*, d) of all images, shown to phi in batches of exactly BATCH: the last image fills the last batch up."""
+    """Features (*, d) of all images, shown to phi BATCH at a time."""
     for first in range(0, len(images), BATCH):
-        rows = np.arange(first, first + BATCH)
-        features = phi(images.select(np.minimum(rows, len(images) - 1)))
-        if features.ndim != 2 or len(features) != BATCH or features.dtype != np.float32:
+        some = images if len(images) <= BATCH else images.select(np.arange(first, min(first + BATCH, len(images))))
+        features = phi(some)
+        if features.ndim != 2 or len(features) != len(some) or features.dtype != np.float32:
             raise ValueError(
-                f"{phi.name}: features of shape {features.shape} and type {features.dtype} for {BATCH} images; expected float32 "
-                f"({BATCH}, d)"
+                f"{phi.name}: features of shape {features.shape} and type {features.dtype} for {len(some)} images; expected "
+                f"float32 ({len(some)}, d)"
             )
-        yield features[: len(images) - first]
+        yield features
+
+
+def without_attributes(images: ImageSet) -> ImageSet:
+    """The same pixels without a table, which takes longer to copy than they do and which no map reads."""
+    return replace(images, attributes=pd.DataFrame())
 
 
 def _key(images: ImageSet, phi: FeatureMap) -> str:
@@ -104,6 +110,7 @@ def _key(images: ImageSet, phi: FeatureMap) -> str:
 
 def _write(path: Path, images: ImageSet, phi: FeatureMap, copies: Copies) -> tuple[str, ...]:
     """All copies of one batch of images, then of the next; each row where it belongs."""
+    images = without_attributes(images)
     names = tuple(name for name, _ in copies(images.select([0])))
     if not names:
         raise ValueError(f"{images.name}: no copies to compare with; expected at least the images themselves")

@@ -15,7 +15,7 @@ import numpy as np
 
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import presentations, transformed_copies
-from medsynth.privacy.gate.gallery_table import Copies, batched_features, feature_store, gallery_table
+from medsynth.privacy.gate.gallery_table import Copies, batched_features, feature_store, gallery_table, without_attributes
 from medsynth.privacy.gate.margin import indistinct, reach, refused
 from medsynth.privacy.gate.pixel_copies import PixelCopies
 from medsynth.privacy.gate.search import CHUNK_ROWS, Gallery, Screen, measurable
@@ -116,6 +116,7 @@ class Gate:
     def _measured(self, candidates: ImageSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Reasons (n,), settled where no distance is needed or defined; the other rows, features (presentations, *, d)."""
         _check_alike(candidates, self.private)
+        candidates = without_attributes(candidates)
         reason = np.full(len(candidates), "", dtype="<U10")
         reason[_constant(candidates.images)] = "constant"
         rows = np.flatnonzero(reason == "")
@@ -130,7 +131,8 @@ class Gate:
 
     def _copied(self, candidates: ImageSet, reason: np.ndarray) -> dict[int, int]:
         # a feature map that gives an image other features the second time must not let its copy pass
-        return {row: owner for row, owner in self._pixel_copies.owners(candidates).items() if reason[row] != "constant"}
+        found = self._pixel_copies.owners(without_attributes(candidates))
+        return {row: owner for row, owner in found.items() if reason[row] != "constant"}
 
 
 def stored_gate(private: ImageSet, phi: FeatureMap, tau: float) -> Gate:
