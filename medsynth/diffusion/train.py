@@ -21,10 +21,13 @@ from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import latents_of, shipped_denoiser, shipped_hash
 from medsynth.runs import Tensors, Trained, Workspace, load_or_train
-from medsynth.training import accelerated, autocast, best_device, described, fit
+from medsynth.training import autocast, best_device, captured, compiled, described, fit
 
 if TYPE_CHECKING:
     from medsynth.ledger import Ledger
+
+
+COMPILE_FROM = 10_000  # steps: a large denoiser earns back what compiling costs after some 3,000, a small one after more
 
 
 def diffusion_loss(
@@ -70,7 +73,8 @@ def train_latents(
     """Train `model` on latents (n, c, *spatial) and what it is given beside them, (n, ...); (EMA weights, metrics)."""
     device = next(model.parameters()).device
     latents, condition = latents.to(device), condition.to(device)
-    with accelerated(model, config.steps):
+    accelerated = compiled if config.steps >= COMPILE_FROM else captured
+    with accelerated(model):
         return fit(
             model,
             lambda step, generator: diffusion_loss(model, latents, condition, config, step, generator),

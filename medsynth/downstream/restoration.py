@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from medsynth.dependencies import code_hash
 from medsynth.downstream.restoration_nets import Consistency, RestorationConfig, restoration_net
 from medsynth.imageset import ImageSet
 from medsynth.runs import Tensors, Trained, Workspace, load_or_train
-from medsynth.training import accelerated, autocast, best_device, described, fit
+from medsynth.training import autocast, best_device, captured, described, fit
 
 if TYPE_CHECKING:
     from medsynth.ledger import Ledger
@@ -62,7 +63,8 @@ def train_restoration(
     def train(workspace: Workspace) -> tuple[Tensors, dict[str, float]]:
         model = build().to(device)
         inputs, targets = (_unit(s).to(device) for s in (degraded, clean))
-        with accelerated(model, training.steps):
+        # the arithmetic of a scanner (sparse matrices, FFT) has not been tried in a graph
+        with captured(model) if consistency is None else contextlib.nullcontext():
             return fit(
                 model,
                 lambda step, random: patch_loss(model, inputs, targets, training.batch, patch, random),

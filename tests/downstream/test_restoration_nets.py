@@ -261,14 +261,14 @@ def test_patches_are_the_same_place_of_both_images():
     def random():
         return torch.Generator().manual_seed(3)
 
-    assert restore_module._loss(Spy(), place, place, 8, 22, random()) == 0
+    assert restore_module.patch_loss(Spy(), place, place, 8, 22, random()) == 0
     (patches,) = caught
     assert patches.shape == (8, 1, 22, 22)
     # neighbours stay neighbours
     assert torch.equal(patches[..., 1:] - patches[..., :-1], torch.ones(8, 1, 22, 21))
     assert torch.equal(patches[..., 1:, :] - patches[..., :-1, :], torch.full((8, 1, 21, 22), 26.0))
     assert len({int(p[0, 0, 0]) for p in patches}) > 4
-    assert restore_module._loss(Spy(), place, place + 2, 8, 22, random()) == pytest.approx(4)
+    assert restore_module.patch_loss(Spy(), place, place + 2, 8, 22, random()) == pytest.approx(4)
 
 
 def test_public_sets_leave_no_line_and_private_rows_may_not_pose_as_public(job, ct, low):

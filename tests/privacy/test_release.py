@@ -233,7 +233,7 @@ def test_a_copy_is_refused_however_small_tau_is(tmp_path, make_set):
     private = make_set(4, (1, SIDE, SIDE), role="private")
     candidates = make_set(5, images=np.concatenate([private.images, np.eye(SIDE)[None, None]]), patient=np.arange(5), split=None)
     assert not plain_gate(private, Pixels(), 1e-12).judge(candidates).accepted[:4].any()
-    made = make(tmp_path / "out", Loaded(candidates, files="png8"), private, tau=1e-12)
+    made = make(tmp_path / "out", candidates, private, tau=1e-12)
     assert (made.released, made.refused) == (1, {"copy": 4})
 
 
