@@ -18,6 +18,7 @@ from medsynth.imageset import ImageSet
 from medsynth.ledger import NONE, Ledger
 from medsynth.privacy.gate import calibration, thresholds
 from medsynth.privacy.gate import feature_maps as distances
+from medsynth.privacy.release import gate_release
 
 SIDE = 8
 
@@ -42,14 +43,15 @@ def call(tmp_path, monkeypatch, capsys, cache):
         return Pixels()
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(distances, "feature_map", feature_map)
+    for module in (distances, gate_release):
+        monkeypatch.setattr(module, "feature_map", feature_map)
 
     def threshold_for(phi: Pixels, dims: int, kind: str) -> thresholds.Threshold:
         if dims == 3:
             raise ValueError("no threshold ships")
         return thresholds.Threshold(tau=0.3, how="as tests are")
 
-    monkeypatch.setattr(thresholds, "threshold_for", threshold_for)
+    monkeypatch.setattr(gate_release, "threshold_for", threshold_for)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["medsynth", *map(str, arguments)])

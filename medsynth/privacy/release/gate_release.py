@@ -58,7 +58,7 @@ def gate_release(
         threshold = Threshold(found.tau, found.sentence())
         _each_once(strangers, private, measured_in, threshold.tau)
     else:
-        threshold = threshold_for(measured_in, len(private.spatial), kind or (kind_of(private) if private.modality else ""))
+        threshold = _that_ships(measured_in, private, kind)
     # before, so that no release is without its line
     price = "" if strangers is None else " and the share of other people it refuses"
     ledger.read(private, stage="gate", output=f"verdicts of the gate{price}, for {Path(out).name}")
@@ -66,6 +66,13 @@ def gate_release(
         candidates, private, measured_in, tau=threshold.tau, how=threshold.how, calibrated=tau is None, out=out, key=key,
         sign=sign, strangers=strangers, unusable=unusable, values=values,
     )  # fmt: skip
+
+
+def _that_ships(phi: FeatureMap, private: ImageSet, kind: str) -> Threshold:
+    try:
+        return threshold_for(phi, len(private.spatial), kind or (kind_of(private) if private.modality else ""))
+    except ValueError as error:
+        raise ValueError(f"{error}; name another with --modality, or give --others or --tau") from error
 
 
 def _of_other_people(others: ImageSet, private: ImageSet, ledger: Ledger, miss: float) -> ImageSet:
