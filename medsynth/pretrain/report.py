@@ -15,8 +15,8 @@ from medsynth.data.resample import resize, slices_of
 from medsynth.data.sources import cached_thorax
 from medsynth.evaluation import ruler
 from medsynth.evaluation.features import Extractor, PCAExtractor, random_twin, shipped_extractor
-from medsynth.evaluation.fidelity import fidelity
 from medsynth.evaluation.image_quality import psnr, ssim
+from medsynth.evaluation.reference import Reference
 from medsynth.evaluation.statistics import Estimate, bootstrap_mean
 from medsynth.figures import curve, new_figure, save_figure
 from medsynth.imageset import ImageSet
@@ -54,15 +54,14 @@ def unseen(folder: Path, size: int) -> dict[str, ImageSet]:
 
 
 def reconstruction_rows(name: str, images: ImageSet, autoencoder: Autoencoder, extractor: Extractor, seed: int) -> list[Row]:
-    """PSNR, SSIM, and FID or KID of reconstructions to other patients beside the floor."""
+    """PSNR, SSIM, and FID or KID of reconstructions to other patients, beside and less the floor."""
     made = reconstruct(autoencoder, images)
-    score = fidelity(extractor(images), images.patient, extractor(made), seed=seed)
-    named = {"PSNR": psnr(images, made, seed=seed), "SSIM": ssim(images, made, seed=seed), "FID": score.fid,
-             "FID floor": score.fid_floor, "KID": score.kid, "KID floor": score.kid_floor}  # fmt: skip
+    reference = Reference(images, extractor, seed=seed)
+    named = {"PSNR": psnr(images, made, seed=seed), "SSIM": ssim(images, made, seed=seed)} | reference.score_derived(made)
     return [
         Row(chapter="weights", dataset=name, metric=k, arm="autoencoder", value=e.value, low=e.low, high=e.high, n=e.n,
-            unit="dB" if k == "PSNR" else "", seed=seed, extra={"images": len(images)})
-        for k, e in named.items() if e is not None
+            unit="dB" if k == "PSNR" else "", seed=seed, extra={"images": len(images), "rows": reference.rows})
+        for k, e in named.items()
     ]  # fmt: skip
 
 
