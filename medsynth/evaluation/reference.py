@@ -87,8 +87,9 @@ class Reference:
         """FID, FID floor, FID own floor, FID minus floor, KID and KID floor of other images, or of their features (m, d).
 
         Means over the splits: half A against some rows of the arm, half B against others. "FID minus floor" is FID minus the
-        mean of the two floors. Its interval, and that of FID and KID, is a 95 % bootstrap over the patients of both sides; each
-        row of bare features counts as a patient. FID entries are left out below 2 d rows. n = patients of the reference.
+        mean of the two floors. Intervals of FID, FID minus floor and KID are 95 % bootstrap intervals over the patients of both
+        sides; they do not hold what is left of the bias. Each row of bare features counts as a patient. FID entries are left
+        out below 2 d rows. n = patients of the reference.
         Raises ValueError for fewer than `rows` rows, another unit or range, and the reference's own images.
         """
         found, mine = self._arm(arm), self.images.patient

@@ -14,8 +14,8 @@ from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.data.sources import cached_thorax
 from medsynth.evaluation import ruler
 from medsynth.evaluation.features import Extractor, PCAExtractor, random_twin, shipped_extractor
-from medsynth.evaluation.fidelity import fidelity
 from medsynth.evaluation.image_quality import psnr, ssim
+from medsynth.evaluation.reference import Reference
 from medsynth.evaluation.statistics import Estimate, bootstrap_mean
 from medsynth.figures import curve, new_figure, save_figure
 from medsynth.imageset import ImageSet
@@ -54,15 +54,14 @@ def unseen(folder: Path, size: int) -> dict[str, ImageSet]:
 
 
 def reconstruction_rows(name: str, images: ImageSet, autoencoder: Autoencoder, extractor: Extractor, seed: int) -> list[Row]:
-    """PSNR, SSIM, and FID or KID of reconstructions to other patients beside the floor."""
+    """PSNR, SSIM, and FID or KID of reconstructions to other patients, beside and less the floor."""
     made = reconstruct(autoencoder, images)
-    score = fidelity(extractor(images), images.patient, extractor(made), seed=seed)
-    named = {"PSNR": psnr(images, made, seed=seed), "SSIM": ssim(images, made, seed=seed), "FID": score.fid,
-             "FID floor": score.fid_floor, "KID": score.kid, "KID floor": score.kid_floor}  # fmt: skip
+    reference = Reference(images, extractor, seed=seed)
+    named = {"PSNR": psnr(images, made, seed=seed), "SSIM": ssim(images, made, seed=seed)} | reference.score_derived(made)
     return [
         Row.of(e, chapter=CHAPTER, dataset=name, metric=k, arm="autoencoder", unit="dB" if k == "PSNR" else "", seed=seed,
-               images=len(images))
-        for k, e in named.items() if e is not None
+               images=len(images), rows=reference.rows)
+        for k, e in named.items()
     ]  # fmt: skip
 
 
