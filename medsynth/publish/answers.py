@@ -86,11 +86,6 @@ CELLS = (
         where={"metric": "FID ratio to floor", "arm": "trained", "guidance": 1.0},
         says="the same of FID, before detail is drawn and without guidance, the highest of several seeds",
     ),
-    Cell(
-        method=DRAWN, question=QUESTIONS[3], kind="measured", tables=("generator",), pick="highest",
-        where={"metric": "FID minus floor", "arm": "trained", "guidance": 1.0},
-        says="FID to unseen patients less what halves of each set have against each other (0: real), the highest of seeds",
-    ),
     *(
         Cell(
             method=method, question=QUESTIONS[3], kind="measured", tables=("gate",), where={"metric": "KID", "arm": arm},

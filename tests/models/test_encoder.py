@@ -247,7 +247,7 @@ def test_the_sets_it_learns_from(monkeypatch, people):
 
     def thorax(**arguments) -> ImageSet:
         drawn.append(arguments)
-        return people.images
+        return replace(people.images, modality=arguments["modality"])
 
     monkeypatch.setattr(training, "cached_thorax", thorax)
     monkeypatch.setattr(

@@ -15,10 +15,10 @@ from medsynth.phantoms.thorax import sampling, surfaces
 from medsynth.phantoms.thorax.anatomy import cage, turned, wall_thickness
 from medsynth.phantoms.thorax.axial import ct
 from medsynth.phantoms.thorax.growth import breathe, draw_anatomy
-from medsynth.phantoms.thorax.pathology import FINDINGS, SHARES, carry, consolidation, draw_lesion, effusion, nodule
+from medsynth.phantoms.thorax.pathology import SHARES, carry, consolidation, draw_lesion, effusion, nodule
 from medsynth.phantoms.thorax.scanner import SCANNERS, draw_scan
 from medsynth.phantoms.thorax.thorax import LIMIT, SITES, thorax
-from medsynth.vocabulary import MODALITIES
+from medsynth.vocabulary import MODALITIES, PHANTOM_FINDINGS
 
 LIMITS = {"xray": ("1", 0, 1), "ct": ("HU", -1000, 400), "mr": ("1", 0, 1), "pet": ("SUV", 0, 10)}
 
@@ -61,10 +61,10 @@ def test_units_ranges_and_names(sets, modality):
 
 def test_attributes_agree_across_modalities(sets):
     table = sets["xray"].attributes
-    assert list(table) == ["age", "sex", "bmi", "finding", *FINDINGS[1:], "scan", "licence"]
+    assert list(table) == ["age", "sex", "bmi", "finding", *PHANTOM_FINDINGS[1:], "scan", "licence"]
     assert table.dtypes.astype(str).tolist() == ["float64", "Int64", "float64", "string", *["Int64"] * 5, "string"]
     assert set(table["licence"]) == {"generated"} and table["age"].between(18, 95).all()
-    for name in FINDINGS[1:]:
+    for name in PHANTOM_FINDINGS[1:]:
         assert table[name].tolist() == [int(f == name) for f in table["finding"]]
     for s in sets.values():
         assert s.attributes.equals(table) and (s.patient == sets["xray"].patient).all()
@@ -125,7 +125,7 @@ def test_populations_are_disjoint_people_and_another_scanner():
 def test_findings_come_in_their_shares():
     anatomy = person()
     drawn = [draw_lesion(np.random.default_rng(i), anatomy)[1].finding for i in range(400)]
-    for name, share in zip(FINDINGS, SHARES, strict=True):
+    for name, share in zip(PHANTOM_FINDINGS, SHARES, strict=True):
         assert abs(drawn.count(name) / 400 - share) < 4 * np.sqrt(share * (1 - share) / 400)
 
 
@@ -163,7 +163,7 @@ def test_a_larger_heart_is_larger_in_radiograph_and_ct():
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-@pytest.mark.parametrize("finding", FINDINGS[1:4])
+@pytest.mark.parametrize("finding", PHANTOM_FINDINGS[1:4])
 def test_lesions_change_the_image_where_they_are(modality, finding):
     from medsynth.phantoms.thorax.thorax import _RENDER
 
@@ -351,7 +351,7 @@ def test_findings_are_learnable_but_not_by_nearest_neighbour():
     s = thorax(patients=1250, modality="ct", seed=2)
     pixels, train = s.scaled(), np.arange(len(s)) < 1000
     finding = s.attributes["finding"].to_numpy(dtype=str)
-    label = np.stack([finding == name for name in FINDINGS[1:]], axis=1)
+    label = np.stack([finding == name for name in PHANTOM_FINDINGS[1:]], axis=1)
     torch.manual_seed(0)
     widths = (1, 16, 32, 64, 96)
     blocks = [
@@ -376,7 +376,7 @@ def test_findings_are_learnable_but_not_by_nearest_neighbour():
         logits = net(torch.tensor(pixels[~train])).numpy()
 
     flat, none = pixels.reshape(len(s), -1), finding == "none"
-    for i, name in enumerate(FINDINGS[1:]):
+    for i, name in enumerate(PHANTOM_FINDINGS[1:]):
         sick = label[:, i]
         test = ~train & (sick | none)
         to_none, to_sick = (cdist(flat[test], flat[train & group]).min(1) for group in (none, sick))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -261,7 +262,7 @@ def test_a_threshold_for_each_set_ships(people, strangers, monkeypatch, tmp_path
     monkeypatch.setattr(calibration, "FAMILIES", FEW)
     other = people.with_images(people.images * 0.5, name="other", role="eval")
     drawn: list[dict] = []
-    monkeypatch.setattr(thresholds, "cached_thorax", lambda **k: drawn.append(k) or strangers)
+    monkeypatch.setattr(thresholds, "cached_thorax", lambda **k: drawn.append(k) or replace(strangers, modality=k["modality"]))
     # of other people than the phantoms, who are held out
     hearts = strangers.with_images(1 - strangers.images)
     monkeypatch.setattr(thresholds, "cardiac", lambda **k: hearts)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -198,15 +199,17 @@ def test_a_release_can_be_gated_again(made, private, tmp_path):
 def test_the_files_are_judged_and_not_the_floats(tmp_path, make_set):
     """Planted bug: a check before quantisation would let these pass."""
     rng = np.random.default_rng(0)
-    codes = rng.integers(10, 65000, (4, 1, SIDE, SIDE))
-    private = make_set(4, images=codes / 65535, role="private")
-    # one half code up, nearly: in float far enough, and a private image once written with 16 bit
-    shifted = (codes + 0.49) / 65535
+    codes = rng.integers(10, 32000, (4, 1, SIDE, SIDE))
+    # as read from NIfTI, into which images go with half as many codes as the gate itself compares
+    private = make_set(4, images=codes / 32767, role="private")
+    # one half code up, nearly: in float far enough, and a private image once written to NIfTI
+    shifted = (codes + 0.49) / 32767
     # or one code away in a few pixels
     few = codes + 0.45
     few[..., 0, :2] += 1
-    floats = make_set(8, images=np.concatenate([shifted, few / 65535]), patient=np.arange(8), split=None)
-    tau = 0.6 * 2 * 0.49 / 65535
+    floats = make_set(8, images=np.concatenate([shifted, few / 32767]), patient=np.arange(8), split=None)
+    floats = replace(floats, attributes=pd.DataFrame({"file": [f"{i}.nii.gz" for i in range(8)]}))
+    tau = 0.6 * 2 * 0.49 / 32767
     before = plain_gate(private, Pixels(), tau).judge(floats)
     assert before.accepted.all()
     far = make_set(1, (1, SIDE, SIDE), seed=9).images
@@ -940,7 +943,7 @@ _BUGS = {
     "check before quantisation": ("_written", _judged_as_drawn, test_the_files_are_judged_and_not_the_floats),
     "margin dropped": ("margin", lambda error: 0.0, test_images_are_accepted_only_beyond_the_margin),
     "files equal to a private one pass": (
-        "same_files", lambda images, *_: np.zeros(len(images), bool), test_a_copy_is_refused_however_small_tau_is
+        "same_files", lambda images, *_: np.zeros(len(images), bool), test_the_files_are_judged_and_not_the_floats
     ),
     "released in the candidates' order": ("secrets.SystemRandom", _NoChance, test_file_names_are_in_no_order_of_the_candidates),
     "the same key every time": ("secrets.token_bytes", lambda n: bytes(n), test_a_release_can_be_gated_again),

@@ -75,9 +75,12 @@ def test_a_threshold_belongs_to_its_copies(folder):
 
 
 def test_phantoms_have_thresholds_of_their_own(make_set):
-    phantoms = make_set(2)
-    people = phantoms.with_images(phantoms.images, attributes=phantoms.attributes.assign(licence="CC BY 4.0"))
-    assert (kind_of(phantoms, "ct"), kind_of(people, "ct")) == ("phantom-ct", "ct")
+    phantoms, people = make_set(2, modality="ct"), make_set(2, modality="ct", origin="scan")
+    assert (kind_of(phantoms), kind_of(people)) == ("phantom-ct", "ct")
+    # samples of a network that saw people are of people
+    assert kind_of(make_set(2, modality="ct", origin="synthetic", people=True)) == "ct"
+    with pytest.raises(ValueError, match=r"tiny: its modality is not known; expected one of xray, ct"):
+        kind_of(make_set(2, modality=""))
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from medsynth import slurm
+from medsynth.publish import slurm
 from medsynth.publish.slurm import Job, SlurmRun
 
 FIRST = "7|{}_uuid|{}|rule_chapter_00_first|1:02|{}"
