@@ -99,9 +99,14 @@ class Chapter:
                 if isinstance(estimate, Estimate)
                 else Row(**named, value=float(estimate), seed=seed, extra=extra)
             )
-            self._rows[(table, dataset, metric, arm, seed, *sorted(extra.items()))] = (table, row)
             made.append(row)
+        self.extend(table, made)
         return made
+
+    def extend(self, table: str, rows: Iterable[Row]) -> None:
+        """Add rows that were made elsewhere to a table, as `add` does."""
+        for row in rows:
+            self._rows[(table, row.dataset, row.metric, row.arm, row.seed, *sorted(row.extra.items()))] = (table, row)
 
     def rows(self, table: str = "", **where: object) -> list[Row]:
         """Rows of a table whose columns have these values; a list or tuple of values allows any of them."""

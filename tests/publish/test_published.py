@@ -61,12 +61,13 @@ def names_in(code):
         if name in ("write_results", "save_figure"):
             written = call.args[2 if name == "save_figure" else 1]
             yield ast.literal_eval(written.values[0] if isinstance(written, ast.JoinedStr) else written)
-        # a chapter puts its name before those of its figures
+        # a chapter puts its name before those of its tables and figures
         if name == "Chapter":
             yield (chapter := ast.literal_eval(call.args[0]))
-            figures = {"estimates": 1, "curves": 2}
-            own = [(c, c.func.attr) for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr in figures]
-            yield from (f"{chapter}-{ast.literal_eval(c.args[figures[attr]])}" for c, attr in own)
+            for of in (c for c in calls if getattr(getattr(c.func, "value", None), "id", "") == "chapter"):
+                place = {"estimates": 1, "curves": 2, "save": 1}.get(of.func.attr)
+                own = [of.args[place]] if place else [k.value for k in of.keywords if (of.func.attr, k.arg) == ("table", "table")]
+                yield from (f"{chapter}-{ast.literal_eval(n)}" for n in own)
 
 
 @pytest.mark.parametrize("cell", [c for c in CELLS if c.tables], ids=lambda c: f"{c.method}, {c.says[:30]}")
