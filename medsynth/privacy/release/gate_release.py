@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,13 +37,14 @@ def gate_release(
     sign: str | Path | None = None,
     unusable: Mapping[str, str] | None = None,
     values: Values | None = None,
+    gate: Callable[..., Gate] = Gate,
 ) -> Release:
     """Release the candidates that keep their distance from every private image, with a certificate; see `certify`.
 
     phi: one of MAPS; of volumes "encoder" is "encoder_3d". The threshold is `tau`; or found on copies of images of `others`, of
     which `miss` may pass, and three times that of copies altered twice; or the one that ships for images of a `kind`, by default
-    the private set's own. A line in the ledger for each set that is read. Raises ValueError where no threshold fits, and for
-    `others` who are too few, are in the private set, or are there twice.
+    the private set's own. gate: makes the gate, as for `certify`. A line in the ledger for each set that is read. Raises
+    ValueError where no threshold fits, and for `others` who are too few, are in the private set, or are there twice.
     """
     free_place(Path(out))
     key = "encoder_3d" if (phi, len(private.spatial)) == ("encoder", 3) else phi
@@ -64,7 +65,7 @@ def gate_release(
     ledger.read(private, stage="gate", output=f"verdicts of the gate{price}, for {Path(out).name}")
     return certify(
         candidates, private, measured_in, tau=threshold.tau, how=threshold.how, calibrated=tau is None, out=out, key=key,
-        sign=sign, strangers=strangers, unusable=unusable, values=values,
+        sign=sign, strangers=strangers, unusable=unusable, values=values, gate=gate,
     )  # fmt: skip
 
 
