@@ -1,4 +1,4 @@
-"""May I share this? One table, ways to share down and questions across, filled from result rows where there are any."""
+"""May I share this? A table of verdicts, ways to share down and questions across, and below it every number behind them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ REAL, DRAWN, GATED = "Real images", "No gate (samples as drawn)", "Distance gate
 METHODS = (REAL, DRAWN, GATED)
 KINDS = ("measured", "proved", "by definition")
 NOTHING = "Nothing has been measured yet"
+UNKNOWN, VARIES = "Not measured", "It varies"  # verdicts: where no row counts, and where rows disagree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +33,17 @@ class Cell:
     question: str
     kind: str
     says: str  # what the number is; by definition: the answer
+    brief: str = ""  # the same in a few words, for the table
     tables: tuple[str, ...] = ()
     where: Mapping[str, str | float] = field(default_factory=dict)  # column -> value of the rows that count
     pick: str = ""  # of several rows on a data set show all (""), or the "lowest" or "highest"
     beside: str = ""  # a column whose text, or number with its name, stands beside the value
+    verdict: str = ""  # a word or two for the table, with columns of the row in braces; without it the cell is a detail
+    worst: str = ""  # which row of several the table shows, "lowest" or "highest"
 
     def __post_init__(self) -> None:
         known = {"method": METHODS, "question": QUESTIONS, "kind": KINDS, "pick": ("", "lowest", "highest")}
+        known["worst"] = ("lowest", "highest") if self.verdict and self.tables else ("",)
         for name, allowed in known.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"cell {self.says!r}: {name} {getattr(self, name)!r}; expected one of {allowed}")
@@ -51,23 +56,34 @@ _GATE = {"arm": "encoder", "rule": "calibrated on copies"}
 _REFUSES = {"metric": "share refused"} | _GATE
 _SLICES = "of CT and MR of real patients, on whose like no threshold could be found, at the one found on radiographs"
 
+_REFUSED = {"verdict": "No near copy", "worst": "lowest", "brief": "altered copies refused, of the worst kind tried"}
+
 # a later chapter adds its lines here
 CELLS = (
-    Cell(method=REAL, question=QUESTIONS[0], kind="by definition", says="Yes: every image is a patient's."),
-    Cell(method=REAL, question=QUESTIONS[1], kind="by definition", says="Everything: whoever receives an image has it."),
-    Cell(method=REAL, question=QUESTIONS[2], kind="by definition", says="Yes: an image is one patient and nobody else."),
+    Cell(method=REAL, question=QUESTIONS[0], kind="by definition", says="Yes: every image is a patient's.", verdict="Yes"),
+    Cell(
+        method=REAL, question=QUESTIONS[1], kind="by definition", verdict="Everything",
+        says="Everything: whoever receives an image has it.",
+    ),
+    Cell(
+        method=REAL, question=QUESTIONS[2], kind="by definition", verdict="Yes",
+        says="Yes: an image is one patient and nobody else.",
+    ),
     Cell(
         method=REAL, question=QUESTIONS[3], kind="measured", tables=("restoration",), where={"metric": "PSNR", "arm": "real"},
-        says="PSNR (dB) of restoration networks trained on them, on held-out patients",
+        says="PSNR (dB) of restoration networks trained on them, on held-out patients", verdict="Yes", worst="lowest",
+        brief="PSNR in dB, of networks trained on them",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[0], kind="measured", tables=("gate",),
-        where={"metric": "share too close", "arm": "no gate"},
+        where={"metric": "share too close", "arm": "no gate"}, verdict="Not ruled out", worst="highest",
+        brief="samples too close",
         says="share of samples within the gate's distance of a private patient's image",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[0], kind="measured", tables=("weights-gate-samples",), beside="private_patients",
-        where={"metric": "share too close", "arm": "no gate"},
+        where={"metric": "share too close", "arm": "no gate"}, verdict="Not ruled out", worst="highest",
+        brief="samples too close",
         says="the same of generators of CT and MR of real patients, of whom there are few. It shows a likeness to the training "
         "patients, not that images were stored: how near private slices lie to one another is not beside it; n counts samples",
     ),
@@ -94,7 +110,8 @@ CELLS = (
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[3], kind="measured", tables=("restoration",), beside="verdict",
-        where={"metric": "PSNR difference to real", "arm": "synthetic"},
+        where={"metric": "PSNR difference to real", "arm": "synthetic"}, verdict="{verdict}", worst="lowest",
+        brief="PSNR in dB, less that of real-trained networks",
         says="PSNR (dB) of restoration networks trained on them, minus that of real-trained ones",
     ),
     Cell(
@@ -104,7 +121,7 @@ CELLS = (
     ),
     Cell(
         method=GATED, question=QUESTIONS[0], kind="measured", tables=_ATTACKS, where={"kind": "attack"} | _REFUSES,
-        pick="lowest", beside="family",
+        pick="lowest", beside="family", **_REFUSED,
         says="share of altered copies that are refused, for the worst of the alterations that the encoder was trained on; others "
         "were not tried (of PET noise, gain and offset are not covered, as its certificates say)",
     ),
@@ -116,14 +133,15 @@ CELLS = (
     *(
         Cell(
             method=GATED, question=QUESTIONS[0], kind="measured", tables=("weights-gate-attacks-slices",),
-            where={"kind": kind} | _REFUSES, pick="lowest", beside="family",
+            where={"kind": kind} | _REFUSES, pick="lowest", beside="family", **head,
             says=f"the same, for the worst {worst}, {_SLICES}",
-        ) for kind, worst in (("attack", "alteration"), ("pair", "pair"))
+        ) for kind, worst, head in (("attack", "alteration", _REFUSED), ("pair", "pair", {}))
     ),
     Cell(
         method=GATED, question=QUESTIONS[1], kind="measured", tables=("gate",),
         where={"metric": "negative-space AUC", "arm": "distance gate"},
-        beside="expected",
+        beside="expected", verdict="Not bounded", worst="highest",
+        brief="AUC of the attack tried",
         says="AUC at telling members from non-members by empty space around them (0.5: a guess), in a release of 1,000 images on "
         "profile full and 200 on laptop: a larger one shows more. Beside it, how many images the attacker expected around a "
         "member: far below 1 there is nothing to see",
@@ -135,7 +153,8 @@ CELLS = (
     ),
     Cell(
         method=GATED, question=QUESTIONS[3], kind="measured", tables=("restoration",), beside="verdict",
-        where={"metric": "PSNR difference to real", "arm": "gated"},
+        where={"metric": "PSNR difference to real", "arm": "gated"}, verdict="{verdict}", worst="lowest",
+        brief="PSNR in dB, less that of real-trained networks",
         says="PSNR (dB) of restoration networks trained on them, minus that of real-trained ones",
     ),
     Cell(
@@ -147,10 +166,10 @@ CELLS = (
 
 
 def share_section(published: Path, own: Path, cells: Sequence[Cell] = CELLS) -> str:
-    """Markdown of the table: every cell with the numbers of each published run and of one's own, and where they come from.
+    """Markdown of the table, a verdict and one number for each place, and below it, folded, every number of every run.
 
-    published, own: folders of folders of tables. Raises ValueError for a table that is not its sidecar's, FileNotFoundError for
-    one without a sidecar.
+    Real data come before phantoms, and of several rows the worst is shown. published, own: folders of folders of tables. Raises
+    ValueError for a table that is not its sidecar's, FileNotFoundError for one without a sidecar.
     """
     places = own_tables(own)
     # a chapter may not have run, or be yet to be written
@@ -158,12 +177,38 @@ def share_section(published: Path, own: Path, cells: Sequence[Cell] = CELLS) -> 
     tables = {name: both(places.get(name, own), name, published) for name in known}
     lines = [":::{list-table}", ":header-rows: 1", ":stub-columns: 1", ":class: share", ""]
     lines += ["* - Way to share", *(f"  - {question}" for question in QUESTIONS)]
+    details = []
     for method in METHODS:
         lines.append(f"* - {method}")
+        details += ["", f"::::{{dropdown}} {method}: every number"]
         for question in QUESTIONS:
-            answers = [_answer(c, tables) for c in cells if (c.method, c.question) == (method, question)] or [f"{NOTHING}."]
-            lines.append("  - " + "\n\n".join(answers).replace("\n", "\n    "))
-    return "\n".join([*lines, ":::"])
+            there = [c for c in cells if (c.method, c.question) == (method, question)]
+            lines.append("  - " + _verdict(there, tables))
+            answers = [_answer(c, tables) for c in there] or [f"{NOTHING}."]
+            details += ["", f"**{question}**", "", "\n\n".join(answers)]
+        details += ["", "::::"]
+    return "\n".join([*lines, ":::", *details])
+
+
+def _verdict(cells: Sequence[Cell], tables: Mapping[str, pd.DataFrame]) -> str:
+    """The verdict of a place, and its worst row on real data, or else on phantoms, with a link to the rows behind it."""
+    heads = [c for c in cells if c.verdict]
+    if fixed := next((c for c in heads if not c.tables), None):
+        return f"**{fixed.verdict}**"
+    found = [(c, name, row) for c in heads for name in c.tables if name in tables for row in matching(tables[name], c)]
+    real = [entry for entry in found if not _phantom(entry[2])] or found
+    if not real:
+        return f"**{UNKNOWN}**"
+    words = {c.verdict.format(**row) for c, _, row in real}
+    cell, name, row = (min if heads[0].worst == "lowest" else max)(real, key=lambda entry: entry[2]["value"])
+    word = words.pop() if len(words) == 1 else VARIES
+    value = show_value(*(row[c] for c in ("value", "low", "high", "n", "n_of", "level")))
+    link = f'<a href="published.html#{name}">{_plain(row["dataset"])}</a>'
+    return f"**{word[0].upper()}{word[1:]}**<br>{cell.brief}: {value}, {link}"
+
+
+def _phantom(row: Mapping[str, object]) -> bool:
+    return str(row["dataset"]).startswith("phantom")
 
 
 def _answer(cell: Cell, tables: Mapping[str, pd.DataFrame]) -> str:

@@ -4,7 +4,19 @@ import pandas as pd
 import pytest
 
 from medsynth.publish import answers as share
-from medsynth.publish.answers import CELLS, DRAWN, GATED, METHODS, NOTHING, QUESTIONS, Cell, matching, share_section
+from medsynth.publish.answers import (
+    CELLS,
+    DRAWN,
+    GATED,
+    METHODS,
+    NOTHING,
+    QUESTIONS,
+    UNKNOWN,
+    VARIES,
+    Cell,
+    matching,
+    share_section,
+)
 from medsynth.results import Estimate, Row, write_results
 
 SIDECAR = {"parameters": {}, "seeds": [0], "inputs": {}, "data_licence": "generated"}
@@ -33,14 +45,44 @@ def places(tmp_path):
 
 def test_without_a_table_every_place_says_so(places):
     text = share_section(*places[:2])
-    assert text.startswith(":::{list-table}") and text.endswith(":::")
-    assert [text.count(f"* - {m}") for m in METHODS] == [1] * len(METHODS)
-    assert [text.count(f"  - {q}") for q in QUESTIONS] == [1] * len(QUESTIONS)
+    table, details = text.split("\n:::\n")
+    assert table.startswith(":::{list-table}") and [table.count(f"* - {m}") for m in METHODS] == [1] * len(METHODS)
+    assert [table.count(f"  - {q}") for q in QUESTIONS] == [1] * len(QUESTIONS)
+    assert len(re.findall(r"^  - ", table, re.MULTILINE)) == (1 + len(METHODS)) * len(QUESTIONS)
+    defined = {(c.method, c.question) for c in CELLS if c.verdict and not c.tables}
+    assert table.count(f"  - **{UNKNOWN}**") == len(METHODS) * len(QUESTIONS) - len(defined)
     # a place for every pair, a sentence for every cell that needs rows, and one where there is no cell at all
     empty = {(m, q) for m in METHODS for q in QUESTIONS} - {(c.method, c.question) for c in CELLS}
-    assert text.count(NOTHING) == sum(c.kind == "measured" for c in CELLS) + len(empty)
-    assert text.count("*Proved*") == 1 and "*Measured*" not in text
-    assert len(re.findall(r"^  - ", text, re.MULTILINE)) == (1 + len(METHODS)) * len(QUESTIONS)
+    assert details.count(NOTHING) == sum(c.kind == "measured" for c in CELLS) + len(empty)
+    assert details.count("*Proved*") == 1 and "*Measured*" not in details
+
+
+def test_a_verdict_shows_the_worst_row_on_real_images(places):
+    published, own, write = places
+    head = {"verdict": "Not bounded", "worst": "highest", "brief": "AUC"}
+    write("published/full", "gate", [auc(0.875), auc(0.625, dataset="cxr_a"), auc(0.75, dataset="cxr_b")])
+    table = share_section(published, own, [cell(**head)]).split("\n:::\n")[0]
+    link = '<a href="published.html#gate">cxr\\_b</a>'
+    assert f"  - **Not bounded**<br>AUC: 0.75 [0.5, 0.75] (n = 80), {link}\n" in table and "0.875" not in table
+    # of phantoms where there are no others
+    write("published/full", "gate", [auc(0.875), auc(0.625)])
+    assert "AUC: 0.875 [" in share_section(published, own, [cell(**head)]).split("\n:::\n")[0]
+
+
+def test_verdicts_come_from_rows_and_disagreement_is_said(places):
+    published, own, write = places
+    head = {"verdict": "{verdict}", "worst": "lowest", "brief": "dB"}
+    write("published/full", "gate", [auc(0.875, verdict="equivalent", net="a"), auc(0.625, verdict="equivalent", net="b")])
+    assert "  - **Equivalent**<br>dB: 0.625 [" in share_section(published, own, [cell(**head)])
+    write("published/full", "gate", [auc(0.875, verdict="different", net="a"), auc(0.625, verdict="equivalent", net="b")])
+    assert f"  - **{VARIES}**<br>dB: 0.625 [" in share_section(published, own, [cell(**head)])
+
+
+def test_a_phone_shows_each_answer_below_its_question(project):
+    style = (project / "book" / "_static" / "book.css").read_text()
+    assert re.findall(r"td:nth-child\((\d)\)::before \{ content: \"(.*)\"; \}", style) == [
+        (str(k), question) for k, question in enumerate(QUESTIONS, 2)
+    ]
 
 
 def test_a_number_has_its_interval_its_patients_its_data_and_its_run(places):
@@ -92,7 +134,7 @@ def test_the_worst_of_several_rows_is_named_and_counted(places):
     # of another chapter's table, in the same cell
     assert "- 0.75 [0.625, 1] (n = 40), phantom-xray, noise (weights)" in text
     proved = cell(**both, kind="proved", where={"metric": "tau"}, beside="phi")
-    assert "*Proved*: AUC.\n    - 0.25, phantom-xray, the encoder (this run)" in share_section(published, own, [proved])
+    assert "*Proved*: AUC.\n- 0.25, phantom-xray, the encoder (this run)" in share_section(published, own, [proved])
 
 
 def test_equal_rows_count_and_where_all_are_equal_none_is_the_worst():
@@ -146,6 +188,8 @@ def test_an_edited_table_stops_the_page(places):
         ({"question": "Why?"}, "question 'Why?'"),
         ({"kind": "likely"}, "kind 'likely'"),
         ({"pick": "mean"}, "pick 'mean'"),
+        ({"verdict": "Yes"}, "worst ''"),
+        ({"worst": "lowest"}, "worst 'lowest'"),
         ({"kind": "by definition"}, "a number needs one"),
         ({"tables": ()}, "a number needs one"),
     ],
