@@ -60,14 +60,18 @@ def names_in(code):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         if name in ("write_results", "save_figure"):
             written = call.args[2 if name == "save_figure" else 1]
-            yield ast.literal_eval(written.values[0] if isinstance(written, ast.JoinedStr) else written)
+            yield beginning(written)
         # a chapter puts its name before those of its tables and figures
         if name == "Chapter":
             yield (chapter := ast.literal_eval(call.args[0]))
             for of in (c for c in calls if getattr(getattr(c.func, "value", None), "id", "") == "chapter"):
                 place = {"estimates": 1, "curves": 2, "save": 1}.get(of.func.attr)
                 own = [of.args[place]] if place else [k.value for k in of.keywords if (of.func.attr, k.arg) == ("table", "table")]
-                yield from (f"{chapter}-{ast.literal_eval(n)}" for n in own)
+                yield from (f"{chapter}-{beginning(n)}" for n in own)
+
+
+def beginning(name):
+    return ast.literal_eval(name.values[0] if isinstance(name, ast.JoinedStr) else name)
 
 
 @pytest.mark.parametrize("cell", [c for c in CELLS if c.tables], ids=lambda c: f"{c.method}, {c.says[:30]}")
