@@ -222,7 +222,15 @@ def project_root(start: Path | None = None) -> Path:
 
 
 def load_profile(name: str, folder: Path | None = None) -> Profile:
-    """Read `profiles/<name>.yaml`; an unknown name, key or type is a ValueError that names the closest valid one."""
+    """Read `profiles/<name>.yaml`, or a file of your own where `name` is its path, such as "sizes/mine.yaml".
+
+    An unknown name, key or type is a ValueError that names the closest valid one. With `folder`, names in it alone count.
+    """
+    path = Path(name)
+    if folder is None and path.suffix == ".yaml":
+        if not path.is_file():
+            raise ValueError(f"profile {name!r}: no such file; expected a .yaml file, or the name of one in profiles/")
+        folder, name = path.resolve().parent, path.stem
     folder = folder or project_root() / "profiles"
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     if name not in known:

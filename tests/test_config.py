@@ -157,6 +157,24 @@ def test_bad_profiles_are_named(tmp_path: Path, project: Path):
         load_profile("renamed", folder)
 
 
+def test_a_profile_of_ones_own_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Path):
+    mine = tmp_path / "sizes" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text((project / "profiles" / "smoke.yaml").read_text().replace("size: 32", "size: 48"))
+    found = load_profile(str(mine))
+    assert (found.name, found.thorax.size) == ("mine", 48)
+    monkeypatch.chdir(mine.parent)
+    assert load_profile("mine.yaml") == found
+    with pytest.raises(ValueError, match=r"profile '\.\./mine.yaml': no such file; expected a \.yaml file, or the name of one"):
+        load_profile("../mine.yaml")
+    mine.write_text("thorx: {}")
+    with pytest.raises(ValueError, match=r"sizes/mine.yaml: unknown key 'thorx'; did you mean 'thorax'"):
+        load_profile("mine.yaml")
+    # where a folder is given, a path is the name of nothing in it
+    with pytest.raises(ValueError, match=r"profile 'mine.yaml' does not exist in profiles/"):
+        load_profile("mine.yaml", project / "profiles")
+
+
 def test_the_project_is_found_from_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Path):
     root = tmp_path / "p"
     for sub in ("profiles", "notebooks", "book/deep"):
