@@ -65,7 +65,7 @@ def names_in(code):
         if name == "Chapter":
             yield (chapter := ast.literal_eval(call.args[0]))
             for of in (c for c in calls if getattr(getattr(c.func, "value", None), "id", "") == "chapter"):
-                place = {"estimates": 1, "curves": 2, "save": 1}.get(of.func.attr)
+                place = {"estimates": 1, "panels": 1, "roc": 1, "histogram": 1, "curves": 2, "save": 1}.get(of.func.attr)
                 own = [of.args[place]] if place else [k.value for k in of.keywords if (of.func.attr, k.arg) == ("table", "table")]
                 yield from (f"{chapter}-{beginning(n)}" for n in own)
 
