@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from medsynth import figures
@@ -13,8 +14,11 @@ from medsynth.config import ThoraxConfig, load_profile, project_root
 from medsynth.data.sources import Sources, private_and_test
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
-from medsynth.models.weights import shipped_hash
+from medsynth.models.weights import denoiser_kind, shipped_hash
 from medsynth.results import COLUMNS, Estimate, Row, Scalar, write_results
+
+if TYPE_CHECKING:
+    from medsynth.diffusion.generator import Generator
 
 WITHHELD = "left out: it would say something of people"
 
@@ -51,6 +55,16 @@ class Chapter:
         self.ledger.read(sources.test, stage=stage, output=output)
         self.note(**{f"private {modality}": sources.private, f"test {modality}": sources.test})
         return sources
+
+    def generator(self, private: ImageSet, *, seed: int | None = None) -> Generator:
+        """A generator at the settings, trained on these images; found again if trained before. Its weights are noted."""
+        # torch takes seconds to import, and not every chapter draws
+        from medsynth.diffusion.generator import Generator
+
+        self.note("autoencoder", "refiner", f"denoiser_{denoiser_kind(private)}")
+        of = self.settings
+        sizes = {"denoiser": of.denoiser, "diffusion": of.diffusion, "sampling": of.sampling}
+        return Generator.train(private, **sizes, ledger=self.ledger, seed=self.seed if seed is None else seed)
 
     def note(self, *weights: str, **sets: ImageSet) -> None:
         """Remember what numbers rest on: shipped weights by name, sets under the name that the sidecar gives them."""
@@ -136,15 +150,68 @@ class Chapter:
         self, metrics: Iterable[str], name: str, *, label: str = "{metric}", floors: bool = True, table: str = "", **where: object
     ) -> None:  # fmt: skip
         """Draw and save points with intervals, a panel for each metric, beside its floor where there is one."""
-        panels = [(m, found) for m in metrics if (found := self.rows(table, metric=m, **where))]
-        size = (7.5, 0.8 + 0.4 * max(len(found) for _, found in panels))
-        figure, axes = figures.new_figure(1, len(panels), size=size, layout="constrained", squeeze=False)
-        for ax, (metric, found) in zip(axes[0], panels, strict=True):
-            floor = next(iter(self.rows(table, metric=f"{metric} floor", **where)), None) if floors else None
-            named = pd.DataFrame([{"arm": _label(row), "value": row.value, "low": row.low, "high": row.high} for row in found])
-            figures.estimates_plot(ax, named, label=label.format(metric=metric, unit=found[0].unit), floor=floor)
-            ax.tick_params(labelleft=ax is axes[0][0])
-        self.save(figure, name, [row for _, found in panels for row in found])
+        panels = {m: found for m in metrics if (found := self.rows(table, metric=m, **where))}
+        labels = [label.format(metric=m, unit=found[0].unit) for m, found in panels.items()]
+        floor = [next(iter(self.rows(table, metric=f"{m} floor", **where)), None) if floors else None for m in panels]
+        self._panels(list(panels.values()), name, labels=labels, floors=floor)
+
+    def panels(
+        self, panels: Mapping[str, Sequence[Row]], name: str, *, label: str, across: int = 0,
+        named: Callable[[Row], str] | None = None, limits: tuple[float, float] | None = None,
+    ) -> None:  # fmt: skip
+        """Draw and save points with intervals, a panel for each title, side by side or `across` in a line.
+
+        named: what a point is called; by default its arm, with the seed where there is one. limits: of the axis, for all panels.
+        """
+        of = {"labels": [label] * len(panels), "titles": list(panels), "across": across, "named": named, "limits": limits}
+        self._panels(list(panels.values()), name, **of)
+
+    def _panels(
+        self, panels: list[Sequence[Row]], name: str, *, labels: list[str], titles: Sequence[str] = (), across: int = 0,
+        floors: Sequence[Row | None] = (), named: Callable[[Row], str] | None = None, limits: tuple[float, float] | None = None,
+    ) -> None:  # fmt: skip
+        across = across or len(panels)
+        lines, most = -(-len(panels) // across), max(len(found) for found in panels)
+        size = (7.5, lines * (0.8 + (0.4 if most < 4 else 0.25) * most))
+        figure, axes = figures.new_figure(lines, across, size=size, layout="constrained", squeeze=False)
+        called = [[(named or _label)(row) for row in found] for found in panels]
+        for k, (ax, found) in enumerate(zip(axes.flat, panels, strict=False)):
+            points = pd.DataFrame(
+                {"arm": arm, "value": row.value, "low": row.low, "high": row.high}
+                for arm, row in zip(called[k], found, strict=True)
+            )
+            figures.estimates_plot(ax, points, label=labels[k], floor=floors[k] if floors else None)
+            ax.set(title=titles[k] if titles else "", xlim=limits or ax.get_xlim())
+            # the same names stand once in a line
+            ax.tick_params(labelleft=k % across == 0 or called[k] != called[k - 1])
+        for ax in axes.flat[len(panels) :]:
+            ax.remove()
+        self.save(figure, name, [row for found in panels for row in found])
+
+    def roc(self, curves: Mapping[str, np.ndarray], name: str, *, x_label: str, y_label: str, log: bool = False) -> None:
+        """Draw and save true over false positive rates, (k, 2) of each arm, beside those of a guess."""
+        points = [pd.DataFrame(found, columns=["false positive rate", "value"]).assign(arm=arm) for arm, found in curves.items()]
+        figure, ax = figures.new_figure(size=(4.6, 3.2), layout="constrained")
+        figures.curve(ax, pd.concat(points), x="false positive rate", x_label=x_label, y_label=y_label)
+        guess = np.linspace(0, 1, 1001)
+        ax.plot(guess, guess, color="#999999", linewidth=0.8)
+        if log:
+            ax.set(xscale="log", xlim=(1e-4, 1))
+        self.save(figure, name, pd.concat(points))
+
+    def histogram(self, groups: Mapping[str, np.ndarray], name: str, marks: Mapping[str, float], *, label: str) -> None:
+        """Draw and save how the values of each group are spread, and where the `marks` lie; what is not a number is left out."""
+        bins = np.linspace(0, max(float(np.nanmax(values)) for values in groups.values()), 60)
+        counts = {group: np.histogram(values, bins)[0] for group, values in groups.items()}
+        figure, ax = figures.new_figure(size=(6.4, 3.2), layout="constrained")
+        for group, count in counts.items():
+            ax.stairs(count / count.sum(), bins, fill=True, alpha=0.5, label=group)
+        for mark, value in marks.items():
+            ax.axvline(value, color="black", linestyle="--", label=mark)
+        ax.set(xlabel=label, ylabel="share of the group")
+        ax.legend()
+        table = [pd.DataFrame({"group": k, "from": bins[:-1], "to": bins[1:], "count": v}) for k, v in counts.items()]
+        self.save(figure, name, pd.concat(table))
 
     def curves(
         self, x: str, panels: Iterable[Iterable[str]], name: str, *, x_label: str = "", by: str = "metric", table: str = "",
@@ -166,6 +233,10 @@ class Chapter:
     def secret(self, value: Any) -> Any:
         """A value that says where single patients are: itself for phantoms, a word that it is left out for people."""
         return WITHHELD if self.people else value
+
+    def secrets(self, **columns: Scalar) -> dict[str, Scalar]:
+        """Columns of a row that say where single patients are: themselves for phantoms, none for people."""
+        return {} if self.people else columns
 
 
 def _value(row: Row, column: str) -> object:

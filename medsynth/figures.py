@@ -102,6 +102,23 @@ def may_show(*sets: ImageSet) -> bool:
     return not any(images.people for images in sets)
 
 
+def image_rows(lines: Mapping[str, ImageSet], *, columns: int = 8, title: str = "", width: float = 7.5) -> Figure:
+    """A grid with the first images of each set in a line of its own, named by its key; a set of fewer leaves places empty,
+    and one of none its line.
+
+    All are drawn over the first set's range, and all are withheld if a person was scanned for any of them (`image_grid`).
+    """
+    lines = {label: images for label, images in lines.items() if len(images)}
+    first = next(iter(lines.values()))
+    empty = np.full((columns, *first.images.shape[1:]), np.nan, np.float32)
+    pixels = [np.concatenate([images.images[:columns], empty])[:columns] for images in lines.values()]
+    whose = next((images for images in lines.values() if images.people), first)
+    return image_grid(
+        np.concatenate(pixels), rows=len(lines), columns=columns, of=whose, row_labels=list(lines), limits=first.range,
+        title=title, width=width,
+    )  # fmt: skip
+
+
 def image_grid(
     images: ImageSet | np.ndarray,
     *,

@@ -1,8 +1,10 @@
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from stub_project import ROOT
 
 from medsynth.chapter import WITHHELD, Chapter
+from medsynth.diffusion.generator import Generator
 from medsynth.results import Estimate, read_results
 
 
@@ -67,3 +69,46 @@ def test_plots_are_drawn_and_saved_with_what_they_show(chapter, tmp_path):
     assert {p.name for p in tmp_path.glob("*.svg")} == {"gate-fidelity.svg", "gate-guidance.svg"}
     assert read_results(tmp_path, "gate-fidelity").rows["metric"].tolist() == ["KID"]
     assert len(read_results(tmp_path, "gate-guidance").rows) == 4
+
+
+def test_panels_have_names_limits_and_every_row(chapter, tmp_path):
+    for arm in ("a", "b", "c"):
+        chapter.add(arm, {"PSNR": estimate(1.0)}, dataset="x", seed=0)
+    rows = chapter.rows(metric="PSNR")
+    drawn = {"one": rows, "two": rows[:2], "three": rows[:2]}
+    chapter.panels(drawn, "psnr", label="PSNR (dB)", across=2, limits=(0, 3), named=lambda row: row.arm.upper())
+    assert len(read_results(tmp_path, "gate-psnr").rows) == 7
+    axes = plt.gcf().axes
+    assert [ax.get_title() for ax in axes] == ["one", "two", "three"] and {ax.get_xlim() for ax in axes} == {(0, 3)}
+    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["A", "B", "C"]
+    # names stand once in a line, and again where they are others
+    assert [ax.yaxis.get_tick_params()["labelleft"] for ax in axes] == [True, True, True]
+    chapter.panels({"one": rows, "two": rows}, "psnr", label="PSNR (dB)")
+    assert [ax.yaxis.get_tick_params()["labelleft"] for ax in plt.gcf().axes] == [True, False]
+
+
+def test_a_roc_and_a_histogram_save_what_they_show(chapter, tmp_path):
+    chapter.roc({"a": np.array([[0, 0], [0.1, 0.5], [1, 1]]), "b": np.array([[0, 0], [1, 1]])}, "roc", x_label="x", y_label="y")
+    curves = read_results(tmp_path, "gate-roc").rows
+    assert curves["arm"].tolist() == ["a"] * 3 + ["b"] * 2 and curves["value"].tolist() == [0, 0.5, 1, 0, 1]
+    groups = {"near": np.array([0.1, 0.2, np.nan]), "far": np.array([1.0])}
+    chapter.histogram(groups, "distances", {"tau": 0.5}, label="distance")
+    counts = read_results(tmp_path, "gate-distances").rows
+    assert counts.groupby("group")["count"].sum().to_dict() == {"far": 1, "near": 2} and counts["to"].max() == 1
+
+
+def test_columns_that_say_where_patients_are_are_left_out_for_people(chapter, make_set):
+    assert chapter.secrets(tau=0.5) == {"tau": 0.5}
+    chapter.note(test_set=make_set(origin="scan"))
+    assert chapter.secrets(tau=0.5) == {}
+
+
+def test_a_generator_has_the_sizes_the_ledger_and_the_seed_of_its_chapter(chapter, monkeypatch, make_set):
+    asked = {}
+    monkeypatch.setattr(Generator, "train", lambda private, **options: asked.update(options) or private)
+    private = make_set(role="private", origin="phantom")
+    assert chapter.generator(private, seed=7) is private
+    assert asked["diffusion"] == chapter.settings.diffusion and asked["ledger"] is chapter.ledger and asked["seed"] == 7
+    assert {"autoencoder", "refiner", "denoiser_phantom"} <= set(chapter.sidecar["inputs"])
+    chapter.generator(private)
+    assert asked["seed"] == 3

@@ -81,6 +81,20 @@ def test_an_array_says_whose_images_it_was_computed_from():
     assert len(figures.image_grid(images, of=image_set("phantom"), limits=(0, 2)).axes[0].images) == 1
 
 
+def test_each_set_has_a_line_and_a_smaller_one_leaves_places_empty():
+    many, few = image_set("phantom"), image_set("phantom").select([1])
+    axes = figures.image_rows({"many": many, "none": many.select([]), "few": few}, columns=2).axes
+    assert len(axes) == 4 and [ax.get_ylabel() for ax in axes] == ["many", "", "few", ""]
+    shown = [np.ma.filled(ax.images[0].get_array(), np.nan) for ax in axes]
+    np.testing.assert_array_equal(shown[0], many.images[0, 0])
+    np.testing.assert_array_equal(shown[2], many.images[1, 0])
+    assert np.isnan(shown[3]).all()
+
+
+def test_one_set_of_people_withholds_all_lines():
+    assert not any(ax.images for ax in figures.image_rows({"a": image_set("phantom"), "b": image_set("scan")}, columns=2).axes)
+
+
 def test_a_volume_shows_its_middle_slice():
     volume = image_set("phantom", (1, 1, 5, 8, 8))
     shown = figures.image_grid(volume, rows=1, columns=1).axes[0].images[0].get_array()

@@ -10,15 +10,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from medsynth.results import both, own_tables, show_value
+from medsynth.data.npz import KNOWN
+from medsynth.results import YOURS, both, own_tables, show_value
 
 MARK = "<!-- may I share this -->"  # where book/share.md receives the table
 QUESTIONS = ("Is it a copy?", "What leaks?", "Can someone be singled out?", "Is it useful?")
-REAL, DRAWN, GATED = "Real images", "No gate (samples as drawn)", "Distance gate"
+REAL, DRAWN, GATED = "Real images", "Synthetic images, as drawn", "Synthetic images, after a gate"
 METHODS = (REAL, DRAWN, GATED)
 KINDS = ("measured", "proved", "by definition")
 NOTHING = "Nothing has been measured yet"
 UNKNOWN, VARIES = "Not measured", "It varies"  # verdicts: where no row counts, and where rows disagree
+# how the table says verdicts of equivalence; an experiment that could not have seen a difference shows nothing
+WORDS = {"equivalent": "as good", "experiment not sensitive": "not shown"}
+KINDS_OF_IMAGE = {"xray": "X-ray", "ct": "CT", "mr": "MR", "pet": "PET"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,8 @@ _GATE = {"arm": "encoder", "rule": "calibrated on copies"}
 _REFUSES = {"metric": "share refused"} | _GATE
 _SLICES = "of CT and MR of real patients, on whose like no threshold could be found, at the one found on radiographs"
 
-_REFUSED = {"verdict": "No near copy", "worst": "lowest", "brief": "altered copies refused, of the worst kind tried"}
+_REFUSED = {"verdict": "Mostly refused", "worst": "lowest", "brief": "share of altered copies refused, in the worst way tried"}
+_TO_REAL = {"verdict": "{verdict}", "worst": "lowest", "brief": "PSNR of scans it helps restore, minus that with real ones, dB"}
 
 # a later chapter adds its lines here
 CELLS = (
@@ -72,18 +77,18 @@ CELLS = (
     Cell(
         method=REAL, question=QUESTIONS[3], kind="measured", tables=("restoration",), where={"metric": "PSNR", "arm": "real"},
         says="PSNR (dB) of restoration networks trained on them, on held-out patients", verdict="Yes", worst="lowest",
-        brief="PSNR in dB, of networks trained on them",
+        brief="PSNR of scans that they help restore, dB",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[0], kind="measured", tables=("gate",),
         where={"metric": "share too close", "arm": "no gate"}, verdict="Not ruled out", worst="highest",
-        brief="samples too close",
+        brief="share of samples too close to a patient",
         says="share of samples within the gate's distance of a private patient's image",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[0], kind="measured", tables=("weights-gate-samples",), beside="private_patients",
         where={"metric": "share too close", "arm": "no gate"}, verdict="Not ruled out", worst="highest",
-        brief="samples too close",
+        brief="share of samples too close to a patient",
         says="the same of generators of CT and MR of real patients, of whom there are few. It shows a likeness to the training "
         "patients, not that images were stored: how near private slices lie to one another is not beside it; n counts samples",
     ),
@@ -110,8 +115,7 @@ CELLS = (
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[3], kind="measured", tables=("restoration",), beside="verdict",
-        where={"metric": "PSNR difference to real", "arm": "synthetic"}, verdict="{verdict}", worst="lowest",
-        brief="PSNR in dB, less that of real-trained networks",
+        where={"metric": "PSNR difference to real", "arm": "synthetic"}, **_TO_REAL,
         says="PSNR (dB) of restoration networks trained on them, minus that of real-trained ones",
     ),
     Cell(
@@ -127,21 +131,21 @@ CELLS = (
     ),
     Cell(
         method=GATED, question=QUESTIONS[0], kind="measured", tables=_ATTACKS, where={"kind": "pair"} | _REFUSES,
-        pick="lowest", beside="family",
+        pick="lowest", beside="family", **_REFUSED,
         says="share of copies altered twice that are refused, for the worst pair of these (of PET one with what is not covered)",
     ),
     *(
         Cell(
             method=GATED, question=QUESTIONS[0], kind="measured", tables=("weights-gate-attacks-slices",),
-            where={"kind": kind} | _REFUSES, pick="lowest", beside="family", **head,
+            where={"kind": kind} | _REFUSES, pick="lowest", beside="family", **_REFUSED,
             says=f"the same, for the worst {worst}, {_SLICES}",
-        ) for kind, worst, head in (("attack", "alteration", _REFUSED), ("pair", "pair", {}))
+        ) for kind, worst in (("attack", "alteration"), ("pair", "pair"))
     ),
     Cell(
         method=GATED, question=QUESTIONS[1], kind="measured", tables=("gate",),
         where={"metric": "negative-space AUC", "arm": "distance gate"},
-        beside="expected", verdict="Not bounded", worst="highest",
-        brief="AUC of the attack tried",
+        beside="expected", verdict="No guarantee", worst="highest",
+        brief="AUC of the one attack tried (0.5 is a guess)",
         says="AUC at telling members from non-members by empty space around them (0.5: a guess), in a release of 1,000 images on "
         "profile full and 200 on laptop: a larger one shows more. Beside it, how many images the attacker expected around a "
         "member: far below 1 there is nothing to see",
@@ -153,8 +157,7 @@ CELLS = (
     ),
     Cell(
         method=GATED, question=QUESTIONS[3], kind="measured", tables=("restoration",), beside="verdict",
-        where={"metric": "PSNR difference to real", "arm": "gated"}, verdict="{verdict}", worst="lowest",
-        brief="PSNR in dB, less that of real-trained networks",
+        where={"metric": "PSNR difference to real", "arm": "gated"}, **_TO_REAL,
         says="PSNR (dB) of restoration networks trained on them, minus that of real-trained ones",
     ),
     Cell(
@@ -199,12 +202,27 @@ def _verdict(cells: Sequence[Cell], tables: Mapping[str, pd.DataFrame]) -> str:
     real = [entry for entry in found if not _phantom(entry[2])] or found
     if not real:
         return f"**{UNKNOWN}**"
-    words = {c.verdict.format(**row) for c, _, row in real}
+    words = {_word(c, row) for c, _, row in real}
     cell, name, row = (min if heads[0].worst == "lowest" else max)(real, key=lambda entry: entry[2]["value"])
     word = words.pop() if len(words) == 1 else VARIES
     value = show_value(*(row[c] for c in ("value", "low", "high", "n", "n_of", "level")))
-    link = f'<a href="published.html#{name}">{_plain(row["dataset"])}</a>'
-    return f"**{word[0].upper()}{word[1:]}**<br>{cell.brief}: {value}, {link}"
+    images = images_of(str(row["dataset"]))
+    # what this run alone has measured is on no page of published rows
+    shown = f"{{ref}}`{images} <rows-{name}>`" if set(tables[name]["source"]) != {YOURS} else _plain(images)
+    return f"**{word[0].upper()}{word[1:]}**<br>{cell.brief}: {value}, {shown}"
+
+
+def _word(cell: Cell, row: Mapping[str, object]) -> str:
+    said = cell.verdict.format(**row)
+    return WORDS.get(said, said)
+
+
+def images_of(dataset: str) -> str:
+    """A data set in words: "CT of people", "MR phantoms"; of a file that nobody knows, its name."""
+    if dataset in KNOWN:
+        return f"{KINDS_OF_IMAGE[KNOWN[dataset].modality]} of people"
+    kind = KINDS_OF_IMAGE.get(dataset.removeprefix("phantom-"))
+    return f"{kind} phantoms" if kind and _phantom({"dataset": dataset}) else dataset
 
 
 def _phantom(row: Mapping[str, object]) -> bool:
@@ -215,6 +233,7 @@ def _answer(cell: Cell, tables: Mapping[str, pd.DataFrame]) -> str:
     if not cell.tables:
         return cell.says
     rows = [row for name in cell.tables if name in tables for row in matching(tables[name], cell)]
+    rows.sort(key=_phantom)
     # what is proved holds before anybody has measured
     kind = cell.kind.capitalize() if rows or cell.kind == "proved" else NOTHING
     return f"*{kind}*: {cell.says}." + "".join(f"\n- {_line(row, cell)}" for row in rows)
@@ -245,7 +264,7 @@ def _line(row: Mapping[str, object], cell: Cell) -> str:
     parts = [show_value(*(row[c] for c in ("value", "low", "high", "n", "n_of", "level")))]
     # of several networks, the one of this number
     trained = "/".join(row[c] for c in ("task", "net") if isinstance(row.get(c), str))
-    named = (row.get("dataset"), trained, row.get(cell.beside))
+    named = (images_of(str(row["dataset"])), trained, row.get(cell.beside))
     parts += [_plain(text) for text in named if isinstance(text, str) and text]
     # a number says nothing without its name
     beside = row.get(cell.beside)

@@ -1,6 +1,7 @@
 """Numbers in prose: placeholders that become result rows when the book is assembled.
 
-    {{row: RUN/TABLE; COLUMN=VALUE; ...}}                        one row: its value with interval and n, or `show=COLUMN` of it
+    {{row: RUN/TABLE; COLUMN=VALUE; ...}}                        one row: its value with interval and n, or `show=COLUMN` of it;
+                                                                 of several the one of `pick=lowest` or `highest` value
     {{table: RUN/TABLE; COLUMN=VALUE; ...; lines=COLUMN,...}}    a line for each row, or one column per value of `columns=COLUMN`
 
 RUN is a folder of results/published, or `trials/NAME` one of results/trials. A VALUE may hold the wildcards of `fnmatch` and
@@ -20,6 +21,7 @@ from medsynth.publish.notebook import read_notebook
 from medsynth.results import read_results, show_value
 
 PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+PICKS = {"lowest": pd.Series.idxmin, "highest": pd.Series.idxmax}
 
 
 def fill_page(page: Path, results: Path, name: str) -> None:
@@ -54,12 +56,16 @@ def _shown(placeholder: str, results: Path) -> str:
     if kind not in ("row", "table") or "/" not in place or not all("=" in c for c in conditions):
         raise ValueError("not a placeholder; expected {{row: RUN/TABLE; COLUMN=VALUE; ...}}, or table: with lines=COLUMN,...")
     wanted = dict(condition.split("=", 1) for condition in conditions)
-    show, lines, columns = (wanted.pop(key, "") for key in ("show", "lines", "columns"))
+    show, lines, columns, pick = (wanted.pop(key, "") for key in ("show", "lines", "columns", "pick"))
+    if pick not in ("", *PICKS) or (pick and kind != "row"):
+        raise ValueError(f"pick={pick}: a {kind}; of rows pick the {' or '.join(PICKS)}")
     run, table = place.rsplit("/", 1)
     folder = results / run if run.startswith("trials/") else results / "published" / run
     rows = _matching(read_results(folder, table).rows, wanted)
     if kind == "table":
         return _table(rows, lines.split(","), columns, (show or "value").split(","))
+    if pick:
+        rows = rows.loc[[PICKS[pick](rows["value"])]]
     if len(rows) > 1:
         differ = [c for c in rows if c not in ("value", "low", "high") and rows[c].nunique(dropna=False) > 1]
         raise ValueError(f"{len(rows)} rows fit; they differ in {', '.join(differ) or 'their values alone'}: say which")

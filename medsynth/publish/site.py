@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+import nbformat
 
-from medsynth.publish.answers import MARK as SHARE_MARK
-from medsynth.publish.answers import share_section
+from medsynth.publish import answers, front, published
 from medsynth.publish.fill import fill_page
-from medsynth.results import (
-    FIGURE,
-    ROWS,
-    YOURS,
-    Results,
-    chapter_of,
-    newest_first,
-    own_tables,
-    published_names,
-    read_results,
-    side_by_side,
-    table_names,
-    together,
-)
+from medsynth.publish.notebook import read_notebook, tagged
 from medsynth.runs import write_json
-
-MARK = "<!-- published results -->"  # where book/published.md receives the tables and figures
-LONG = 30  # rows beyond which a table is folded away
-# chapters in the order of the page; others follow by name
-TITLES = {
-    "quickstart": "Quickstart", "data": "The images and the ruler", "generator": "The generator", "gate": "The gate",
-    "restoration": "Restoration", "sites": "Pooled sites", "weights": "The weights that ship",
-}  # fmt: skip
 
 
 def build_book(root: Path, folder: Path, *, say: Callable[[str], None] = print) -> Path:
@@ -84,75 +63,58 @@ def assemble(root: Path, folder: Path) -> Path:
     shutil.copytree(root / "book", target, ignore=shutil.ignore_patterns("_build", "__pycache__"))
     (target / "chapters").mkdir()
     for chapter in chapters:
-        shutil.copyfile(chapter, target / "chapters" / chapter.name)
+        nbformat.write(page_of(read_notebook(chapter)), target / "chapters" / chapter.name)
+    first = target / "intro.md"
+    first.write_text(without_missing(first.read_text(), target))
     for page in sorted([*target.rglob("*.md"), *target.rglob("*.ipynb")]):
         fill_page(page, root / "results", f"book/{page.relative_to(target)}")
-    published, own = root / "results" / "published", folder / "results"
-    _fill(target / "published.md", MARK, published_section(published, own, target))
-    _fill(target / "share.md", SHARE_MARK, share_section(published, own))
+    rows, own = root / "results" / "published", folder / "results"
+    front.draw(rows, own, target)
+    _fill(target / "published.md", published.MARK, published.published_section(rows, own, target))
+    _fill(target / "share.md", answers.MARK, answers.share_section(rows, own))
     return target
+
+
+def without_missing(text: str, target: Path) -> str:
+    """The text of a page; links to chapters that did not run, as on data of one's own, become their words."""
+
+    def kept(link: re.Match[str]) -> str:
+        return link[0] if (target / link[2]).exists() else link[1]
+
+    return re.sub(r"\[([^\]]+)\]\((chapters/[^)]+)\)", kept, text)
+
+
+def page_of(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A chapter as it is read: injected values stand, folded, in the parameters cell; captions are set apart."""
+    given = {n: v for c in executed.cells if tagged(c, "injected-parameters") for n, v in _assigned(c.source)}
+    executed.cells = [cell for cell in executed.cells if not tagged(cell, "injected-parameters")]
+    for cell in executed.cells:
+        if tagged(cell, "parameters"):
+            cell.source = _with_values(cell.source, given)
+            cell.metadata["tags"] = [*cell.metadata["tags"], "hide-input"]
+        elif tagged(cell, "caption"):
+            cell.source = f":::{{container}} caption\n{cell.source}\n:::"
+    return executed
+
+
+def _assigned(source: str) -> list[tuple[str, str]]:
+    statements = [s for s in ast.parse(source).body if isinstance(s, ast.Assign)]
+    return [(ast.unparse(s.targets[0]), ast.get_source_segment(source, s.value) or "") for s in statements]
+
+
+def _with_values(source: str, given: dict[str, str]) -> str:
+    """A parameters cell, `name: type = literal` in each line, with other literals."""
+    lines = source.splitlines()
+    for statement in ast.parse(source).body:
+        assert isinstance(statement, ast.AnnAssign) and statement.value is not None
+        old, line = ast.get_source_segment(source, statement.value), statement.lineno - 1
+        new = given.get(ast.unparse(statement.target), old)
+        lines[line] = lines[line].replace(f"= {old}", f"= {new}", 1)
+    return "\n".join(lines)
 
 
 def _fill(page: Path, mark: str, text: str) -> None:
     page.write_text(page.read_text().replace(mark, text))
-
-
-def published_section(published: Path, own: Path, target: Path) -> str:
-    """Markdown of all that is published, by chapter: values beside the reader's own, how each came to be, and the figures.
-
-    Of a table the newest run stands first. published, own: folders of folders of tables; figures and rows that the text shows
-    are copied into `target`/rows. Raises ValueError for a table that is not its sidecar's, or where two chapters wrote one name.
-    """
-    runs = published_names(published)
-    if not runs:
-        return "Nothing has been published yet."
-    places: dict[str, dict[str, Path]] = {}
-    for run in runs:
-        for name in table_names(published / run):
-            places.setdefault(name, {})[run] = published / run
-    for name, place in own_tables(own).items():
-        if name in places:
-            places[name][YOURS] = place
-    chapters = sorted({chapter_of(name) for name in places}, key=lambda c: ([*TITLES, c].index(c), c))
-    text = []
-    for chapter in chapters:
-        text.append(f"## {TITLES.get(chapter, chapter.capitalize())}")
-        for name in sorted(name for name in places if chapter_of(name) == chapter):
-            text += _section(name, places[name], target / "rows")
-    return "\n\n".join(text)
-
-
-def _section(name: str, places: dict[str, Path], rows: Path) -> list[str]:
-    known = newest_first({source: read_results(place, name) for source, place in places.items()})
-    text = [f"### {name}"]
-    if tables := {source: found for source, found in known.items() if found.kind == ROWS}:
-        text.append(_table(side_by_side(together(tables))))
-    for source, found in known.items():
-        place, copied = places[source], rows / source.replace(" ", "-")
-        copied.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(place / f"{name}.csv", copied / f"{name}.csv")
-        if found.kind == FIGURE:
-            shutil.copyfile(place / f"{name}.svg", copied / f"{name}.svg")
-            text.append(f"```{{figure}} rows/{copied.name}/{name}.svg\n{source}\n```")
-        text.append(f"{_facts(source, found)} {{download}}`Rows <rows/{copied.name}/{name}.csv>`")
-    return text
-
-
-def _table(table: pd.DataFrame) -> str:
-    shown = table.loc[:, [c for c in table if table[c].astype(str).str.strip().any()]]
-    # as HTML: as Markdown the page's four thousand rows took longer to parse than the rest of the book
-    with pd.option_context("display.max_colwidth", None):
-        text = f"```{{raw}} html\n{shown.to_html(index=False, border=0, justify='left', classes='table')}\n```"
-    return text if len(table) <= LONG else f":::{{dropdown}} {len(table)} rows\n{text}\n:::"
-
-
-def _facts(source: str, results: Results) -> str:
-    facts: dict[str, Any] = results.sidecar
-    commit = f"commit `{facts['commit'][:10]}`" if facts["commit"] else "no commit"
-    commit += " with local changes" if facts["dirty"] else ""
-    seeds = ", ".join(map(str, facts["seeds"])) or "none"
-    text = f"**{source}**: {commit}, {facts['device']}, {facts['created'][:10]}, seeds {seeds}, data {facts['data_licence']}."
-    return f"{text} {facts['notes']}".strip()
 
 
 def _run_jupyter_book(source: Path, folder: Path) -> Path:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medsynth.privacy.attacks.negative_space import expected_hits, hole_score, within
+from medsynth.privacy.attacks.negative_space import expected_hits, hole_attack, hole_score, within
 from medsynth.privacy.attacks.scores import membership
 
 
@@ -65,3 +65,15 @@ def test_a_gate_can_be_seen_from_outside_and_its_absence_cannot():
     assert gated.auc.n == 360
     area = float(np.trapezoid(gated.curve[:, 1], gated.curve[:, 0]))
     assert area == pytest.approx(gated.auc.value)
+
+
+def test_the_attack_is_membership_of_the_hole_scores():
+    members, others = features(40, 10)[None], features(30, 11)[None]
+    released, reference = features(200, 12), features(300, 13)
+    released = released[within(released[None], members[0], 0.4) == 0]  # a gate around members
+    patients = np.arange(40) // 2, np.arange(30)
+    found = hole_attack(members, others, released, reference, 0.4, patients=patients, seed=0, replicates=100)
+    scores = [hole_score(targets, released, reference, 0.4) for targets in (members, others)]
+    naive = membership(*scores, member_patient=patients[0], other_patient=patients[1], seed=0, replicates=100)
+    assert found.auc == naive.auc and (found.curve == naive.curve).all() and found.auc.value > 0.6 and found.auc.n == 50
+    assert found.expected == pytest.approx(np.maximum(scores[0], 0).mean())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsynth.imageset import ImageSet
-from medsynth.privacy.gate.refill import acceptance_by, sample_until
+from medsynth.privacy.gate.refill import Filled, acceptance_by, farthest, sample_until
 
 
 def drawer(wishes: int, seen: list[tuple[list[int], int]] | None = None):
@@ -88,3 +88,24 @@ def test_sets_keep_their_unit():
     draw = drawer(2)
     filled = sample_until(2, lambda rows, k: replace(draw(rows, k), unit="HU", spacing=(1, 2)), Passing([0, 1]))
     assert (filled.images.unit, filled.images.range, filled.images.spacing) == ("HU", (0, 1000), (1, 2))
+
+
+def test_the_share_of_candidates_that_passed_has_their_number():
+    found = Filled(drawer(3)(np.arange(3), 0), np.array([1, 1, 8])).acceptance
+    assert found.value == 0.3 and (found.n, found.n_of) == (10, "candidates") and found.low < 0.3 < found.high
+
+
+@given(st.lists(st.floats(0, 1), min_size=8, max_size=30), st.sampled_from([0.0, 0.25, 0.5]), st.integers(0, 5))
+def test_what_is_kept_lies_farther_than_what_is_refused(distances, share, seed):
+    distance = np.array(distances)
+    kept, tau = farthest(distance, share, 3, seed=seed)
+    assert len(kept) == 3 and (np.diff(kept) > 0).all()
+    refused = round(share * len(distance))
+    assert (distance[kept] >= np.sort(distance)[refused]).all() and tau == np.quantile(distance, share)
+
+
+def test_an_image_that_was_not_measured_is_the_first_to_be_refused():
+    kept, tau = farthest(np.array([0.3, np.nan, 0.1, 0.2]), 0.25, 3, seed=0)
+    assert kept.tolist() == [0, 2, 3] and np.isfinite(tau)
+    with pytest.raises(ValueError, match=r"2 of 4 images are left at share 0\.5; expected at least 3"):
+        farthest(np.arange(4.0), 0.5, 3, seed=0)

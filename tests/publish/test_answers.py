@@ -14,6 +14,7 @@ from medsynth.publish.answers import (
     UNKNOWN,
     VARIES,
     Cell,
+    images_of,
     matching,
     share_section,
 )
@@ -62,8 +63,7 @@ def test_a_verdict_shows_the_worst_row_on_real_images(places):
     head = {"verdict": "Not bounded", "worst": "highest", "brief": "AUC"}
     write("published/full", "gate", [auc(0.875), auc(0.625, dataset="cxr_a"), auc(0.75, dataset="cxr_b")])
     table = share_section(published, own, [cell(**head)]).split("\n:::\n")[0]
-    link = '<a href="published.html#gate">cxr\\_b</a>'
-    assert f"  - **Not bounded**<br>AUC: 0.75 [0.5, 0.75] (n = 80), {link}\n" in table and "0.875" not in table
+    assert "  - **Not bounded**<br>AUC: 0.75 [0.5, 0.75] (n = 80), {ref}`cxr_b <rows-gate>`\n" in table and "0.875" not in table
     # of phantoms where there are no others
     write("published/full", "gate", [auc(0.875), auc(0.625)])
     assert "AUC: 0.875 [" in share_section(published, own, [cell(**head)]).split("\n:::\n")[0]
@@ -73,9 +73,43 @@ def test_verdicts_come_from_rows_and_disagreement_is_said(places):
     published, own, write = places
     head = {"verdict": "{verdict}", "worst": "lowest", "brief": "dB"}
     write("published/full", "gate", [auc(0.875, verdict="equivalent", net="a"), auc(0.625, verdict="equivalent", net="b")])
-    assert "  - **Equivalent**<br>dB: 0.625 [" in share_section(published, own, [cell(**head)])
+    assert "  - **As good**<br>dB: 0.625 [" in share_section(published, own, [cell(**head)])
     write("published/full", "gate", [auc(0.875, verdict="different", net="a"), auc(0.625, verdict="equivalent", net="b")])
     assert f"  - **{VARIES}**<br>dB: 0.625 [" in share_section(published, own, [cell(**head)])
+    # an experiment that could see nothing does not disagree with one that saw nothing
+    blind = auc(0.625, verdict="experiment not sensitive", net="b")
+    write("published/full", "gate", [auc(0.875, verdict="not shown", net="a"), blind])
+    assert "  - **Not shown**<br>dB: 0.625 [" in share_section(published, own, [cell(**head)])
+
+
+def test_a_verdict_links_to_rows_that_are_on_the_page(places):
+    published, own, write = places
+    head = {"verdict": "Not bounded", "worst": "highest", "brief": "AUC"}
+    write("results/03_gate", "gate", [auc(0.625, dataset="mine_a")])
+    assert "(n = 80), mine\\_a\n" in share_section(published, own, [cell(**head)])
+    write("published/full", "gate", [auc(0.5)])
+    assert "{ref}`mine_a <rows-gate>`\n" in share_section(published, own, [cell(**head)])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("cxr_kermany_128", "X-ray of people"),
+        ("mri_acdc_3d", "MR of people"),
+        ("phantom-pet", "PET phantoms"),
+        ("ct", "ct"),
+        ("phantom-heart", "phantom-heart"),
+        ("mine", "mine"),
+    ],
+)
+def test_data_sets_have_names_that_a_stranger_knows(dataset, words):
+    assert images_of(dataset) == words
+
+
+def test_the_copies_that_a_gate_misses_most_are_in_the_table():
+    """Whether altered once or twice."""
+    counted = [c for c in CELLS if c.where.get("kind") in ("attack", "pair")]
+    assert len(counted) == 4 and all(c.verdict and c.worst == c.pick == "lowest" for c in counted)
 
 
 def test_a_phone_shows_each_answer_below_its_question(project):
@@ -90,10 +124,11 @@ def test_a_number_has_its_interval_its_patients_its_data_and_its_run(places):
     write("published/full", "gate", [auc(0.5625), auc(0.9, arm="no gate"), auc(0.1, metric="FID")])
     write("results/03_gate", "gate", [auc(), auc(0.75, dataset="cxr_a_*")])
     text = share_section(published, own, [cell()])
+    # people first, phantoms second
     assert re.findall(r"^ *- (\S+ \[.*)$", text, re.MULTILINE) == [
-        "0.562 [0.5, 0.75] (n = 80), phantom-xray (full)",
-        "0.625 [0.5, 0.75] (n = 80), phantom-xray (this run)",
         r"0.75 [0.5, 0.75] (n = 80), cxr\_a\_\* (this run)",
+        "0.562 [0.5, 0.75] (n = 80), X-ray phantoms (full)",
+        "0.625 [0.5, 0.75] (n = 80), X-ray phantoms (this run)",
     ]
     assert NOTHING in share_section(published, own, [cell(method=DRAWN, where={"metric": "negative-space AUC", "arm": "else"})])
 
@@ -103,19 +138,19 @@ def test_a_number_beside_another_has_its_name(places):
     write("results/03_gate", "gate", [auc(expected=0.1758), auc(0.75, dataset="cxr_a")])
     lines = re.findall(r"^ *- (\S+ \[.*)$", share_section(published, own, [cell(beside="expected")]), re.MULTILINE)
     assert lines == [
-        "0.625 [0.5, 0.75] (n = 80), phantom-xray, expected 0.176 (this run)",
         "0.75 [0.5, 0.75] (n = 80), cxr\\_a (this run)",
+        "0.625 [0.5, 0.75] (n = 80), X-ray phantoms, expected 0.176 (this run)",
     ]
     # a whole number too
     write("results/03_gate", "gate", [auc(private_patients=33)])
-    assert "phantom-xray, private patients 33 (this run)" in share_section(published, own, [cell(beside="private_patients")])
+    assert "X-ray phantoms, private patients 33 (this run)" in share_section(published, own, [cell(beside="private_patients")])
 
 
 def test_of_several_networks_each_has_its_name(places):
     published, own, write = places
     write("results/03_gate", "gate", [auc(task="mr-x2", net=n, verdict="equivalent") for n in ("edsr", "redcnn")])
     lines = re.findall(r"^ *- (\S+ \[.*)$", share_section(published, own, [cell(beside="verdict")]), re.MULTILINE)
-    assert lines == [f"0.625 [0.5, 0.75] (n = 80), phantom-xray, mr-x2/{n}, equivalent (this run)" for n in ("edsr", "redcnn")]
+    assert lines == [f"0.625 [0.5, 0.75] (n = 80), X-ray phantoms, mr-x2/{n}, equivalent (this run)" for n in ("edsr", "redcnn")]
 
 
 def test_the_worst_of_several_rows_is_named_and_counted(places):
@@ -130,11 +165,11 @@ def test_the_worst_of_several_rows_is_named_and_counted(places):
     write("published/weights", "weights-gate-attacks", [refused(0.75, "noise", chapter="weights")])
     both = {"tables": ("gate-attacks", "weights-gate-attacks")}
     text = share_section(published, own, [cell(**both, where={"kind": "attack"}, pick="lowest", beside="family")])
-    assert "- 0.97 [0.845, 1] (n = 40), phantom-xray, zoom, lowest of 2 (this run)" in text
+    assert "- 0.97 [0.845, 1] (n = 40), X-ray phantoms, zoom, lowest of 2 (this run)" in text
     # of another chapter's table, in the same cell
-    assert "- 0.75 [0.625, 1] (n = 40), phantom-xray, noise (weights)" in text
+    assert "- 0.75 [0.625, 1] (n = 40), X-ray phantoms, noise (weights)" in text
     proved = cell(**both, kind="proved", where={"metric": "tau"}, beside="phi")
-    assert "*Proved*: AUC.\n- 0.25, phantom-xray, the encoder (this run)" in share_section(published, own, [proved])
+    assert "*Proved*: AUC.\n- 0.25, X-ray phantoms, the encoder (this run)" in share_section(published, own, [proved])
 
 
 def test_equal_rows_count_and_where_all_are_equal_none_is_the_worst():

@@ -42,6 +42,8 @@ def results(tmp_path_factory):
         ("{{row: full/sites; seed=}}", "0.5 [0.25, 0.75] (n = 9)"),
         ("{{row: full/sites; arm=encoder*; seed=1}}", "2 [0.25, 0.75] (n = 9)"),
         ("{{row: full/sites; arm=nobody | pooled*}}", "0.5 [0.25, 0.75] (n = 9)"),
+        ("{{row: full/sites; pick=highest}}", "2 [0.25, 0.75] (n = 9)"),
+        ("{{row: full/sites; arm=encoder*; pick=lowest; show=seed}}", "0"),
         ("{{row: trials/solver/steps; tau=0.25}}", "0.5 [0.125, 0.75] (n = 9)"),
         (
             "{{table: full/sites; seed=; lines=arm,net; show=value,verdict}}",
@@ -70,6 +72,8 @@ def test_a_placeholder_becomes_its_row(results, placeholder, shown):
         ("table: full/sites; arm=x; lines=arm", "no row has arm=x"),
         ("row: full/site; arm=x", "no such results; did you mean 'sites'"),
         ("row: half/sites; arm=x", "no such results"),
+        ("row: full/sites; pick=best", "pick=best: a row; of rows pick the lowest or highest"),
+        ("table: full/sites; arm=encoder*; lines=seed; pick=lowest", "pick=lowest: a table; of rows pick the lowest"),
         ("row: full/sites; arm", "not a placeholder"),
         ("rows: full/sites; arm=x", "not a placeholder"),
     ],

@@ -1,4 +1,5 @@
 import re
+from itertools import pairwise
 
 import nbformat
 from stub_project import ROOT
@@ -9,6 +10,7 @@ from medsynth.publish.fill import PLACEHOLDER
 PAGES = sorted([*(ROOT / "book").glob("*.md"), *(ROOT / "book" / "decisions").glob("*.md")])
 CHAPTERS = [nbformat.read(p, 4) for p in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 CELLS = [(c.id, c.source) for chapter in CHAPTERS for c in chapter.cells if c.cell_type == "markdown"]
+DRAWS = re.compile(r"figures\.(image_grid|new_figure)|static_sheet\(|chapter\.(save|estimates|curves)\(")
 TEXTS = [(p.name, p.read_text()) for p in PAGES] + CELLS
 
 
@@ -26,6 +28,22 @@ def test_no_sentence_has_more_than_forty_words():
 
 def test_no_cell_of_prose_has_more_than_120_words():
     assert [name for name, text in CELLS if len(prose(text).split()) > 120] == []
+
+
+def test_every_figure_of_a_chapter_has_a_caption_below_it():
+    for chapter in CHAPTERS:
+        for cell, below in pairwise([*chapter.cells, None]):
+            if cell.cell_type == "code" and DRAWS.search(cell.source):
+                assert below is not None and below.metadata.get("tags") == ["caption"], cell.id
+                assert 5 <= len(below.source.split()) <= 70, below.id
+
+
+def test_set_up_is_folded():
+    """The parameters cell is folded when the page is made."""
+    for chapter in CHAPTERS:
+        code = [c for c in chapter.cells if c.cell_type == "code"]
+        assert code[0].metadata["tags"] == ["parameters"] and "hide-input" in code[1].metadata["tags"]
+        assert all("hide-input" in c.metadata["tags"] for c in code if "ledger.table(" in c.source), chapter.cells[0].id
 
 
 def test_decisions_have_their_five_parts_on_one_screen_and_results_from_rows():

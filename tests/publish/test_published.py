@@ -11,7 +11,7 @@ from medsynth.publish.answers import CELLS, matching
 from medsynth.publish.check import run_problems
 from medsynth.publish.fingerprint import code_of
 from medsynth.publish.plan import chapter_sources
-from medsynth.publish.site import published_section
+from medsynth.publish.published import ENTRIES, OTHER, entry, published_section
 from medsynth.results import COLUMNS, FIGURE, ROWS, both, chapter_of, published_names, read_results, table_names
 
 PUBLISHED = ROOT / "results" / "published"
@@ -31,7 +31,8 @@ def test_nothing_stands_against_a_published_run(run):
 @pytest.mark.parametrize(("run", "name"), TABLES)
 def test_a_published_table_is_rows_in_the_schema_on_the_page_or_the_data_of_a_figure(page, run, name):
     found = read_results(PUBLISHED / run, name)
-    (section,) = re.findall(rf"^### {name}\n(.*?)(?=^###? |\Z)", page, re.MULTILINE | re.DOTALL)
+    (section,) = re.findall(rf"^\(rows-{name}\)=\n(.*?)(?=^\(rows-|^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert section.startswith(f"### {ENTRIES[name].title}\n") and ENTRIES[name].see in section
     if found.kind == FIGURE:
         assert f"rows/{run}/{name}.svg" in section and f"rows/{run}/{name}.csv" in section and "<td>" not in section
         return
@@ -43,6 +44,12 @@ def test_a_published_table_is_rows_in_the_schema_on_the_page_or_the_data_of_a_fi
     header, *lines = table_lines(section)
     shown = [value for line in lines for value in line[header.index(run)].split("; ") if value]
     assert len(shown) == len(found.rows)
+
+
+def test_titles_tell_tables_apart_and_nothing_is_described_that_is_not_published():
+    titles = [about.title for about in ENTRIES.values()]
+    assert len(set(titles)) == len(titles) and set(ENTRIES) == {name for _, name in TABLES}
+    assert entry("dp-accountant") == (OTHER, "dp-accountant", "")
 
 
 def test_no_two_chapters_write_one_name():
@@ -65,7 +72,7 @@ def names_in(code):
         if name == "Chapter":
             yield (chapter := ast.literal_eval(call.args[0]))
             for of in (c for c in calls if getattr(getattr(c.func, "value", None), "id", "") == "chapter"):
-                place = {"estimates": 1, "curves": 2, "save": 1}.get(of.func.attr)
+                place = {"estimates": 1, "panels": 1, "roc": 1, "histogram": 1, "curves": 2, "save": 1}.get(of.func.attr)
                 own = [of.args[place]] if place else [k.value for k in of.keywords if (of.func.attr, k.arg) == ("table", "table")]
                 yield from (f"{chapter}-{beginning(n)}" for n in own)
 

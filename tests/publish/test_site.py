@@ -6,9 +6,12 @@ import pandas as pd
 import pytest
 from stub_project import ROOT, table_lines, write_notebook
 
-from medsynth.publish import site as book
+from medsynth.publish import published, site
+from medsynth.publish.answers import QUESTIONS
 from medsynth.publish.fill import PLACEHOLDER
-from medsynth.publish.site import MARK, assemble, build_book, published_section
+from medsynth.publish.notebook import read_notebook
+from medsynth.publish.published import MARK, OTHER, RULER, published_section
+from medsynth.publish.site import assemble, build_book, page_of, without_missing
 from medsynth.results import Estimate, Row, write_figure_data, write_results
 
 SIDECAR = {"parameters": {}, "seeds": [0, 1], "inputs": {}, "data_licence": "CC BY 4.0", "notes": "Half of the patients."}
@@ -25,10 +28,10 @@ def project(tmp_path):
     for page in (tmp_path / "book").rglob("*.md"):
         page.write_text(PLACEHOLDER.sub("0.5", page.read_text()))
     write_notebook(tmp_path / "build" / "smoke" / "chapters" / "00_first.ipynb", "1 + 1", title="First, with $a^2$")
-    published = tmp_path / "results" / "published" / "xray-full"
-    write_results(published, "gate", [row(), row(arm="a<b>|" + 60 * "c")], **SIDECAR)
-    (published / "gate-loss.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
-    write_figure_data(published, "gate-loss", pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}), **SIDECAR)
+    full = tmp_path / "results" / "published" / "xray-full"
+    write_results(full, "gate", [row(), row(arm="a<b>|" + 60 * "c")], **SIDECAR)
+    (full / "gate-loss.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
+    write_figure_data(full, "gate-loss", pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}), **SIDECAR)
     write_results(tmp_path / "build" / "smoke" / "results" / "03_gate", "gate", [row(value=0.625)], **SIDECAR)
     return tmp_path
 
@@ -53,15 +56,26 @@ def test_published_values_stand_beside_ones_own(project):
 def test_a_figure_is_shown_and_its_data_are_for_download(project):
     text = section(project)
     _, figure = text.split("### gate-loss")
-    assert "```{figure} rows/xray-full/gate-loss.svg\nxray-full\n```" in figure
+    assert "```{figure} rows/xray-full/gate-loss.svg\ngate-loss: xray-full, data CC BY 4.0.\n```" in figure
     assert "{download}`Rows <rows/xray-full/gate-loss.csv>`" in figure and "<td>" not in figure
 
 
-def test_tables_stand_by_chapter_in_the_order_of_the_book_and_unknown_ones_last(project):
-    for chapter in ("weights", "data", "dp"):
-        write_results(project / "results" / "published" / "more", chapter, [row(chapter=chapter)], **SIDECAR)
-    titles = re.findall(r"^## (.*)$", section(project), re.MULTILINE)
-    assert titles == ["The images and the ruler", "The gate", "The weights that ship", "Dp"]
+def test_tables_stand_by_question_the_newest_first(project):
+    days = {"gate-attacks": "2026-01-02", "weights-gate-attacks": "2026-01-03", "data-populations": "2026-01-01"}
+    more = project / "results" / "published" / "more"
+    for name, day in (days | {"gate-attacks-figure": "2026-01-02", "dp": "2026-01-09"}).items():
+        (more / f"{name}.svg").parent.mkdir(exist_ok=True, parents=True)
+        (more / f"{name}.svg").write_text("<svg/>")
+        write = write_figure_data if name.endswith("figure") else write_results
+        path = write(more, name, [row(chapter=name.split("-")[0])], **SIDECAR)
+        facts = json.loads(path.with_suffix(".json").read_text())
+        path.with_suffix(".json").write_text(json.dumps(facts | {"created": f"{day}T00:00:00Z"}))
+    text = section(project)
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [*QUESTIONS, RULER, OTHER]
+    order = ["weights-gate-attacks", "gate-attacks", "gate-attacks-figure", "gate", "data-populations", "gate-loss", "dp"]
+    assert re.findall(r"^\(rows-(.*)\)=$", text, re.MULTILINE) == order
+    # a question without rows says so
+    assert "## Can someone be singled out?\n\nNothing has been published yet.\n\n## Is it useful?" in text
 
 
 def test_two_chapters_that_write_one_name_stop_the_book(project):
@@ -71,9 +85,9 @@ def test_two_chapters_that_write_one_name_stop_the_book(project):
 
 
 def test_long_tables_are_folded(project):
-    rows = [row(arm=str(k)) for k in range(book.LONG + 1)]
+    rows = [row(arm=str(k)) for k in range(published.LONG + 1)]
     write_results(project / "results" / "published" / "xray-full", "gate", rows, **SIDECAR)
-    assert ":::{dropdown} 32 rows" in section(project)
+    assert f":::{{dropdown}} {published.LONG + 2} rows" in section(project)
 
 
 def test_a_changed_published_table_stops_the_book(project):
@@ -100,6 +114,47 @@ def test_prose_and_chapters_are_filled_from_published_rows(project):
         assemble(project, project / "build" / "smoke")
 
 
+def test_what_papermill_injected_stands_folded_in_the_parameters_cell(tmp_path):
+    parameters = 'profile: str = "laptop"  # how much\nseed: int = 0\nout: str = ""'
+    executed = read_notebook(write_notebook(tmp_path / "00_first.ipynb", 'profile = "own"', "1 + 1", parameters=parameters))
+    executed.cells[2].source = '# Parameters\nprofile = "smoke"\nout = "a = b"\n'
+    executed.cells[2].metadata["tags"] = ["injected-parameters"]
+    cells = page_of(executed).cells
+    assert [c.source for c in cells[1:]] == ['profile: str = "smoke"  # how much\nseed: int = 0\nout: str = "a = b"', "1 + 1"]
+    assert cells[1].metadata["tags"] == ["parameters", "hide-input"] and not cells[2].metadata.get("tags")
+
+
+def test_captions_are_set_apart(tmp_path):
+    executed = read_notebook(write_notebook(tmp_path / "00_first.ipynb", "1 + 1", title="What to see."))
+    executed.cells[0].metadata["tags"] = ["caption"]
+    assert page_of(executed).cells[0].source == ":::{container} caption\n# What to see.\n:::"
+
+
+def test_a_link_to_a_chapter_that_did_not_run_becomes_its_words(tmp_path):
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "chapters" / "03_gate.ipynb").touch()
+    text = "[gate](chapters/03_gate.ipynb), [sites](chapters/05_sites.ipynb), [share](share.md)"
+    assert without_missing(text, tmp_path) == "[gate](chapters/03_gate.ipynb), sites, [share](share.md)"
+
+
+def test_the_first_page_has_its_figures_whatever_has_run(project):
+    folder = project / "build" / "smoke"
+    target = assemble(project, folder)
+    named = re.findall(r"\{image\} (\S+)", (target / "intro.md").read_text())
+    empty = {name: (target / name).read_text() for name in named}
+    assert len(empty) == 2
+    own, rows = folder / "results" / "00_quickstart", project / "results" / "published" / "ct-tcia-full"
+    write_figure_data(own, "quickstart-samples", pd.DataFrame({"finding": ["none"]}), **SIDECAR)
+    (own / "quickstart-samples.svg").write_text("<svg>four and four</svg>")
+    shutil.copytree(ROOT / "results" / "published" / "ct-tcia-full", rows)
+    target = assemble(project, folder)
+    assert (target / "front" / "samples.svg").read_text() == "<svg>four and four</svg>"
+    drawn = (target / "front" / "psnr.svg").read_text()
+    assert drawn != empty["front/psnr.svg"] and assemble(project, folder)
+    # the same rows are the same file: nothing is built again
+    assert (target / "front" / "psnr.svg").read_text() == drawn
+
+
 def test_a_book_needs_executed_chapters(project):
     folder = project / "build" / "smoke"
     (folder / "chapters" / "00_first.ipynb").rename(folder / "chapters" / "00_first.failed.ipynb")
@@ -115,7 +170,8 @@ def test_the_book_builds_without_a_warning_and_fetches_nothing(project):
     pages = {p.stem: p.read_text() for p in page.parent.rglob("*.html")}
     assert {"intro", "share", "00_first", "published", "architecture", "tour", "glossary", "bibliography"} <= set(pages)
     assert MARK not in pages["published"]
-    assert "Distance gate" in pages["share"]
+    assert "Synthetic images, after a gate" in pages["share"]
+    assert "injected" not in pages["00_first"] and "<figcaption" in pages["published"]
     assert "xray-full" in pages["published"]
     assert "<math" in pages["00_first"]
     for text in pages.values():
@@ -129,7 +185,7 @@ def test_the_book_builds_without_a_warning_and_fetches_nothing(project):
 
 
 def test_a_warning_is_an_error_and_leaves_the_old_book(project, monkeypatch):
-    monkeypatch.setattr(book, "_run_jupyter_book", lambda *_: project / "fresh")
+    monkeypatch.setattr(site, "_run_jupyter_book", lambda *_: project / "fresh")
     (project / "fresh").mkdir()
     (project / "fresh" / "index.html").write_text("first")
     build_book(project, project / "build" / "smoke", say=print)

@@ -6,7 +6,31 @@ generator draws there. An adversary who can draw from a like generator counts wh
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+
+from medsynth.evaluation.statistics import Estimate
+from medsynth.privacy.attacks.scores import membership
+
+
+class HoleAttack(NamedTuple):
+    """How well holes in what was released tell patients who are in the private set from others."""
+
+    auc: Estimate  # n = patients of both kinds
+    curve: np.ndarray  # (k, 2) false and true positive rates, ascending
+    expected: float  # released images within the radius of a member, were there no gate; mean over members
+
+
+def hole_attack(
+    members: np.ndarray, others: np.ndarray, released: np.ndarray, reference: np.ndarray, radius: float, *,
+    patients: tuple[np.ndarray, np.ndarray], seed: int, replicates: int = 1000,
+) -> HoleAttack:  # fmt: skip
+    """`hole_score` of members' images and of others', (copies, n, d) each, with intervals over their `patients`."""
+    member, other = (hole_score(targets, released, reference, radius) for targets in (members, others))
+    of = {"member_patient": patients[0], "other_patient": patients[1]}
+    found = membership(member, other, **of, seed=seed, replicates=replicates)
+    return HoleAttack(found.auc, found.curve, float(np.maximum(member, 0).mean()))
 
 
 def hole_score(targets: np.ndarray, released: np.ndarray, reference: np.ndarray, radius: float) -> np.ndarray:

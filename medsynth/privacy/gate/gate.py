@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medsynth.evaluation.statistics import Estimate, clopper_pearson
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import presentations, transformed_copies
 from medsynth.privacy.gate.gallery_table import Copies, batched_features, feature_store, gallery_table, without_attributes
@@ -38,6 +39,11 @@ class Verdicts:
     reason: np.ndarray
     distance: np.ndarray
     patient: np.ndarray
+
+    @property
+    def refused(self) -> Estimate:
+        """Share of the candidates that were refused, with an exact interval; n = images."""
+        return clopper_pearson(int((~self.accepted).sum()), len(self.accepted), n_of="images")
 
 
 class Gate:

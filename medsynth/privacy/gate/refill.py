@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from medsynth.evaluation.statistics import clopper_pearson
+from medsynth.evaluation.statistics import Estimate, clopper_pearson
 from medsynth.imageset import ImageSet
 
 # (rows of the table of wishes, attempt 0, 1, ...) to one image for each row, other noise at each attempt
@@ -30,6 +30,11 @@ class Filled(NamedTuple):
 
     images: ImageSet  # one image for each wish, in the order of the wishes
     tries: np.ndarray  # (n,) candidates that were drawn for each wish, the accepted one included
+
+    @property
+    def acceptance(self) -> Estimate:
+        """Share of candidates that were accepted, with an exact interval; n = candidates."""
+        return clopper_pearson(len(self.tries), int(self.tries.sum()), n_of="candidates")
 
 
 class Draws(Protocol):
@@ -73,6 +78,18 @@ def sample_until(wishes: int, draw: Draw, gate: Accepts, *, attempts: int = ATTE
         f"({wishes - len(open_rows)} have one); the generator draws too close to private images there: train it on more patients "
         "or less, calibrate the gate, or allow more attempts"
     )
+
+
+def farthest(distance: np.ndarray, share: float, rows: int, *, seed: int) -> tuple[np.ndarray, float]:
+    """`rows` random ones of those that are left when the nearest `share` is refused, ascending; and the distance that refuses it.
+
+    distance: (n,), to the nearest private image; nan, which was not measured, counts as nearest. The distance is private.
+    """
+    order = np.argsort(-np.nan_to_num(distance, nan=-np.inf))[: len(distance) - round(share * len(distance))]
+    if len(order) < rows:
+        raise ValueError(f"{len(order)} of {len(distance)} images are left at share {share}; expected at least {rows}")
+    kept = np.random.default_rng(seed).permutation(order)[:rows]
+    return np.sort(kept), float(np.nanquantile(distance, share))
 
 
 def acceptance_by(filled: Filled, attributes: pd.DataFrame, *, bins: int = 3) -> pd.DataFrame:
