@@ -17,7 +17,6 @@ from medsynth.publish.notebook import declared_parameters, tagged
 
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PROFILE = ROOT / "tests" / "tests.yaml"  # seconds a chapter
-LONG = {"03_gate"}  # chapters that are still longer than they may be
 
 
 def code_cells(chapter: Path) -> list[nbformat.NotebookNode]:
@@ -34,14 +33,11 @@ def test_cells_are_short_and_hold_no_outputs(chapter):
     for cell in code_cells(chapter):
         lines = cell.source.splitlines()
         assert len(lines) <= (10 if tagged(cell, "hide-input") else 20), cell.id
-        assert max(map(len, lines), default=0) <= 110 or chapter.stem in LONG, cell.id
+        assert max(map(len, lines), default=0) <= 110, cell.id
         assert (cell.outputs, cell.execution_count) == ([], None), cell.id
 
 
-@pytest.mark.parametrize(
-    "chapter",
-    [pytest.param(p, marks=[pytest.mark.xfail(strict=True)] if p.stem in LONG else [], id=p.stem) for p in CHAPTERS],
-)
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda p: p.stem)
 def test_a_chapter_has_at_most_120_lines_of_code(chapter):
     lines = [line.strip() for cell in code_cells(chapter) for line in cell.source.splitlines()]
     assert len([line for line in lines if line and not line.startswith("#")]) <= 120
