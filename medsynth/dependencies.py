@@ -17,9 +17,13 @@ _LOGGERS = ("log", "logger", "logging", "warnings", "ledger")
 _UNREAD = ("__version__", "__all__")
 
 
-def program(code: ast.Module) -> str:
-    """What code does, as text: no comments, layout, docstrings, imports, annotations, words of errors, logs and ledger lines."""
-    return ast.dump(_Meaning().visit(copy.deepcopy(code)))
+@functools.cache
+def program(text: str) -> str:
+    """What a source text does, as text: no comments, layout, docstrings, imports, annotations, words of errors, logs and ledger.
+
+    A text is read once: most modules are used by many.
+    """
+    return ast.dump(_Meaning().visit(ast.parse(text)))
 
 
 def imported_modules(code: ast.Module, package: Path, uncounted: tuple[str, ...] = ()) -> dict[str, Path]:
@@ -28,13 +32,13 @@ def imported_modules(code: ast.Module, package: Path, uncounted: tuple[str, ...]
     An import that binds a name nobody reads is none. Of `uncounted` modules neither they nor what they use is followed.
     """
     found: dict[str, Path] = {}
-    waiting = sorted(_used(code, "", package))
+    waiting = sorted(_used(_bindings(code, ""), package))
     while waiting:
         name = waiting.pop()
         if name not in found and name not in uncounted:
             found[name] = path = _file_of(name, package)
             inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            waiting += sorted(_used(ast.parse(path.read_text()), inside, package))
+            waiting += sorted(_used(_bindings_of(path.read_text(), inside), package))
     return dict(sorted(found.items()))
 
 
@@ -132,8 +136,13 @@ def _bindings(code: ast.Module, inside: str) -> dict[str, list[_Binding]]:
     return {name: bound for name, bound in found.items() if name in read}
 
 
-def _used(code: ast.Module, inside: str, package: Path) -> set[str]:
-    bound = [b for several in _bindings(code, inside).values() for b in several]
+@functools.cache
+def _bindings_of(text: str, inside: str) -> dict[str, list[_Binding]]:
+    return _bindings(ast.parse(text), inside)
+
+
+def _used(bindings: dict[str, list[_Binding]], package: Path) -> set[str]:
+    bound = [b for several in bindings.values() for b in several]
     names = {b.module for b in bound} | {f"{b.module}.{b.name}" for b in bound if b.name}
     ours = {name for name in names if name.split(".")[0] == PACKAGE}
     # importing a.b.c runs a, a.b and a.b.c
@@ -144,16 +153,16 @@ def _used(code: ast.Module, inside: str, package: Path) -> set[str]:
 def _content(name: str, path: Path, package: Path) -> str:
     """What a module does, and what the names are that it imports: of our modules by their content, of others by name."""
     inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    code = ast.parse(path.read_text())
-    lines = sorted(f"{local} = {_target(b, package)}" for local, bound in _bindings(code, inside).items() for b in bound)
-    return "\n".join([program(code), *lines])
+    text = path.read_text()
+    lines = sorted(f"{local} = {_target(b, package)}" for local, bound in _bindings_of(text, inside).items() for b in bound)
+    return "\n".join([program(text), *lines])
 
 
 def _target(binding: _Binding, package: Path) -> str:
     whole = f"{binding.module}.{binding.name}" if binding.name else binding.module
     for name, rest in ((whole, ""), (binding.module, binding.name)):
         if name.split(".")[0] == PACKAGE and _file_of(name, package).exists():
-            what = name if name in UNCOUNTED else program(ast.parse(_file_of(name, package).read_text()))
+            what = name if name in UNCOUNTED else program(_file_of(name, package).read_text())
             return f"{hashlib.blake2b(what.encode(), digest_size=8).hexdigest()} {rest}"
     return whole
 

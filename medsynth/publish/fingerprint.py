@@ -23,7 +23,7 @@ def fingerprint(source: Path, *, package: Path, profile: Path, data: Mapping[str
     code = code_of(source)
     modules = imported_modules(code, package)
     found = {"notebook": _hash(_cells(source))}
-    found |= {name: _hash(program(ast.parse(path.read_text()))) for name, path in modules.items()}
+    found |= {name: _hash(program(path.read_text())) for name, path in modules.items()}
     found |= {str(path.relative_to(package.parent)): file_hash(path) for path in data_files(modules.values(), package)}
     sections = yaml.safe_load(profile.read_text()) or {}
     named = profile_sections(code)
