@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
 
 from medsynth.dependencies import imported_modules, program
+from medsynth.hashes import file_hash, json_hash
 from medsynth.publish.notebook import read_notebook
-from medsynth.runs import file_hash
 
 
 def fingerprint(source: Path, *, package: Path, profile: Path, data: Mapping[str, Path] | None = None) -> dict[str, str]:
@@ -22,18 +20,18 @@ def fingerprint(source: Path, *, package: Path, profile: Path, data: Mapping[str
     """
     code = code_of(source)
     modules = imported_modules(code, package)
-    found = {"notebook": _hash(_cells(source))}
-    found |= {name: _hash(program(ast.parse(path.read_text()))) for name, path in modules.items()}
+    found = {"notebook": json_hash(_cells(source))}
+    found |= {name: json_hash(program(ast.parse(path.read_text()))) for name, path in modules.items()}
     found |= {str(path.relative_to(package.parent)): file_hash(path) for path in data_files(modules.values(), package)}
     sections = yaml.safe_load(profile.read_text()) or {}
     named = profile_sections(code)
-    found |= {f"profile.{key}": _hash(value) for key, value in sections.items() if named is None or key in named}
+    found |= {f"profile.{key}": json_hash(value) for key, value in sections.items() if named is None or key in named}
     return found | {parameter: file_hash(path) for parameter, path in (data or {}).items()}
 
 
 def digest(found: dict[str, str]) -> str:
     """One hash of a fingerprint."""
-    return _hash(found)
+    return json_hash(found)
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -106,7 +104,3 @@ def _called(call: ast.Call) -> str:
 
 def _cells(source: Path) -> list[list[object]]:
     return [[c.cell_type, c.source, list(c.metadata.get("tags", []))] for c in read_notebook(source).cells]
-
-
-def _hash(value: object) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
