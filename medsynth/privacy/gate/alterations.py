@@ -228,7 +228,7 @@ def _one(image: np.ndarray, name: str, rng: np.random.Generator, strength: str) 
         return image ** np.float32(_between(GAMMA, draw()))
     if name == "blur":
         sd = BLUR * image.shape[-1] * (0.5 + 0.5 * abs(draw()))
-        return ndimage.gaussian_filter(image, sigma=(0,) * (image.ndim - 2) + (sd, sd), mode="nearest")
+        return ndimage.gaussian_filter(image, sd, mode="nearest", axes=(-2, -1))
     return _through_jpeg(image)
 
 

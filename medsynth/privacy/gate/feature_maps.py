@@ -13,8 +13,8 @@ from torch import nn
 from medsynth.hashes import bytes_hash, tensors_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.encoder import SIDE, SMOOTHING, EncoderNet
-from medsynth.models.extractor import resize
+from medsynth.models.encoder import SMOOTHING, EncoderNet
+from medsynth.models.pixels import SIDE, resize
 from medsynth.models.weights import load_card, shipped_autoencoder
 
 MAPS = ("encoder", "encoder_3d", "pixels", "autoencoder", "untrained_vgg")
