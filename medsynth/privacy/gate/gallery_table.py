@@ -18,6 +18,7 @@ from medsynth.dependencies import code_hash
 from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import gallery_hash, transformed_copies
+from medsynth.privacy.gate.feature_table import empty_table
 from medsynth.privacy.gate.search import measurable
 from medsynth.runs import atomic_path, cache_folder, write_json
 
@@ -128,10 +129,8 @@ def _write(path: Path, images: ImageSet, phi: FeatureMap, copies: Copies) -> tup
                     "choose another feature map"
                 )
             if table is None:
-                shape = (len(names) * len(images), features.shape[1])
-                table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-            table[k * len(images) + first :][: len(some)] = features
-    table.flush()
+                table = empty_table((len(names) * len(images), features.shape[1]), BATCH, path)
+            table.write(k * len(images) + first, features)
     return names
 
 
