@@ -67,7 +67,7 @@ def profile_sections(code: ast.Module) -> set[str] | None:
 
     `p = load_profile(profile)` and `p.thorax` serve too. What a `Chapter` reads by itself counts as well.
     """
-    holders = {_called(node.value): target.id for node, target in _assigned(code)}
+    holders = {called(node.value): target.id for node, target in _assigned(code)}
     found = {"seeds", "thorax"} if "Chapter" in holders else set()
     for node, parent in ((child, owner) for owner in ast.walk(code) for child in ast.iter_child_nodes(owner)):
         name = node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else ""
@@ -86,9 +86,7 @@ def _assigned(code: ast.Module) -> list[tuple[ast.Assign, ast.Name]]:
     return [
         (node, target)
         for node in ast.walk(code)
-        if isinstance(node, ast.Assign)
-        and isinstance(node.value, ast.Call)
-        and _called(node.value) in ("load_profile", "Chapter")
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and called(node.value) in ("load_profile", "Chapter")
         for target in node.targets
         if isinstance(target, ast.Name)
     ]
@@ -98,7 +96,8 @@ def _of(attribute: ast.Attribute) -> str:
     return attribute.value.id if isinstance(attribute.value, ast.Name) else ""
 
 
-def _called(call: ast.Call) -> str:
+def called(call: ast.Call) -> str:
+    """The last name of what is called, "" where it has none."""
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import approximately_nearest
 from threadpoolctl import threadpool_limits
 
 from medsynth.privacy.gate import search
@@ -233,16 +233,6 @@ def test_what_cannot_be_measured_is_named() -> None:
 # What could go wrong in a rewrite, planted: each must fail the check that the real thing passes.
 
 
-def _approximate(self: Gallery, queries: np.ndarray) -> Nearest:
-    rows = self.features.read(0, self.rows)
-    coarse = faiss.IndexFlatL2(rows.shape[1])
-    index = faiss.IndexIVFFlat(coarse, rows.shape[1], 8)
-    index.train(rows)
-    index.add(rows)
-    row = index.search(queries, 1)[1][:, 0]
-    return Nearest(distances(queries, rows[row]), row)
-
-
 def _float32_flat(self: Gallery, queries: np.ndarray) -> Nearest:
     rows = self.features.read(0, self.rows)
     squares = (queries**2).sum(1)[:, None] + (rows**2).sum(1) - 2 * queries @ rows.T
@@ -270,7 +260,7 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "margin of the opposite sign": lambda patch: patch.setattr(
         search, "_allowance", lambda k, eta, f=search._allowance: -f(k, eta)
     ),
-    "approximate index": lambda patch: patch.setattr(Gallery, "nearest", _approximate),
+    "approximate index": lambda patch: patch.setattr(Gallery, "nearest", approximately_nearest),
     "float32 decides": lambda patch: patch.setattr(Gallery, "nearest", _float32_flat),
     "last chunk dropped": lambda patch: patch.setattr(FeatureTable, "chunks", _last_chunk_dropped),
     "zero distance is no match": lambda patch: patch.setattr(search, "distances", _zero_is_no_match),
