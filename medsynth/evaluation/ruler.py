@@ -35,7 +35,7 @@ def noisy(images: ImageSet, level: float, *, seed: int) -> ImageSet:
 def blurred(images: ImageSet, level: float) -> ImageSet:
     """Gaussian blur of sd `level` pixels of a 64 px wide image, whatever the width."""
     sd = level * images.spatial[-1] / 64
-    smooth = gaussian_filter(images.images, (0, 0, *[sd] * len(images.spatial)), mode="nearest")
+    smooth = gaussian_filter(images.images, sd, mode="nearest", axes=range(2, images.images.ndim))
     return images.with_images(np.clip(smooth, *images.range))
 
 

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from medsynth.runs import atomic_path, cache_folder
+from medsynth.words import did_you_mean
 
 Value = str | int | float | bool
 KINDS: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
@@ -94,9 +94,7 @@ def check_parameters(source: str | Path, given: Mapping[str, object]) -> dict[st
     checked = {}
     for name, value in given.items():
         if name not in declared:
-            close = get_close_matches(name, declared, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(declared) or 'none'}"
-            raise ValueError(f"{source}: no parameter {name!r}; {hint}")
+            raise ValueError(f"{source}: no parameter {name!r}; {did_you_mean(name, declared)}")
         kind = declared[name].kind
         try:
             checked[name] = _typed(value, kind)

@@ -174,7 +174,7 @@ def test_errors_say_what_to_do(tmp_path):
     path = write(tmp_path, "cxr_kermany_128")
     with pytest.raises(FileNotFoundError, match=r"cxr_kermani_128.npz: no such file; did you mean 'cxr_kermany_128.npz'\?"):
         load_npz(tmp_path / "cxr_kermani_128.npz")
-    with pytest.raises(FileNotFoundError, match=r"x.npz: no such file$"):
+    with pytest.raises(FileNotFoundError, match=r"x.npz: no such file; there are none$"):
         load_npz(tmp_path / "nowhere" / "x.npz")
     with pytest.raises(ValueError, match=r"cxr_kermany_128.npz: role 'open'; expected one of"):
         load_npz(path, role="open")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import ndimage
 
 from medsynth.config import AutoencoderConfig, DiffusionConfig, RefinerConfig, load_profile, parse
 from medsynth.imageset import ImageSet
@@ -29,6 +30,7 @@ from medsynth.pretrain.autoencoder import (
     train_autoencoder,
 )
 from medsynth.pretrain.denoiser import REAL_REPEATS, pretrain_denoiser
+from medsynth.pretrain.extractor import degrade
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
 from medsynth.training import step_generator
 from medsynth.vocabulary import MODALITIES
@@ -306,6 +308,17 @@ def run(monkeypatch, stub_phantoms, tiny, real_folder, tmp_path):
         return load_card(what, tmp_path / "out")[1]
 
     return run
+
+
+def test_degraded_images_are_blurred_each_by_its_own_spread_and_then_noisy():
+    images = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    blur, noise = torch.tensor([0.0, 0.7, 2.4]), torch.tensor([0.0, 0.0, 0.1])
+    made = degrade(images, noise, blur, torch.Generator().manual_seed(1)).numpy()
+    for image, one, sd in zip(images[:2, 0].numpy(), made[:2, 0], (0, 0.7), strict=True):
+        soft = ndimage.gaussian_filter(image, sd, mode="mirror", radius=6) if sd else image
+        np.testing.assert_allclose(one, soft, atol=1e-6)
+    left = made[2, 0] - ndimage.gaussian_filter(images[2, 0].numpy(), 2.4, mode="mirror", radius=6)
+    assert left.std() == pytest.approx(0.1, rel=0.05)
 
 
 def test_the_command_makes_weights_with_cards_that_say_what_they_saw(run, tiny, tmp_path, monkeypatch):

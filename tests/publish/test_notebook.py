@@ -40,7 +40,7 @@ def test_there_is_exactly_one_parameters_cell(tmp_path):
 def test_unknown_parameters_name_the_closest(notebook):
     with pytest.raises(ValueError, match="no parameter 'profil'; did you mean 'profile'"):
         check_parameters(notebook, {"profil": "smoke"})
-    with pytest.raises(ValueError, match="it has profile, data, seed, out"):
+    with pytest.raises(ValueError, match="expected one of profile, data, seed, out"):
         check_parameters(notebook, {"zzz": 1})
 
 
