@@ -18,7 +18,12 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, laptop, full or paper: a file of profiles/.")]
 DataOption = Annotated[
-    list[str] | None, typer.Option("--data", help="AREA=PATH: your thorax, ct or mr images instead of phantoms, e.g. ct=x.npz.")
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help="AREA=PATH: your thorax, ct or mr images instead of phantoms, e.g. ct=x.npz; real=FOLDER: the public sets that the "
+        "shipped weights are measured on.",
+    ),
 ]
 
 

@@ -141,6 +141,19 @@ class SitesConfig:
 
 
 @dataclass(frozen=True)
+class WeightsConfig:
+    """On how many phantoms the shipped weights are measured, and how finely their ruler is studied."""
+
+    patients: int  # of each modality; half as many others are scanned twice
+    gate_patients: int  # of each modality, behind a gate; two thirds as many others are strangers to it
+    public_patients: int  # of each modality: what the ruler's rivals are calibrated on
+    rivals: int  # networks with random weights
+    populations: int  # that are compared with themselves, to see what the ruler notices
+    splits: int  # patient-disjoint halves of a set of 500, of smaller ones more, to see whether the ruler rises with damage
+    power_splits: int  # and what it notices
+
+
+@dataclass(frozen=True)
 class Profile:
     """One size at which the whole book can run; profiles differ in numbers only."""
 
@@ -154,6 +167,7 @@ class Profile:
     gate: GateConfig
     restoration: RestorationGridConfig
     sites: SitesConfig
+    weights: WeightsConfig
     seeds: tuple[int, ...] = (0,)
 
 

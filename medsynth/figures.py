@@ -243,6 +243,19 @@ def curve(ax: Axes, table: pd.DataFrame, *, x: str, x_label: str, y_label: str, 
     return ax
 
 
+def curve_panels(
+    table: pd.DataFrame, panel: str, *, rows: int, size: tuple[float, float], x: str, x_label: str, y_label: str, by: str = "arm"
+) -> tuple[Figure, list[Axes]]:
+    """A panel in so many rows for each value of column `panel`, which is its title, with a `curve` of its part."""
+    parts = list(table.groupby(panel, sort=False))
+    figure, axes = new_figure(rows, -(-len(parts) // rows), size=size, layout="constrained", squeeze=False)
+    for ax, (title, part) in zip(axes.flat, parts, strict=False):
+        curve(ax, part, x=x, x_label=x_label, y_label=y_label, by=by).set_title(str(title))
+    for ax in axes.flat[len(parts) :]:
+        ax.remove()
+    return figure, list(axes.flat[: len(parts)])
+
+
 def _rows(table: Iterable[Row] | pd.DataFrame) -> list[dict[str, Any]]:
     if isinstance(table, pd.DataFrame):
         return table.to_dict("records")

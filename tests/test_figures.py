@@ -147,3 +147,14 @@ def test_notebooks_display_svg(monkeypatch):
     with mpl.rc_context():
         figures.use_style()
     assert asked == [(("svg",), {"metadata": {"Date": None}})]
+
+
+@pytest.mark.parametrize(("kinds", "rows", "places"), [("abc", 2, 3), ("abcd", 2, 4), ("a", 1, 1)])
+def test_there_is_a_panel_for_each_value_in_their_order_and_none_is_empty(kinds, rows, places):
+    table = pd.DataFrame([{"kind": k, "x": x, "value": x + ord(k), "arm": "ours"} for x in (0, 1) for k in reversed(kinds)])
+    labels = {"x": "x", "x_label": "step", "y_label": "score"}
+    fig, axes = figures.curve_panels(table, "kind", rows=rows, size=(4, 3), **labels)
+    assert [ax.get_title() for ax in axes] == list(reversed(kinds)) and len(fig.axes) == len(axes) == places
+    for ax in axes:
+        assert ax.lines[0].get_ydata().tolist() == [ord(ax.get_title()), 1 + ord(ax.get_title())]
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "score")

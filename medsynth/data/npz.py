@@ -40,6 +40,16 @@ KNOWN = {
 }
 
 
+def known_folder(path: str | Path) -> Path:
+    """The folder, if every file of KNOWN lies in it; FileNotFoundError names what is missing."""
+    folder, names = Path(path), [f"{name}.npz" for name in KNOWN]
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; expected one with {', '.join(names)} (data/README.md)")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder}: lacks {', '.join(missing)}; put them there (data/README.md says what they are)")
+    return folder
+
+
 def load_npz(
     path: str | Path, *, role: str = "private", modality: str = "", window: tuple[float, float] | None = None
 ) -> ImageSet:

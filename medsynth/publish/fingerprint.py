@@ -16,7 +16,8 @@ from medsynth.publish.notebook import read_notebook
 def fingerprint(source: Path, *, package: Path, profile: Path, data: Mapping[str, Path] | None = None) -> dict[str, str]:
     """Name of each thing the chapter `source` depends on -> hash of its content.
 
-    package: the folder of the library; profile: the yaml file; data: the reader's files by the parameter that takes them.
+    package: the folder of the library; profile: the yaml file; data: the reader's files, or folders of `.npz` files, by the
+    parameter that takes them.
     """
     code = code_of(source)
     modules = imported_modules(code, package)
@@ -26,7 +27,7 @@ def fingerprint(source: Path, *, package: Path, profile: Path, data: Mapping[str
     sections = yaml.safe_load(profile.read_text()) or {}
     named = profile_sections(code)
     found |= {f"profile.{key}": json_hash(value) for key, value in sections.items() if named is None or key in named}
-    return found | {parameter: file_hash(path) for parameter, path in (data or {}).items()}
+    return found | {parameter: _content(path) for parameter, path in (data or {}).items()}
 
 
 def digest(found: dict[str, str]) -> str:
@@ -99,6 +100,10 @@ def _of(attribute: ast.Attribute) -> str:
 def called(call: ast.Call) -> str:
     """The last name of what is called, "" where it has none."""
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _content(path: Path) -> str:
+    return json_hash({p.name: file_hash(p) for p in path.glob("*.npz")}) if path.is_dir() else file_hash(path)
 
 
 def _cells(source: Path) -> list[list[object]]:

@@ -23,13 +23,14 @@ import psutil
 
 import medsynth
 from medsynth.config import load_profile
+from medsynth.data.npz import known_folder
 from medsynth.publish.fingerprint import changes, digest, fingerprint
 from medsynth.publish.notebook import ChapterError, check_parameters, declared_parameters, read_notebook, run_notebook
 from medsynth.publish.slurm import SlurmRun, errors
 from medsynth.runs import write_json
 
 # what `--data AREA=PATH` names -> the notebook parameter that receives the path
-AREAS = {"thorax": "data", "ct": "ct", "mr": "mr"}
+AREAS = {"thorax": "data", "ct": "ct", "mr": "mr", "real": "real"}
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,15 @@ def find_chapter(name: str, known: Sequence[str]) -> str:
 
 
 def parse_data(assignments: Sequence[str]) -> dict[str, Path]:
-    """`thorax=PATH` texts: notebook parameter -> existing file, absolute, in the order of AREAS."""
+    """`thorax=PATH` texts: notebook parameter -> existing file, absolute, in the order of AREAS; of "real" the folder of all."""
     found = {}
     for text in assignments:
         area, _, path = text.partition("=")
         if area not in AREAS or not path:
             raise ValueError(f"--data {text!r}: expected AREA=PATH with an area of {', '.join(AREAS)}")
-        if not Path(path).is_file():
+        if area == "real":
+            known_folder(path)
+        elif not Path(path).is_file():
             raise FileNotFoundError(f"--data {text!r}: no file at {path}; expected an .npz file (data/README.md)")
         if AREAS[area] in found:
             raise ValueError(f"--data {text!r}: {area} has a file already, {found[AREAS[area]].name}; expected one for each area")

@@ -31,7 +31,8 @@ from medsynth.pretrain.autoencoder import (
 )
 from medsynth.pretrain.denoiser import REAL_REPEATS, pretrain_denoiser
 from medsynth.pretrain.extractor import degrade
-from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
+from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms
+from medsynth.pretrain.real import real_sets
 from medsynth.training import step_generator
 from medsynth.vocabulary import MODALITIES
 
@@ -240,25 +241,6 @@ def test_phantoms_of_every_modality_and_hearts_at_64(stub_phantoms):
     assert not any(s.images.people for s in sets.values()) and {c["seed"] for c in stub_phantoms} == {5}
     assert sets["phantom-heart-64"].images.images.shape == (2 * 16, 1, 64, 64)
     assert list(phantoms(2, 128, seed=5, jobs=1)) == [f"phantom-{m}-128" for m in MODALITIES]
-
-
-@pytest.fixture
-def real_folder(tmp_path) -> Path:
-    """Files of the names and conventions of the real public sets, with other content."""
-    rng = np.random.default_rng(0)
-    n = 8
-    base = {"patient": np.arange(n), "label": np.arange(n) % 2, "split": np.array(["train"] * 4 + ["val"] * 2 + ["test"] * 2)}
-
-    def write(name: str, size: int, **arrays: object) -> None:
-        np.savez(tmp_path / f"{name}.npz", **base | {"image": rng.integers(1, 256, (n, size, size), dtype=np.uint8)} | arrays)
-
-    role = np.array(["public", "public", "private", "private", *["eval"] * 4])
-    write("cxr_kermany_128", 128, role=role, subtype=np.arange(n) % 3)
-    write("cxr_nih1000_64", 64)
-    write("cxr_covid_256", 256, license=np.array(["CC BY 4.0", "CC BY-NC-SA"] * 4))
-    volumes = rng.integers(1, 256, (n, 48, 12, 10), dtype=np.uint8)
-    np.savez(tmp_path / "mri_hippocampus_3d.npz", **{k: v for k, v in base.items() if k != "label"}, volume=volumes)
-    return tmp_path
 
 
 def test_real_sets_keep_to_the_public_role_and_licences(real_folder):

@@ -10,6 +10,7 @@ import filelock
 import pytest
 from stub_project import make_project, write_notebook
 
+from medsynth.data.npz import KNOWN as KNOWN_FILES
 from medsynth.publish import plan as reproduce
 from medsynth.publish.notebook import ChapterError
 from medsynth.publish.plan import (
@@ -61,10 +62,27 @@ def test_data_is_an_area_and_a_file(tmp_path):
     assert build_folder(tmp_path, "smoke", several) == tmp_path / "build" / "smoke-mine-other"
     with pytest.raises(ValueError, match=r"ct has a file already, mine\.npz"):
         parse_data([f"ct={file}", f"ct={other}"])
-    with pytest.raises(ValueError, match="expected AREA=PATH with an area of thorax, ct, mr"):
+    with pytest.raises(ValueError, match="expected AREA=PATH with an area of thorax, ct, mr, real"):
         parse_data(["torax=x"])
     with pytest.raises(FileNotFoundError, match="no file at"):
         parse_data([f"thorax={file}.gone"])
+
+
+def test_real_sets_are_a_folder_that_lacks_none(tmp_path):
+    folder = tmp_path / "sets"
+    with pytest.raises(FileNotFoundError, match="sets: no such folder"):
+        parse_data([f"real={folder}"])
+    folder.mkdir()
+    for name in KNOWN_FILES:
+        (folder / f"{name}.npz").touch()
+    found = parse_data([f"real={folder}", f"ct={folder / 'ct_tcia_hu_256.npz'}"])
+    assert found == {"ct": folder / "ct_tcia_hu_256.npz", "real": folder}
+    assert build_folder(tmp_path, "full", {"real": folder}) == tmp_path / "build" / "full-sets"
+    (folder / "mri_acdc_3d.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"sets: lacks mri_acdc_3d\.npz"):
+        parse_data([f"real={folder}"])
+    with pytest.raises(FileNotFoundError, match="no file at"):
+        parse_data([f"ct={folder}"])
 
 
 def test_a_plan_gives_chapters_what_they_declare(project):

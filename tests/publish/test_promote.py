@@ -96,6 +96,7 @@ def test_tables_sidecars_and_figures_of_a_chapter_are_published(project, own, ch
 
 
 def test_folders_of_a_run_by_hand_hold_several_chapters_and_one_is_taken(project, tmp_path):
+    write_notebook(project / "notebooks" / "90_weights.ipynb", "1 + 1")
     for chapter in ("first", "second", "weights"):
         write_run(tmp_path / "by-hand", chapter=chapter)
     assert promote(project, "weights", "weights", tmp_path / "by-hand") == ["weights", "weights-curve"]
