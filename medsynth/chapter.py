@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,22 @@ class Chapter:
     def secret(self, value: Any) -> Any:
         """A value that says where single patients are: itself for phantoms, a word that it is left out for people."""
         return WITHHELD if self.people else value
+
+
+def part_of(names: Iterable[Any], only: str) -> tuple[Any, ...]:
+    """Those that `only` names, separated by commas, in their order; all where it names none.
+
+    A beginning stands for all that go on with a dash or a stroke: "ct" for "ct-low-dose/edsr". ValueError for what fits none.
+    """
+    every = {str(name): name for name in names}
+    asked = [name for part in only.split(",") if (name := part.strip())]
+    fits = {name: {full for full in every if full == name or full.startswith((f"{name}-", f"{name}/"))} for name in asked}
+    for name in (name for name, found in fits.items() if not found):
+        close = get_close_matches(name, every, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected some of {', '.join(every)}"
+        raise ValueError(f"{name!r} is not in this profile; {hint}")
+    chosen = set(every) if not asked else set().union(*fits.values())
+    return tuple(name for full, name in every.items() if full in chosen)
 
 
 def _value(row: Row, column: str) -> object:

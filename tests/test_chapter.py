@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from stub_project import ROOT
 
-from medsynth.chapter import WITHHELD, Chapter
+from medsynth.chapter import WITHHELD, Chapter, part_of
 from medsynth.results import Estimate, read_results
 
 
@@ -67,3 +67,17 @@ def test_plots_are_drawn_and_saved_with_what_they_show(chapter, tmp_path):
     assert {p.name for p in tmp_path.glob("*.svg")} == {"gate-fidelity.svg", "gate-guidance.svg"}
     assert read_results(tmp_path, "gate-fidelity").rows["metric"].tolist() == ["KID"]
     assert len(read_results(tmp_path, "gate-guidance").rows) == 4
+
+
+def test_a_part_of_the_experiments_keeps_their_order():
+    every = ("ct-low-dose/edsr", "mr-x2/edsr", "mr-x2/redcnn", "mr-x4/edsr")
+    assert part_of(every, "") == every == part_of(every, " , ")
+    assert part_of(every, "mr-x2/redcnn, ct-low-dose/edsr,") == ("ct-low-dose/edsr", "mr-x2/redcnn")
+    assert part_of(every, "mr, mr-x2/edsr") == every[1:]
+    assert part_of(every, "mr-x2") == every[1:3]
+    assert part_of([1, 10, 2], "1, 2") == (1, 2)
+    with pytest.raises(ValueError, match=r"'mr-x2/edrs' is not in this profile; did you mean 'mr-x2/edsr'\?"):
+        part_of(every, "ct, mr-x2/edrs")
+    for nothing in ("?", "mr-", "m"):
+        with pytest.raises(ValueError, match=r"expected some of ct-low-dose/edsr, |did you mean"):
+            part_of(every, nothing)

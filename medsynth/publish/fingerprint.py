@@ -15,14 +15,17 @@ from medsynth.publish.notebook import read_notebook
 from medsynth.runs import file_hash
 
 
-def fingerprint(source: Path, *, package: Path, profile: Path, data: Mapping[str, Path] | None = None) -> dict[str, str]:
+def fingerprint(
+    source: Path, *, package: Path, profile: Path, data: Mapping[str, Path] | None = None, until: str = ""
+) -> dict[str, str]:
     """Name of each thing the chapter `source` depends on -> hash of its content.
 
     package: the folder of the library; profile: the yaml file; data: the reader's files by the parameter that takes them.
+    until: the last cell of an arm, which nobody reads, so that its prose does not count.
     """
-    code = code_of(source)
+    code = code_of(source, until)
     modules = imported_modules(code, package)
-    found = {"notebook": _hash(_cells(source))}
+    found = {"notebook": _hash([cell for cell in _cells(source, until) if not until or cell[0] == "code"])}
     found |= {name: _hash(program(ast.parse(path.read_text()))) for name, path in modules.items()}
     found |= {str(path.relative_to(package.parent)): file_hash(path) for path in data_files(modules.values(), package)}
     sections = yaml.safe_load(profile.read_text()) or {}
@@ -31,20 +34,15 @@ def fingerprint(source: Path, *, package: Path, profile: Path, data: Mapping[str
     return found | {parameter: file_hash(path) for parameter, path in (data or {}).items()}
 
 
-def digest(found: dict[str, str]) -> str:
-    """One hash of a fingerprint."""
-    return _hash(found)
-
-
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
     """Names whose content differs between two fingerprints."""
     return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
-def code_of(source: Path) -> ast.Module:
+def code_of(source: Path, until: str = "") -> ast.Module:
     """The code cells of a notebook as one program, without % and ! lines; ValueError names a cell that does not parse."""
     body: list[ast.stmt] = []
-    cells = [c for c in read_notebook(source).cells if c.cell_type == "code"]
+    cells = [c for c in read_notebook(source, until).cells if c.cell_type == "code"]
     for number, cell in enumerate(cells, 1):
         lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
         try:
@@ -104,8 +102,8 @@ def _called(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
-def _cells(source: Path) -> list[list[object]]:
-    return [[c.cell_type, c.source, list(c.metadata.get("tags", []))] for c in read_notebook(source).cells]
+def _cells(source: Path, until: str) -> list[list[object]]:
+    return [[c.cell_type, c.source, list(c.metadata.get("tags", []))] for c in read_notebook(source, until).cells]
 
 
 def _hash(value: object) -> str:
