@@ -1,7 +1,8 @@
 # `make book` and `make test` are all a newcomer needs; both set up .venv first if it is missing or out of date.
 PYTHON ?= python3
 PROFILE ?= laptop
-JOBS ?= 1
+# runs at a time; empty = as many as there are processors and memory for
+JOBS ?=
 # e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small CPU-only wheels on Linux
 TORCH_INDEX ?=
 
@@ -16,7 +17,7 @@ REAL ?= data
 .DEFAULT_GOAL := book
 
 book: $(STAMP)
-	@$(BIN)/medsynth reproduce --profile $(PROFILE) -j $(JOBS)
+	@$(BIN)/medsynth reproduce --profile $(PROFILE) $(if $(JOBS),-j $(JOBS))
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=medsynth --cov-report=term-missing:skip-covered --cov-fail-under=90

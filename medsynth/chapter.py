@@ -12,11 +12,12 @@ import pandas as pd
 from medsynth import figures
 from medsynth.config import ThoraxConfig, load_profile, project_root
 from medsynth.data.sources import Sources, private_and_test
+from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.weights import denoiser_kind, shipped_hash, weights_folder
 from medsynth.results import COLUMNS, Estimate, Row, Scalar, write_results
-from medsynth.runs import file_hash
+from medsynth.words import did_you_mean
 
 if TYPE_CHECKING:
     from medsynth.diffusion.generator import Generator
@@ -57,12 +58,12 @@ class Chapter:
         self.note(**{f"private {modality}": sources.private, f"test {modality}": sources.test})
         return sources
 
-    def generator(self, private: ImageSet, *, seed: int | None = None) -> Generator:
+    def generator(self, private: ImageSet, *, seed: int | None = None, table: str = "") -> Generator:
         """A generator at the settings, trained on these images; found again if trained before. Its weights are noted."""
         # torch takes seconds to import, and not every chapter draws
         from medsynth.diffusion.generator import Generator
 
-        self.note("autoencoder", "refiner", f"denoiser_{denoiser_kind(private)}")
+        self.note("autoencoder", "refiner", f"denoiser_{denoiser_kind(private)}", table=table)
         of = self.settings
         sizes = {"denoiser": of.denoiser, "diffusion": of.diffusion, "sampling": of.sampling}
         return Generator.train(private, **sizes, ledger=self.ledger, seed=self.seed if seed is None else seed)
@@ -263,6 +264,20 @@ def _restricted(name: str, terms: str) -> str:
     if "-NC" not in terms:
         return ""
     return f"{name} is {terms}: its rows are for non-commercial use" + ", under the same licence" * ("-SA" in terms)
+
+
+def part_of(names: Iterable[Any], only: str) -> tuple[Any, ...]:
+    """Those that `only` names, separated by commas, in their order; all where it names none.
+
+    A beginning stands for all that go on with a dash or a stroke: "ct" for "ct-low-dose/edsr". ValueError for what fits none.
+    """
+    every = {str(name): name for name in names}
+    asked = [name for part in only.split(",") if (name := part.strip())]
+    fits = {name: {full for full in every if full == name or full.startswith((f"{name}-", f"{name}/"))} for name in asked}
+    for name in (name for name, found in fits.items() if not found):
+        raise ValueError(f"{name!r} is not in this profile; {did_you_mean(name, every)}")
+    chosen = set(every) if not asked else set().union(*fits.values())
+    return tuple(name for full, name in every.items() if full in chosen)
 
 
 def _value(row: Row, column: str) -> object:

@@ -128,6 +128,11 @@ class RestorationGridConfig:
     steps: int  # of every training; "real" is trained once more with twice as many
     seeds: tuple[int, ...] = (0,)
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the experiments begin with, each once: one generator serves all experiments of a modality."""
+        return tuple(dict.fromkeys(name.partition("-")[0] for name in self.experiments))
+
 
 @dataclass(frozen=True)
 class SitesConfig:
@@ -169,6 +174,7 @@ class Profile:
     sites: SitesConfig
     weights: WeightsConfig
     seeds: tuple[int, ...] = (0,)
+    arms: tuple[str, ...] = ()  # chapters that are begun in arms where several runs go at a time: those that train for long
 
 
 def parse(cls: type, mapping: object, where: str) -> typing.Any:

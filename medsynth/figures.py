@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.results import Row, write_figure_data
-from medsynth.runs import atomic_path, file_hash
+from medsynth.runs import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

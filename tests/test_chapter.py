@@ -4,7 +4,7 @@ import pytest
 from stub_project import ROOT
 
 from medsynth import figures
-from medsynth.chapter import WITHHELD, Chapter
+from medsynth.chapter import WITHHELD, Chapter, part_of
 from medsynth.diffusion.generator import Generator
 from medsynth.results import Estimate, read_results
 
@@ -153,3 +153,17 @@ def test_sets_that_are_read_are_noted_and_leave_lines_unless_they_are_public(cha
     chapter.read(sets, "extractor", stage="measure", table="levels")
     assert [(e.stage, e.reads, e.output) for e in chapter.ledger.entries()] == [("measure", "ward", "result rows")]
     assert {"ward", "known", "extractor"} < set(chapter.sidecar("levels")["inputs"])
+
+
+def test_a_part_of_the_experiments_keeps_their_order():
+    every = ("ct-low-dose/edsr", "mr-x2/edsr", "mr-x2/redcnn", "mr-x4/edsr")
+    assert part_of(every, "") == every == part_of(every, " , ")
+    assert part_of(every, "mr-x2/redcnn, ct-low-dose/edsr,") == ("ct-low-dose/edsr", "mr-x2/redcnn")
+    assert part_of(every, "mr, mr-x2/edsr") == every[1:]
+    assert part_of(every, "mr-x2") == every[1:3]
+    assert part_of([1, 10, 2], "1, 2") == (1, 2)
+    with pytest.raises(ValueError, match=r"'mr-x2/edrs' is not in this profile; did you mean 'mr-x2/edsr'\?"):
+        part_of(every, "ct, mr-x2/edrs")
+    for nothing in ("?", "mr-", "m"):
+        with pytest.raises(ValueError, match=r"expected one of ct-low-dose/edsr, |did you mean"):
+            part_of(every, nothing)

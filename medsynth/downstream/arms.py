@@ -31,18 +31,6 @@ class Pairs(NamedTuple):
     clean: ImageSet
 
 
-def part_of(experiments: Sequence[str], only: str) -> tuple[str, ...]:
-    """Those of the experiments that `only` names, separated by commas, in their order; all where it names none.
-
-    Raises ValueError for a name that is not among them.
-    """
-    asked = [name.strip() for name in only.split(",") if name.strip()]
-    for name in asked:
-        if name not in experiments:
-            raise ValueError(f"experiment {name!r} is not in this profile; {did_you_mean(name, experiments)}")
-    return tuple(name for name in experiments if name in (asked or experiments))
-
-
 def pairs(name: str, clean: ImageSet, part: str, *, seed: int) -> Pairs:
     """The images and what the task of experiment `name` leaves of them; each of PARTS draws noise of its own."""
     if part not in PARTS:

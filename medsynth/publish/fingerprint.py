@@ -13,15 +13,17 @@ from medsynth.hashes import file_hash, json_hash
 from medsynth.publish.notebook import read_notebook
 
 
-def fingerprint(source: Path, *, package: Path, profile: Path, data: Mapping[str, Path] | None = None) -> dict[str, str]:
+def fingerprint(
+    source: Path, *, package: Path, profile: Path, data: Mapping[str, Path] | None = None, until: str = ""
+) -> dict[str, str]:
     """Name of each thing the chapter `source` depends on -> hash of its content.
 
     package: the folder of the library; profile: the yaml file; data: the reader's files, or folders of `.npz` files, by the
-    parameter that takes them.
+    parameter that takes them. until: the last cell of an arm, which nobody reads, so that its prose does not count.
     """
-    code = code_of(source)
+    code = code_of(source, until)
     modules = imported_modules(code, package)
-    found = {"notebook": json_hash(_cells(source))}
+    found = {"notebook": json_hash([cell for cell in _cells(source, until) if not until or cell[0] == "code"])}
     found |= {name: json_hash(program(path.read_text())) for name, path in modules.items()}
     found |= {str(path.relative_to(package.parent)): file_hash(path) for path in data_files(modules.values(), package)}
     sections = yaml.safe_load(profile.read_text()) or {}
@@ -30,20 +32,15 @@ def fingerprint(source: Path, *, package: Path, profile: Path, data: Mapping[str
     return found | {parameter: _content(path) for parameter, path in (data or {}).items()}
 
 
-def digest(found: dict[str, str]) -> str:
-    """One hash of a fingerprint."""
-    return json_hash(found)
-
-
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
     """Names whose content differs between two fingerprints."""
     return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
-def code_of(source: Path) -> ast.Module:
+def code_of(source: Path, until: str = "") -> ast.Module:
     """The code cells of a notebook as one program, without % and ! lines; ValueError names a cell that does not parse."""
     body: list[ast.stmt] = []
-    cells = [c for c in read_notebook(source).cells if c.cell_type == "code"]
+    cells = [c for c in read_notebook(source, until).cells if c.cell_type == "code"]
     for number, cell in enumerate(cells, 1):
         lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
         try:
@@ -106,5 +103,5 @@ def _content(path: Path) -> str:
     return json_hash({p.name: file_hash(p) for p in path.glob("*.npz")}) if path.is_dir() else file_hash(path)
 
 
-def _cells(source: Path) -> list[list[object]]:
-    return [[c.cell_type, c.source, list(c.metadata.get("tags", []))] for c in read_notebook(source).cells]
+def _cells(source: Path, until: str) -> list[list[object]]:
+    return [[c.cell_type, c.source, list(c.metadata.get("tags", []))] for c in read_notebook(source, until).cells]

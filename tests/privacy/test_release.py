@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from shared import RootMeanSquare, two_copies
 
 from medsynth.data.folder import Values, load
+from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.release import certify as certify_module
@@ -27,7 +28,6 @@ from medsynth.privacy.release.certificate import FileEntry, commitment, read_cer
 from medsynth.privacy.release.certify import Release, certify
 from medsynth.privacy.release.signature import is_signature
 from medsynth.privacy.release.verify import VerificationError, verify
-from medsynth.runs import file_hash
 
 TAU = 0.2
 SIDE = 8

@@ -8,10 +8,11 @@ from stub_project import make_project, write_notebook
 from typer.testing import CliRunner
 
 from medsynth import cli
+from medsynth.hashes import file_hash
 from medsynth.publish.check import problems
 from medsynth.publish.promote import promote
 from medsynth.results import Estimate, Row, read_results, write_figure_data, write_results
-from medsynth.runs import file_hash, write_json
+from medsynth.runs import write_json
 
 PICTURE = '<svg><image href="data:image/png;base64,AA"/></svg>'
 PLOT = "<svg><path/></svg>"
