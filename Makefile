@@ -34,7 +34,8 @@ lab: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check medsynth tests
 
-# the weights that ship with the package, again from public data: hours, in this order because each builds on the one before
+# the weights that ship with the package, again from public data: hours, in this order because each builds on the one before;
+# what they are worth then says `medsynth reproduce --profile full --only weights --data real=$(REAL)`
 weights: $(STAMP)
 	set -e; for what in autoencoder refiner denoiser_phantom denoiser_real extractor encoder encoder_3d; do \
 		$(BIN)/python -m medsynth.pretrain $$what --real $(REAL); done

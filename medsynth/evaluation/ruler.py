@@ -152,7 +152,7 @@ def panels(levels: Sequence[Row]) -> pd.DataFrame:
     undamaged = {_curve(r): r.value for r in levels if r.metric == "fid" and r.extra["strength"] == 0}
     by, table = np.array([undamaged.get(_curve(r), 1.0) for r in levels]), table_of(levels)
     table = table.assign(**{c: table[c] / by for c in ("value", "low", "high")})
-    names = table.metric.map({"fid": "FID / FID without damage", "kid": "KID"})
+    names = table.metric.map({"fid": "FID ratio", "kid": "KID"})
     return table.assign(panel=names + ", " + table.perturbation).sort_values("metric", kind="stable", ignore_index=True)
 
 

@@ -188,7 +188,7 @@ def test_drawn_are_kid_and_fid_as_a_multiple_of_what_it_is_without_damage(images
     levels = ruler.response(Means(), images, label, **NAMED, seed=0, splits=2)
     drawn, raw = ruler.panels(levels), table_of(levels)
     assert drawn.panel.drop_duplicates().tolist() == [
-        f"{score}, {kind}" for score in ("FID / FID without damage", "KID") for kind in ("noise", "blur", "dropped class")
+        f"{score}, {kind}" for score in ("FID ratio", "KID") for kind in ("noise", "blur", "dropped class")
     ]
     noise = drawn.query("metric == 'fid' and perturbation == 'noise'").set_index("strength")
     fid = raw.query("metric == 'fid' and perturbation == 'noise'").set_index("strength")
