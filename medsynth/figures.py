@@ -158,7 +158,8 @@ def image_grid(
             if shown and k < len(titles):
                 ax.set_title(titles[k], fontsize=9)
             if k % columns == 0 and k // columns < len(row_labels):
-                ax.set_ylabel(row_labels[k // columns])
+                # upright it would be longer than its picture
+                ax.set_ylabel(row_labels[k // columns], rotation=0, ha="right", va="center")
         if not shown:
             fig.text(0.5, 0.5, f"pictures withheld: images of people\n(licence: {whose.data_licence})", ha="center", va="center")
         if title:

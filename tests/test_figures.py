@@ -56,6 +56,14 @@ def test_pictures_of_phantoms_are_drawn(tmp_path):
     assert figures.has_pictures(svg)
 
 
+def test_a_label_of_a_row_is_no_longer_than_its_row_is_high():
+    labels = ["consolidation", "cardiomegaly", "reconstruction of images"]
+    fig = figures.image_grid(image_set("phantom", (24, 1, 8, 8)), rows=3, columns=8, row_labels=labels)
+    fig.draw_without_rendering()
+    boxes = [ax.yaxis.label.get_window_extent() for ax in fig.axes[::8]]
+    assert all(box.x0 >= 0 and box.height < ax.bbox.height for box, ax in zip(boxes, fig.axes[::8], strict=True))
+
+
 @pytest.mark.parametrize("licence", ["CC BY 4.0", "unknown", "generated"])
 @pytest.mark.parametrize("origin", ["scan", "synthetic", "mixed"])
 def test_pictures_of_people_are_withheld_whatever_the_licence(tmp_path, licence, origin):

@@ -92,6 +92,7 @@ def page_of(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if tagged(cell, "parameters"):
             cell.source = _with_values(cell.source, given)
             cell.metadata["tags"] = [*cell.metadata["tags"], "hide-input"]
+            cell.metadata["mystnb"] = {"code_prompt_show": "Parameters of this run"}
         elif tagged(cell, "caption"):
             cell.source = f":::{{container}} caption\n{cell.source}\n:::"
     return executed
