@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import nbformat
@@ -204,14 +205,19 @@ def _execute(
     notebook: nbformat.NotebookNode, partial: Path, parameters: dict[str, Value], cwd: Path, progress: _Progress
 ) -> nbformat.NotebookNode:
     import papermill
+    from traitlets.config import Config
 
     # a kernel of this environment, even where the user has another one called python3
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    return papermill.execute_notebook(
-        notebook, str(partial), parameters=parameters, kernel_name="python3", language="python", cwd=str(cwd),
-        progress_bar=False, stdout_file=progress, stderr_file=progress, on_cell_start=progress.start_cell(notebook),
-        extra_arguments=[f"--IPKernelApp.exec_lines={_SHOW_LOG}", "--log-level=CRITICAL"],
-    )  # fmt: skip
+    with TemporaryDirectory(prefix="kernel-") as place:
+        # sockets in a folder of its own: ports are chosen before they are taken, and two that start at once may choose the same
+        sockets = {"transport": "ipc", "connection_file": f"{place}/kernel.json"}
+        return papermill.execute_notebook(
+            notebook, str(partial), parameters=parameters, kernel_name="python3", language="python", cwd=str(cwd),
+            progress_bar=False, stdout_file=progress, stderr_file=progress, on_cell_start=progress.start_cell(notebook),
+            config=Config(ConnectionFileMixin=sockets),
+            extra_arguments=[f"--IPKernelApp.exec_lines={_SHOW_LOG}", "--log-level=CRITICAL"],
+        )  # fmt: skip
 
 
 class _Progress:

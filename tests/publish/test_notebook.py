@@ -177,6 +177,17 @@ def test_private_folders_are_named_by_meaning(tmp_path):
     assert os.sep not in found.values()
 
 
+@pytest.mark.slow
+def test_kernels_that_start_at_once_cannot_choose_one_port(tmp_path):
+    where = "from ipykernel.kernelapp import IPKernelApp\nkernel = IPKernelApp.instance()\nprint(kernel.transport, kernel.ip)"
+    target = run_notebook(write_notebook(tmp_path / "notebooks" / "00_a.ipynb", where), tmp_path / "a.ipynb", {}, cwd=tmp_path)
+    transport, place = target.with_suffix(".log").read_text().split()
+    assert transport == "ipc"
+    # a folder of this run alone, which is gone with it
+    assert Path(place).parent.name.startswith("kernel-") and not Path(place).parent.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "a.log", "notebooks"]
+
+
 # arms
 
 
