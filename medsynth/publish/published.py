@@ -50,8 +50,8 @@ ENTRIES = {
     "gate-attacks-figure": Entry(
         COPY,
         "Altered copies of phantoms, by feature map",
-        "All maps refuse 5 % of held-out patients here. The encoder finds nearly every altered copy; the other "
-        "maps lose those that are shifted, turned or zoomed.",
+        "All maps refuse 5 % of held-out patients here. The encoder finds nearly every altered copy; each "
+        "other map loses several kinds, shifted copies among them.",
     ),
     "gate-distances": Entry(
         COPY,
