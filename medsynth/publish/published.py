@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from medsynth.publish.answers import QUESTIONS, plain
+from medsynth.publish.answers import QUESTIONS, images_of, plain
 from medsynth.results import (
     FIGURE,
     ROWS,
@@ -50,8 +50,8 @@ ENTRIES = {
     "gate-attacks-figure": Entry(
         COPY,
         "Altered copies of phantoms, by feature map",
-        "All maps refuse 5 % of held-out patients here. The encoder finds nearly every altered copy; the other "
-        "maps lose those that are shifted, turned or zoomed.",
+        "All maps refuse 5 % of held-out patients here. The encoder finds nearly every altered copy; each "
+        "other map loses several kinds, shifted copies among them.",
     ),
     "gate-distances": Entry(
         COPY,
@@ -289,6 +289,9 @@ def _table(table: pd.DataFrame, sources: Collection[str]) -> str:
 
 
 def _data(results: Results) -> str:
+    """Whose images a figure is about, in a few words."""
+    if "dataset" in results.rows and results.sidecar["data_licence"] != "generated":
+        return ", ".join(dict.fromkeys(plain(images_of(name)) for name in results.rows["dataset"]))
     licence = results.sidecar["data_licence"]
     return "phantoms" if licence == "generated" else f"data {licence}"
 
