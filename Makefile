@@ -1,7 +1,8 @@
 # `make book` and `make test` are all a newcomer needs; both set up .venv first if it is missing or out of date.
 PYTHON ?= python3
 PROFILE ?= laptop
-JOBS ?= 1
+# runs at a time; empty = as many as there are processors and memory for
+JOBS ?=
 # e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small CPU-only wheels on Linux
 TORCH_INDEX ?=
 
@@ -16,7 +17,7 @@ REAL ?= data
 .DEFAULT_GOAL := book
 
 book: $(STAMP)
-	@$(BIN)/medsynth reproduce --profile $(PROFILE) -j $(JOBS)
+	@$(BIN)/medsynth reproduce --profile $(PROFILE) $(if $(JOBS),-j $(JOBS))
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=medsynth --cov-report=term-missing:skip-covered --cov-fail-under=90
@@ -33,7 +34,8 @@ lab: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check medsynth tests
 
-# the weights that ship with the package, again from public data: hours, in this order because each builds on the one before
+# the weights that ship with the package, again from public data: hours, in this order because each builds on the one before;
+# what they are worth then says `medsynth reproduce --profile full --only weights --data real=$(REAL)`
 weights: $(STAMP)
 	set -e; for what in autoencoder refiner denoiser_phantom denoiser_real extractor encoder encoder_3d; do \
 		$(BIN)/python -m medsynth.pretrain $$what --real $(REAL); done

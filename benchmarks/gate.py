@@ -26,7 +26,7 @@ from sklearn.neighbors import NearestNeighbors
 from medsynth.data.sources import cached_thorax
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import GALLERY, transformed_copies
-from medsynth.privacy.gate.feature_table import write_features
+from medsynth.privacy.gate.feature_table import empty_table
 from medsynth.privacy.gate.search import CHUNK_ROWS, Gallery, Screen
 
 DIM = 512
@@ -148,9 +148,12 @@ def memory(rows: int, queries: int) -> None:
     mixing = rng.normal(size=(40, DIM)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        sizes = [min(8192, rows - first) for first in range(0, rows, 8192)]
-        file = write_features(home / "features.npy", (rng.standard_normal((n, 40), np.float32) @ mixing for n in sizes))
-        write_features(home / "queries.npy", [rng.standard_normal((queries, 40), np.float32) @ mixing])
+        file = home / "features.npy"
+        table = empty_table((rows, DIM), CHUNK_ROWS, file)
+        for first in range(0, rows, CHUNK_ROWS):
+            drawn = rng.standard_normal((min(CHUNK_ROWS, rows - first), 40), np.float32)
+            table.write(first, drawn @ mixing)
+        np.save(home / "queries.npy", rng.standard_normal((queries, 40), np.float32) @ mixing)
         command = [sys.executable, "-c", _MEMORY, folder, str(rows)]
         before, added, chunk = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
         size = file.stat().st_size / 2**20

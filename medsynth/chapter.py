@@ -12,10 +12,12 @@ import pandas as pd
 from medsynth import figures
 from medsynth.config import ThoraxConfig, load_profile, project_root
 from medsynth.data.sources import Sources, private_and_test
+from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
-from medsynth.models.weights import denoiser_kind, shipped_hash
+from medsynth.models.weights import denoiser_kind, shipped_hash, weights_folder
 from medsynth.results import COLUMNS, Estimate, Row, Scalar, write_results
+from medsynth.words import did_you_mean
 
 if TYPE_CHECKING:
     from medsynth.diffusion.generator import Generator
@@ -38,8 +40,8 @@ class Chapter:
         self.folder = Path(out or project_root() / "build" / self.settings.name)
         self.ledger = Ledger()
         self._rows: dict[tuple[Scalar, ...], tuple[str, Row]] = {}
-        self._sets: dict[str, ImageSet] = {}
-        self._weights: set[str] = set()
+        self._sets: dict[tuple[str, str], ImageSet] = {}
+        self._weights: set[tuple[str, str]] = set()
         self._parameters: dict[str, Any] = {"profile": self.settings.name}
 
     def sets(
@@ -56,20 +58,29 @@ class Chapter:
         self.note(**{f"private {modality}": sources.private, f"test {modality}": sources.test})
         return sources
 
-    def generator(self, private: ImageSet, *, seed: int | None = None) -> Generator:
+    def generator(self, private: ImageSet, *, seed: int | None = None, table: str = "") -> Generator:
         """A generator at the settings, trained on these images; found again if trained before. Its weights are noted."""
         # torch takes seconds to import, and not every chapter draws
         from medsynth.diffusion.generator import Generator
 
-        self.note("autoencoder", "refiner", f"denoiser_{denoiser_kind(private)}")
+        self.note("autoencoder", "refiner", f"denoiser_{denoiser_kind(private)}", table=table)
         of = self.settings
         sizes = {"denoiser": of.denoiser, "diffusion": of.diffusion, "sampling": of.sampling}
         return Generator.train(private, **sizes, ledger=self.ledger, seed=self.seed if seed is None else seed)
 
-    def note(self, *weights: str, **sets: ImageSet) -> None:
-        """Remember what numbers rest on: shipped weights by name, sets under the name that the sidecar gives them."""
-        self._weights |= set(weights)
-        self._sets |= {key.replace("_", " "): images for key, images in sets.items()}
+    def note(self, *weights: str, table: str = "", **sets: ImageSet) -> None:
+        """Remember what numbers rest on: shipped weights by name, sets under the name that the sidecar gives them.
+
+        weights: also "thresholds". table: the one whose numbers they are; by default those of all tables.
+        """
+        self._weights |= {(table, name) for name in weights}
+        self._sets |= {(table, key.replace("_", " ")): images for key, images in sets.items()}
+
+    def read(self, sets: Mapping[str, ImageSet], *weights: str, stage: str, table: str = "") -> None:
+        """Note what result rows rest on, and leave a line in the ledger for each set that is not public."""
+        for images in sets.values():
+            self.ledger.read(images, stage=stage, output="result rows")
+        self.note(*weights, table=table, **sets)
 
     def parameters(self, **values: Any) -> None:
         """Remember what decided the numbers beside the profile."""
@@ -80,15 +91,17 @@ class Chapter:
         """Whether a person was scanned for any of the sets."""
         return any(images.people for images in self._sets.values())
 
-    @property
-    def sidecar(self) -> dict[str, Any]:
-        """Where the numbers of this chapter come from, as `write_results` wants it."""
-        licences = {terms for images in self._sets.values() for terms in images.data_licence.split("; ")}
-        inputs = {key: images.content_hash for key, images in self._sets.items()}
-        inputs |= {name: shipped_hash(name) for name in sorted(self._weights)}
+    def sidecar(self, table: str = "") -> dict[str, Any]:
+        """Where the numbers of a table come from, as `write_results` wants it; notes name terms against commercial use."""
+        sets = {key: images for (of, key), images in self._sets.items() if of in ("", table)}
+        licences = {(s.dataset, terms) for s in sets.values() for terms in s.data_licence.split("; ")}
+        inputs = {key: images.content_hash for key, images in sets.items()}
+        inputs |= {name: _hash_of(name) for of, name in sorted(self._weights) if of in ("", table)}
         return {
             "parameters": self._parameters, "seeds": self.seeds, "inputs": inputs,
-            "data_licence": "; ".join(sorted(licences)) or "generated", "people": self.people,
+            "data_licence": "; ".join(sorted({terms for _, terms in licences})) or "generated",
+            "people": any(images.people for images in sets.values()),
+            "notes": "; ".join(note for licence in sorted(licences) if (note := _restricted(*licence))),
         }  # fmt: skip
 
     def add(
@@ -134,7 +147,8 @@ class Chapter:
         self, *, rows: str | list[str], columns: str | list[str] | None = None, table: str = "", **where: object
     ) -> pd.DataFrame:
         """Write a table with all its rows; shown are those `where`, as `value [low, high] (n)`, laid out by rows and columns."""
-        write_results(self.folder, f"{self.name}-{table}" if table else self.name, self.rows(table), **self.sidecar)
+        name = f"{self.name}-{table}" if table else self.name
+        write_results(self.folder, name, self.rows(table), **self.sidecar(table))
         lines, heads = ([keys] if isinstance(keys, str) else list(keys or []) for keys in (rows, columns))
         cells = [{key: _value(row, key) for key in (*lines, *heads)} | {"": row.shown} for row in self.rows(table, **where)]
         shown = pd.DataFrame(cells).fillna("")
@@ -142,9 +156,9 @@ class Chapter:
             return shown.set_index(lines)
         return shown.pivot_table(index=lines, columns=heads, values="", aggfunc="; ".join, sort=False).fillna("")
 
-    def save(self, figure: Any, name: str, data: Iterable[Row] | pd.DataFrame) -> None:
-        """Save a figure as CHAPTER-NAME, with what it shows and where that comes from."""
-        figures.save_figure(figure, self.folder, f"{self.name}-{name}", data, **self.sidecar)
+    def save(self, figure: Any, name: str, data: Iterable[Row] | pd.DataFrame, *, table: str = "") -> None:
+        """Save a figure as CHAPTER-NAME, with what it shows and where that comes from: as the numbers of `table` do."""
+        figures.save_figure(figure, self.folder, f"{self.name}-{name}", data, **self.sidecar(table))
 
     def estimates(
         self, metrics: Iterable[str], name: str, *, label: str = "{metric}", floors: bool = True, table: str = "", **where: object
@@ -153,7 +167,7 @@ class Chapter:
         panels = {m: found for m in metrics if (found := self.rows(table, metric=m, **where))}
         labels = [label.format(metric=m, unit=found[0].unit) for m, found in panels.items()]
         floor = [next(iter(self.rows(table, metric=f"{m} floor", **where)), None) if floors else None for m in panels]
-        self._panels(list(panels.values()), name, labels=labels, floors=floor)
+        self._panels(list(panels.values()), name, labels=labels, floors=floor, table=table)
 
     def panels(
         self, panels: Mapping[str, Sequence[Row]], name: str, *, label: str, across: int = 0,
@@ -169,6 +183,7 @@ class Chapter:
     def _panels(
         self, panels: list[Sequence[Row]], name: str, *, labels: list[str], titles: Sequence[str] = (), across: int = 0,
         floors: Sequence[Row | None] = (), named: Callable[[Row], str] | None = None, limits: tuple[float, float] | None = None,
+        table: str = "",
     ) -> None:  # fmt: skip
         across = across or len(panels)
         lines, most = -(-len(panels) // across), max(len(found) for found in panels)
@@ -186,7 +201,7 @@ class Chapter:
             ax.tick_params(labelleft=k % across == 0 or called[k] != called[k - 1])
         for ax in axes.flat[len(panels) :]:
             ax.remove()
-        self.save(figure, name, [row for found in panels for row in found])
+        self.save(figure, name, [row for found in panels for row in found], table=table)
 
     def roc(self, curves: Mapping[str, np.ndarray], name: str, *, x_label: str, y_label: str, log: bool = False) -> None:
         """Draw and save true over false positive rates, (k, 2) of each arm, beside those of a guess."""
@@ -228,7 +243,7 @@ class Chapter:
             )
             figures.curve(ax, points, x=x, x_label=x_label or x, y_label=", ".join(metrics) if len(metrics) < 3 else "score")
             ax.set_ylim(bottom=min(0, points["low"].min(), points["value"].min()))
-        self.save(figure, name, [row for _, found in drawn for row in found])
+        self.save(figure, name, [row for _, found in drawn for row in found], table=table)
 
     def secret(self, value: Any) -> Any:
         """A value that says where single patients are: itself for phantoms, a word that it is left out for people."""
@@ -237,6 +252,32 @@ class Chapter:
     def secrets(self, **columns: Scalar) -> dict[str, Scalar]:
         """Columns of a row that say where single patients are: themselves for phantoms, none for people."""
         return {} if self.people else columns
+
+
+def _hash_of(name: str) -> str:
+    """Of weights that ship, or of the thresholds that lie beside them."""
+    return file_hash(weights_folder() / f"{name}.json") if name == "thresholds" else shipped_hash(name)
+
+
+def _restricted(name: str, terms: str) -> str:
+    """A sentence on a set whose licence forbids commercial use, "" of others."""
+    if "-NC" not in terms:
+        return ""
+    return f"{name} is {terms}: its rows are for non-commercial use" + ", under the same licence" * ("-SA" in terms)
+
+
+def part_of(names: Iterable[Any], only: str) -> tuple[Any, ...]:
+    """Those that `only` names, separated by commas, in their order; all where it names none.
+
+    A beginning stands for all that go on with a dash or a stroke: "ct" for "ct-low-dose/edsr". ValueError for what fits none.
+    """
+    every = {str(name): name for name in names}
+    asked = [name for part in only.split(",") if (name := part.strip())]
+    fits = {name: {full for full in every if full == name or full.startswith((f"{name}-", f"{name}/"))} for name in asked}
+    for name in (name for name, found in fits.items() if not found):
+        raise ValueError(f"{name!r} is not in this profile; {did_you_mean(name, every)}")
+    chosen = set(every) if not asked else set().union(*fits.values())
+    return tuple(name for full, name in every.items() if full in chosen)
 
 
 def _value(row: Row, column: str) -> object:

@@ -18,7 +18,12 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, laptop, full or paper: a file of profiles/.")]
 DataOption = Annotated[
-    list[str] | None, typer.Option("--data", help="AREA=PATH: your thorax, ct or mr images instead of phantoms, e.g. ct=x.npz.")
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help="AREA=PATH: your thorax, ct or mr images instead of phantoms, e.g. ct=x.npz; real=FOLDER: the public sets that the "
+        "shipped weights are measured on.",
+    ),
 ]
 
 
@@ -33,16 +38,17 @@ def reproduce(
     data: DataOption = None,
     only: Annotated[str | None, typer.Option(help="One chapter, e.g. generator or 02; the book is not built.")] = None,
     jobs: Annotated[
-        int | None, typer.Option("-j", "--jobs", min=1, help="Chapters that run at the same time; default 1, on a cluster all.")
+        int | None, typer.Option("-j", "--jobs", min=1, help="Runs at the same time; default: as many as fit, on a cluster all.")
     ] = None,
-    cluster: Annotated[Literal["slurm"] | None, typer.Option(help="slurm: each chapter is a job of the cluster.")] = None,
+    cluster: Annotated[Literal["slurm"] | None, typer.Option(help="slurm: each run is a job of the cluster.")] = None,
     partition: Annotated[str, typer.Option(help="Of the cluster; default its own.")] = "",
     account: Annotated[str, typer.Option(help="That the cluster charges; default its own.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why.")] = False,
     snakemake: Annotated[list[str] | None, typer.Argument(help="After --: options for Snakemake, e.g. --retries 1.")] = None,
 ) -> None:
     """Run every chapter that something has changed for, then build the book."""
-    from medsynth.publish.plan import make_plan, measured, parse_data, run_plan
+    from medsynth.publish.engine import measured, run_plan
+    from medsynth.publish.plan import make_plan, parse_data
     from medsynth.publish.site import build_book
     from medsynth.publish.slurm import SlurmRun
 
@@ -283,10 +289,10 @@ def _modality(said: str) -> str:
 
 @app.command(hidden=True)
 def chapter(plan: Path, name: str) -> None:
-    """Run one chapter of a plan; called by Snakemake."""
-    from medsynth.publish.plan import run_chapter
+    """Run one chapter of a plan, or an arm of one; called by Snakemake."""
+    from medsynth.publish.plan import run_one
 
-    run_chapter(plan, name, log=_say)
+    run_one(plan, name, log=_say)
 
 
 def _say(line: str) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import types
 import typing
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 
 import yaml
+
+from medsynth.words import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,11 @@ class RestorationGridConfig:
     steps: int  # of every training; "real" is trained once more with twice as many
     seeds: tuple[int, ...] = (0,)
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the experiments begin with, each once: one generator serves all experiments of a modality."""
+        return tuple(dict.fromkeys(name.partition("-")[0] for name in self.experiments))
+
 
 @dataclass(frozen=True)
 class SitesConfig:
@@ -139,6 +143,19 @@ class SitesConfig:
     experiment: str  # "task/network", as in restoration
     steps: int
     seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """On how many phantoms the shipped weights are measured, and how finely their ruler is studied."""
+
+    patients: int  # of each modality; half as many others are scanned twice
+    gate_patients: int  # of each modality, behind a gate; two thirds as many others are strangers to it
+    public_patients: int  # of each modality: what the ruler's rivals are calibrated on
+    rivals: int  # networks with random weights
+    populations: int  # that are compared with themselves, to see what the ruler notices
+    splits: int  # patient-disjoint halves of a set of 500, of smaller ones more, to see whether the ruler rises with damage
+    power_splits: int  # and what it notices
 
 
 @dataclass(frozen=True)
@@ -155,7 +172,9 @@ class Profile:
     gate: GateConfig
     restoration: RestorationGridConfig
     sites: SitesConfig
+    weights: WeightsConfig
     seeds: tuple[int, ...] = (0,)
+    arms: tuple[str, ...] = ()  # chapters that are begun in arms where several runs go at a time: those that train for long
 
 
 def parse(cls: type, mapping: object, where: str) -> typing.Any:
@@ -165,9 +184,7 @@ def parse(cls: type, mapping: object, where: str) -> typing.Any:
     hints = typing.get_type_hints(cls)
     for key in mapping:
         if key not in hints:
-            close = get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"valid keys are {_names(cls)}"
-            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+            raise ValueError(f"{where}: unknown key {key!r}; {did_you_mean(str(key), hints)}")
     missing = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in mapping]
     if missing:
         raise ValueError(f"{where}: missing key {missing[0]!r}; expected {_type_name(hints[missing[0]])}")
@@ -206,12 +223,6 @@ def _type_name(kind: typing.Any) -> str:
     return getattr(kind, "__name__", str(kind))
 
 
-def config_hash(config: object) -> str:
-    """First 16 hex digits of the blake2b of a dataclass or JSON value, independent of key order."""
-    value = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
-    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=list).encode(), digest_size=8).hexdigest()
-
-
 def project_root(start: Path | None = None) -> Path:
     """The nearest folder at or above `start` (default: the working directory) that holds `profiles/`."""
     start = (start or Path.cwd()).resolve()
@@ -234,9 +245,7 @@ def load_profile(name: str, folder: Path | None = None) -> Profile:
     folder = folder or project_root() / "profiles"
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     if name not in known:
-        close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {known}"
-        raise ValueError(f"profile {name!r} does not exist in {folder.name}/; {hint}")
+        raise ValueError(f"profile {name!r} does not exist in {folder.name}/; {did_you_mean(name, known)}")
     path = folder / f"{name}.yaml"
     where, found = f"{folder.name}/{path.name}", yaml.safe_load(path.read_text()) or {}
     if isinstance(found, dict):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import copy
 import functools
-import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+
+from medsynth.hashes import bytes_hash
 
 PACKAGE = "medsynth"
 # settings enter a hash by their values; a ledger writes down what was read, and changes nothing that is made of it
@@ -51,7 +52,7 @@ def code_hash(module: str) -> str:
     package = Path(str(resources.files(PACKAGE)))
     modules = imported_modules(ast.parse(f"import {module} as m\nm"), package, UNCOUNTED)
     parts = sorted(_content(name, path, package) for name, path in modules.items())
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
+    return bytes_hash("\n".join(parts).encode(), bits=64)
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _target(binding: _Binding, package: Path) -> str:
     for name, rest in ((whole, ""), (binding.module, binding.name)):
         if name.split(".")[0] == PACKAGE and _file_of(name, package).exists():
             what = name if name in UNCOUNTED else program(_file_of(name, package).read_text())
-            return f"{hashlib.blake2b(what.encode(), digest_size=8).hexdigest()} {rest}"
+            return f"{bytes_hash(what.encode(), bits=64)} {rest}"
     return whole
 
 

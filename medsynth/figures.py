@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.results import Row, write_figure_data
-from medsynth.runs import atomic_path, file_hash
+from medsynth.runs import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,7 +158,8 @@ def image_grid(
             if shown and k < len(titles):
                 ax.set_title(titles[k], fontsize=9)
             if k % columns == 0 and k // columns < len(row_labels):
-                ax.set_ylabel(row_labels[k // columns])
+                # upright it would be longer than its picture
+                ax.set_ylabel(row_labels[k // columns], rotation=0, ha="right", va="center")
         if not shown:
             fig.text(0.5, 0.5, f"pictures withheld: images of people\n(licence: {whose.data_licence})", ha="center", va="center")
         if title:
@@ -241,6 +243,19 @@ def curve(ax: Axes, table: pd.DataFrame, *, x: str, x_label: str, y_label: str, 
     if table[by].nunique() > 1:
         ax.legend(frameon=False)
     return ax
+
+
+def curve_panels(
+    table: pd.DataFrame, panel: str, *, rows: int, size: tuple[float, float], x: str, x_label: str, y_label: str, by: str = "arm"
+) -> tuple[Figure, list[Axes]]:
+    """A panel in so many rows for each value of column `panel`, which is its title, with a `curve` of its part."""
+    parts = list(table.groupby(panel, sort=False))
+    figure, axes = new_figure(rows, -(-len(parts) // rows), size=size, layout="constrained", squeeze=False)
+    for ax, (title, part) in zip(axes.flat, parts, strict=False):
+        curve(ax, part, x=x, x_label=x_label, y_label=y_label, by=by).set_title(str(title))
+    for ax in axes.flat[len(parts) :]:
+        ax.remove()
+    return figure, list(axes.flat[: len(parts)])
 
 
 def _rows(table: Iterable[Row] | pd.DataFrame) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from medsynth.attributes import from_arrays, to_arrays, typed
+from medsynth.hashes import bytes_hash
 from medsynth.runs import atomic_path
 from medsynth.vocabulary import MODALITIES, ORIGINS, ROLES, SPLITS
 
@@ -143,7 +143,7 @@ class ImageSet:
         """blake2b-128 of each image's bytes, (n,) of 32 hex digits: recognises a row whatever set it sits in."""
         # -0.0 and 0.0 are the same pixel and must hash alike
         clean = self.images + np.float32(0)
-        return np.array([hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in clean], dtype="<U32")
+        return np.array([bytes_hash(row.tobytes()) for row in clean], dtype="<U32")
 
     @cached_property
     def content_hash(self) -> str:
@@ -151,18 +151,13 @@ class ImageSet:
 
         Not of what is said about them: name, role, modality, origin and orientation.
         """
-        h = hashlib.blake2b(digest_size=16)
         meta = [self.unit, self.range, self.spacing, self.images.shape, [(c, str(t)) for c, t in self.attributes.dtypes.items()]]
-        h.update(json.dumps(meta).encode())
-        for row in self.row_hashes:
-            h.update(row.encode())
-        h.update(self.patient.astype("<i8").tobytes())
-        h.update("\0".join(self.split.tolist()).encode())
+        parts = [json.dumps(meta).encode(), *(row.encode() for row in self.row_hashes)]
+        parts += [self.patient.astype("<i8").tobytes(), "\0".join(self.split.tolist()).encode()]
         for column in self.attributes:
             values, missing = to_arrays(self.attributes[column])
-            h.update(missing.tobytes())
-            h.update(json.dumps(values.tolist()).encode())
-        return h.hexdigest()
+            parts += [missing.tobytes(), json.dumps(values.tolist()).encode()]
+        return bytes_hash(*parts)
 
     def select(self, index: np.ndarray | Sequence[int], name: str | None = None) -> ImageSet:
         """The rows of an integer index or boolean mask, in that order."""

@@ -11,14 +11,15 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from medsynth.config import project_root
-from medsynth.runs import atomic_path, file_hash, package_versions, write_json
+from medsynth.hashes import file_hash
+from medsynth.runs import atomic_path, package_versions, write_json
+from medsynth.words import did_you_mean
 
 Scalar = str | int | float | bool | None
 YOURS = "this run"  # the column of the reader's own rows, beside the published ones
@@ -179,7 +180,7 @@ def read_results(folder: str | Path, name: str) -> Results:
     """
     csv = Path(folder) / f"{name}.csv"
     if not csv.exists():
-        raise FileNotFoundError(f"{csv}: no such results; {_closest(name, table_names(folder))}")
+        raise FileNotFoundError(f"{csv}: no such results; {did_you_mean(name, table_names(folder))}")
     if not csv.with_suffix(".json").exists():
         raise FileNotFoundError(f"{csv}: its sidecar {name}.json is missing; run the chapter that wrote it again")
     sidecar = json.loads(csv.with_suffix(".json").read_text())
@@ -232,7 +233,8 @@ def published(name: str, root: Path | None = None) -> Path:
     """The folder of one published run; FileNotFoundError names the closest one."""
     root = root or published_folder()
     if name not in published_names(root):
-        raise FileNotFoundError(f"results/published/{name}: no such published run; {_closest(name, published_names(root))}")
+        hint = did_you_mean(name, published_names(root))
+        raise FileNotFoundError(f"results/published/{name}: no such published run; {hint}")
     return root / name
 
 
@@ -323,8 +325,3 @@ def _device() -> str:
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu ({platform.machine()})"
-
-
-def _closest(name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"found {list(known) or 'none'}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import platformdirs
 
-from medsynth.config import config_hash
+from medsynth.hashes import file_hash, json_hash
 
 if TYPE_CHECKING:
     import torch
@@ -85,12 +84,6 @@ def load_tensors(path: Path) -> Tensors:
     return load_file(path)
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 @dataclass(frozen=True)
 class Trained:
     """What a finished run holds."""
@@ -127,7 +120,7 @@ class Workspace:
 
 def run_folder(kind: str, config: object, inputs: dict[str, str]) -> Path:
     """The directory of the run that `config` trained on inputs of these content hashes defines."""
-    return cache_folder() / "runs" / f"{kind}-{config_hash({'config': _jsonable(config), 'inputs': inputs})}"
+    return cache_folder() / "runs" / f"{kind}-{json_hash({'config': _jsonable(config), 'inputs': inputs})}"
 
 
 def _jsonable(config: object) -> object:
@@ -171,7 +164,7 @@ def load_or_train(
         start = time.time()
         weights, metrics = train(Workspace(folder))
         manifest = {
-            "kind": kind, "config_hash": config_hash(_jsonable(config)), "inputs": inputs, "metrics": metrics,
+            "kind": kind, "config_hash": json_hash(_jsonable(config)), "inputs": inputs, "metrics": metrics,
             "versions": package_versions(), "device": device, "seconds_of_last_session": round(time.time() - start, 1),
             "weights_sha256": save_tensors(folder / "weights.safetensors", weights),
         }  # fmt: skip

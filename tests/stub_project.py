@@ -41,3 +41,31 @@ def make_project(folder):
     write = "from pathlib import Path\nPath(out, 'rows.txt').write_text(f'{p.cardiac.slices} {data}');"
     write_notebook(folder / "notebooks" / "01_second.ipynb", read, write, "print('written')")
     return folder
+
+
+TRAIN = """from pathlib import Path
+Path("seen").mkdir(exist_ok=True)
+Path("seen", f"first {only.replace('/', ' ')}").touch()"""
+MEET = """import time
+Path("seen", f"second {only.replace('/', ' ')}").touch()
+began = time.monotonic()
+while only and len(list(Path("seen").glob("second *-*"))) < 2:
+    assert time.monotonic() < began + 60, "alone"
+    time.sleep(0.05)"""
+
+
+def add_arms(folder, *, first=TRAIN, second=MEET, last='Path(out, "rows.txt").write_text("rows");'):
+    """A third chapter for `make_project`, begun in arms: "left" and "right", then one for each experiment of restoration.
+
+    Arms of the second kind wait for one another: they end only if two run at once.
+    """
+    path = folder / "notebooks" / "02_third.ipynb"
+    parameters = 'profile: str = "laptop"\nonly: str = ""\nout: str = ""'
+    write_notebook(path, first, second, last, parameters=parameters, title="Begun in arms")
+    notebook = nbformat.read(path, 4)
+    notebook.cells[2].metadata["arms"] = {"only": ["left", "right"]}
+    notebook.cells[3].metadata["arms"] = {"only": "restoration.experiments"}
+    nbformat.write(notebook, path)
+    profile = folder / "profiles" / "smoke.yaml"
+    profile.write_text(profile.read_text().replace("arms: [third]\n", "") + "arms: [third]\n")
+    return path

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from stub_project import ROOT
 
-from medsynth.chapter import WITHHELD, Chapter
+from medsynth import figures
+from medsynth.chapter import WITHHELD, Chapter, part_of
 from medsynth.diffusion.generator import Generator
 from medsynth.results import Estimate, read_results
 
@@ -47,7 +48,7 @@ def test_a_table_is_written_whole_and_shown_in_part(chapter, tmp_path):
 def test_what_a_person_was_scanned_for_is_withheld(chapter, make_set):
     assert chapter.secret(7) == 7 and not chapter.people
     chapter.note(test_set=make_set(origin="scan"))
-    assert chapter.secret(7) == WITHHELD and chapter.people and chapter.sidecar["people"]
+    assert chapter.secret(7) == WITHHELD and chapter.people and chapter.sidecar()["people"]
 
 
 def test_sets_are_noted_and_their_readings_leave_lines(chapter, monkeypatch, make_set):
@@ -56,7 +57,7 @@ def test_sets_are_noted_and_their_readings_leave_lines(chapter, monkeypatch, mak
 
     monkeypatch.setattr("medsynth.data.sources.cached_thorax", drawn)
     sources = chapter.sets(modality="ct", stage="measure quality")
-    assert {"private ct", "test ct"} <= set(chapter.sidecar["inputs"])
+    assert {"private ct", "test ct"} <= set(chapter.sidecar()["inputs"])
     assert [(e.stage, e.reads) for e in chapter.ledger.entries()] == [("measure quality", "phantom-ct/test")]
     assert chapter.ledger.private_rows_in(sources.private) == len(sources.private)
 
@@ -109,6 +110,60 @@ def test_a_generator_has_the_sizes_the_ledger_and_the_seed_of_its_chapter(chapte
     private = make_set(role="private", origin="phantom")
     assert chapter.generator(private, seed=7) is private
     assert asked["diffusion"] == chapter.settings.diffusion and asked["ledger"] is chapter.ledger and asked["seed"] == 7
-    assert {"autoencoder", "refiner", "denoiser_phantom"} <= set(chapter.sidecar["inputs"])
+    assert {"autoencoder", "refiner", "denoiser_phantom"} <= set(chapter.sidecar()["inputs"])
     chapter.generator(private)
     assert asked["seed"] == 3
+
+
+def test_a_table_names_what_its_own_numbers_rest_on_and_no_other_ones(chapter, tmp_path, make_set):
+    chapter.note("extractor", "thresholds", table="levels", hearts=make_set(seed=1, name="hearts", origin="scan"))
+    for table in ("levels", "power"):
+        chapter.add("a", {"FID": estimate(1.0)}, dataset="x", table=table)
+        chapter.table(table=table, rows="metric")
+    levels, power = (read_results(tmp_path, f"gate-{table}").sidecar for table in ("levels", "power"))
+    assert set(levels["inputs"]) == {"private set", "encoder", "hearts", "extractor", "thresholds"}
+    assert set(power["inputs"]) == {"private set", "encoder"}
+    assert (levels["people"], power["people"], chapter.people) == (True, False, True)
+    # a figure rests on what its table does
+    for name, table in (("levels-figure", "levels"), ("other", "")):
+        chapter.save(figures.new_figure()[0], name, chapter.rows("levels"), table=table)
+    assert read_results(tmp_path, "gate-levels-figure").sidecar["inputs"] == levels["inputs"]
+    assert read_results(tmp_path, "gate-other").sidecar["inputs"] == power["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("terms", "note"),
+    [
+        ("CC BY 4.0", ""), ("NIH Clinical Center, attribution", ""),
+        ("CC BY-NC 4.0", "hearts is CC BY-NC 4.0: its rows are for non-commercial use"),
+        ("CC BY-NC-SA 4.0", "hearts is CC BY-NC-SA 4.0: its rows are for non-commercial use, under the same licence"),
+    ],
+)  # fmt: skip
+def test_terms_against_commercial_use_stand_in_the_notes_of_the_table_that_they_bind(chapter, make_set, terms, note):
+    hearts = make_set(name="hearts/test", origin="scan")
+    attributes = hearts.attributes.assign(licence=["CC BY 3.0"] + [terms] * (len(hearts) - 1))
+    # two parts of one set are one note
+    both = {part: hearts.with_images(hearts.images, attributes=attributes) for part in ("private", "test")}
+    chapter.note(table="levels", **both)
+    assert chapter.sidecar("levels")["notes"] == note and chapter.sidecar("power")["notes"] == ""
+
+
+def test_sets_that_are_read_are_noted_and_leave_lines_unless_they_are_public(chapter, make_set):
+    sets = {"ward": make_set(role="private", seed=1, name="ward"), "known": make_set(role="public", seed=2, name="known")}
+    chapter.read(sets, "extractor", stage="measure", table="levels")
+    assert [(e.stage, e.reads, e.output) for e in chapter.ledger.entries()] == [("measure", "ward", "result rows")]
+    assert {"ward", "known", "extractor"} < set(chapter.sidecar("levels")["inputs"])
+
+
+def test_a_part_of_the_experiments_keeps_their_order():
+    every = ("ct-low-dose/edsr", "mr-x2/edsr", "mr-x2/redcnn", "mr-x4/edsr")
+    assert part_of(every, "") == every == part_of(every, " , ")
+    assert part_of(every, "mr-x2/redcnn, ct-low-dose/edsr,") == ("ct-low-dose/edsr", "mr-x2/redcnn")
+    assert part_of(every, "mr, mr-x2/edsr") == every[1:]
+    assert part_of(every, "mr-x2") == every[1:3]
+    assert part_of([1, 10, 2], "1, 2") == (1, 2)
+    with pytest.raises(ValueError, match=r"'mr-x2/edrs' is not in this profile; did you mean 'mr-x2/edsr'\?"):
+        part_of(every, "ct, mr-x2/edrs")
+    for nothing in ("?", "mr-", "m"):
+        with pytest.raises(ValueError, match=r"expected one of ct-low-dose/edsr, |did you mean"):
+            part_of(every, nothing)

@@ -24,7 +24,7 @@ def call(tmp_path, monkeypatch, capsys):
 
 def test_reproduce_runs_then_builds_then_says_what_it_took(call, monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr("medsynth.publish.plan.run_plan", lambda plan, **options: calls.append((plan, options)) or 2)
+    monkeypatch.setattr("medsynth.publish.engine.run_plan", lambda plan, **options: calls.append((plan, options)) or 2)
     monkeypatch.setattr(
         "medsynth.publish.site.build_book", lambda root, folder, say: calls.append(folder) or "book/_build/html/index.html"
     )
@@ -43,7 +43,7 @@ def test_reproduce_runs_then_builds_then_says_what_it_took(call, monkeypatch, tm
 
 def test_a_cluster_gets_every_chapter_as_a_job(call, monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr("medsynth.publish.plan.run_plan", lambda plan, **options: seen.update(options) or 2)
+    monkeypatch.setattr("medsynth.publish.engine.run_plan", lambda plan, **options: seen.update(options) or 2)
     monkeypatch.setattr("medsynth.publish.site.build_book", lambda root, folder, say: "index.html")
     code, out, _ = call("reproduce", "--profile", "smoke", "--cluster", "slurm", "--partition", "long", "--account", "42")
     assert code == 0
@@ -56,7 +56,7 @@ def test_a_cluster_gets_every_chapter_as_a_job(call, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--dry-run"], ["--only", "second"]])
 def test_a_part_or_a_dry_run_builds_no_book(call, monkeypatch, arguments):
-    monkeypatch.setattr("medsynth.publish.plan.run_plan", lambda *_, **__: 0)
+    monkeypatch.setattr("medsynth.publish.engine.run_plan", lambda *_, **__: 0)
     monkeypatch.setattr("medsynth.publish.site.build_book", lambda *_, **__: pytest.fail("it was built"))
     assert call("reproduce", "--profile", "smoke", *arguments)[0] == 0
 
@@ -92,7 +92,7 @@ def test_a_failed_chapter_is_code_one(call, monkeypatch):
     def fails(*_, **__):
         raise ChapterError("chapter 01_second failed in code cell 2")
 
-    monkeypatch.setattr("medsynth.publish.plan.run_plan", fails)
+    monkeypatch.setattr("medsynth.publish.engine.run_plan", fails)
     code, _, err = call("reproduce", "--profile", "smoke")
     assert (code, err) == (1, "error: chapter 01_second failed in code cell 2\n")
 
@@ -121,7 +121,7 @@ def test_check_lists_problems_and_fails(call, monkeypatch):
 
 def test_a_rule_runs_one_chapter(call, monkeypatch):
     seen = []
-    monkeypatch.setattr("medsynth.publish.plan.run_chapter", lambda plan, name, log: seen.append((str(plan), name)))
+    monkeypatch.setattr("medsynth.publish.plan.run_one", lambda plan, name, log: seen.append((str(plan), name)))
     assert call("chapter", "plan.json", "01_second")[0] == 0
     assert seen == [("plan.json", "01_second")]
 

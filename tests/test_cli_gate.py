@@ -11,10 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from shared import RootMeanSquare
 
 from medsynth import cli
 from medsynth.data.folder import load
-from medsynth.imageset import ImageSet
 from medsynth.ledger import NONE, Ledger
 from medsynth.privacy.gate import calibration, thresholds
 from medsynth.privacy.gate import feature_maps as distances
@@ -23,30 +23,20 @@ from medsynth.privacy.release import gate_release
 SIDE = 8
 
 
-class Pixels:
-    """Root mean square difference of pixels, without a network."""
-
-    name, hash, error = "pixels for tests", "0" * 32, 0.0
-
-    def __call__(self, images: ImageSet) -> np.ndarray:
-        flat = images.scaled().reshape(len(images), -1)
-        return flat / np.float32(flat.shape[1] ** 0.5)
-
-
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys, cache):
     """Run the command as a user would; (exit code, stdout, stderr)."""
     asked = []
 
-    def feature_map(name: str) -> Pixels:
+    def feature_map(name: str) -> RootMeanSquare:
         asked.append(name)
-        return Pixels()
+        return RootMeanSquare()
 
     monkeypatch.chdir(tmp_path)
     for module in (distances, gate_release):
         monkeypatch.setattr(module, "feature_map", feature_map)
 
-    def threshold_for(phi: Pixels, dims: int, kind: str) -> thresholds.Threshold:
+    def threshold_for(phi: RootMeanSquare, dims: int, kind: str) -> thresholds.Threshold:
         if dims == 3:
             raise ValueError("no threshold ships")
         return thresholds.Threshold(tau=0.3, how="as tests are")

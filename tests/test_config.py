@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ from medsynth.config import (
     Profile,
     SamplingConfig,
     ThoraxConfig,
-    config_hash,
     load_profile,
     parse,
     project_root,
@@ -53,25 +52,6 @@ def test_parse_inverts_asdict_also_through_json_and_yaml(c):
     assert parse(Nested, yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(asdict(c))))), "t") == c
 
 
-@given(st.builds(Nested, st.integers(), FLOATS, st.builds(ThoraxConfig, *[st.integers(0, 99)] * 4)), st.randoms())
-def test_hash_depends_on_values_alone(c, random):
-    def shuffled(value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        keys = list(value)
-        random.shuffle(keys)
-        return {k: shuffled(value[k]) for k in keys}
-
-    assert config_hash(shuffled(asdict(c))) == config_hash(c)
-    assert config_hash(replace(c, count=c.count + 1)) != config_hash(c)
-    assert config_hash(replace(c, inner=replace(c.inner, scans=c.inner.scans + 1))) != config_hash(c)
-
-
-def test_hash_is_what_it_was():
-    # run directories are found by it, so it must not drift
-    assert config_hash({"b": [1, 2.5], "a": None}) == config_hash({"a": None, "b": (1, 2.5)}) == "75c94921d05213f0"
-
-
 @pytest.mark.parametrize("cls", CONFIGS, ids=lambda c: c.__name__)
 def test_a_misspelt_key_is_answered_with_the_right_one(cls):
     for f in fields(cls):
@@ -85,7 +65,7 @@ def test_a_misspelt_key_is_answered_with_the_right_one(cls):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"qqq": 1}, "t: unknown key 'qqq'; valid keys are count, rate, inner"),
+        ({"qqq": 1}, "t: unknown key 'qqq'; expected one of count, rate, inner"),
         ({"count": 1.5}, "t.count: found float 1.5; expected int"),
         ({"count": True}, "t.count: found bool True; expected int"),
         ({"count": "3"}, "t.count: found str '3'; expected int"),
@@ -137,7 +117,7 @@ def test_profiles_grow(project: Path):
 def test_bad_profiles_are_named(tmp_path: Path, project: Path):
     folder = tmp_path / "profiles"
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"profile 'x' does not exist in profiles/; expected one of \[\]"):
+    with pytest.raises(ValueError, match="profile 'x' does not exist in profiles/; there are none"):
         load_profile("x", folder)
     text = (project / "profiles" / "smoke.yaml").read_text()
     for name, content in {

@@ -56,6 +56,14 @@ def test_pictures_of_phantoms_are_drawn(tmp_path):
     assert figures.has_pictures(svg)
 
 
+def test_a_label_of_a_row_is_no_longer_than_its_row_is_high():
+    labels = ["consolidation", "cardiomegaly", "reconstruction of images"]
+    fig = figures.image_grid(image_set("phantom", (24, 1, 8, 8)), rows=3, columns=8, row_labels=labels)
+    fig.draw_without_rendering()
+    boxes = [ax.yaxis.label.get_window_extent() for ax in fig.axes[::8]]
+    assert all(box.x0 >= 0 and box.height < ax.bbox.height for box, ax in zip(boxes, fig.axes[::8], strict=True))
+
+
 @pytest.mark.parametrize("licence", ["CC BY 4.0", "unknown", "generated"])
 @pytest.mark.parametrize("origin", ["scan", "synthetic", "mixed"])
 def test_pictures_of_people_are_withheld_whatever_the_licence(tmp_path, licence, origin):
@@ -147,3 +155,14 @@ def test_notebooks_display_svg(monkeypatch):
     with mpl.rc_context():
         figures.use_style()
     assert asked == [(("svg",), {"metadata": {"Date": None}})]
+
+
+@pytest.mark.parametrize(("kinds", "rows", "places"), [("abc", 2, 3), ("abcd", 2, 4), ("a", 1, 1)])
+def test_there_is_a_panel_for_each_value_in_their_order_and_none_is_empty(kinds, rows, places):
+    table = pd.DataFrame([{"kind": k, "x": x, "value": x + ord(k), "arm": "ours"} for x in (0, 1) for k in reversed(kinds)])
+    labels = {"x": "x", "x_label": "step", "y_label": "score"}
+    fig, axes = figures.curve_panels(table, "kind", rows=rows, size=(4, 3), **labels)
+    assert [ax.get_title() for ax in axes] == list(reversed(kinds)) and len(fig.axes) == len(axes) == places
+    for ax in axes:
+        assert ax.lines[0].get_ydata().tolist() == [ord(ax.get_title()), 1 + ord(ax.get_title())]
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "score")

@@ -9,9 +9,9 @@ import medsynth
 PACKAGE = Path(medsynth.__file__).parent
 # from the ground up; a room may use what stands before it, and its own
 FLOORS = (
-    "vocabulary", "config", "dependencies", "runs", "attributes", "imageset", "resample", "training", "results", "ledger",
-    "figures", "phantoms", "data", "models", "evaluation", "diffusion", "downstream", "privacy.gate", "privacy.release",
-    "privacy.attacks", "pretrain", "explore", "chapter", "publish", "cli",
+    "vocabulary", "words", "hashes", "config", "dependencies", "runs", "attributes", "imageset", "resample", "training",
+    "results", "ledger", "figures", "phantoms", "data", "models", "evaluation", "diffusion", "downstream",
+    "privacy.gate", "privacy.release", "privacy.attacks", "pretrain", "explore", "chapter", "publish", "cli",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from medsynth import results
 from medsynth.evaluation.statistics import bootstrap_mean, clopper_pearson
+from medsynth.hashes import file_hash
 from medsynth.results import (
     FIGURE,
     ROWS,
@@ -27,7 +28,6 @@ from medsynth.results import (
     write_figure_data,
     write_results,
 )
-from medsynth.runs import file_hash
 
 NO_INTERVAL = {"low": math.nan, "high": math.nan, "level": math.nan}
 SIDECAR = {"parameters": {"steps": 3}, "seeds": [0, 1], "inputs": {"phantoms": "ab12"}, "data_licence": "generated"}

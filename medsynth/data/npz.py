@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pandas as pd
 
 from medsynth.imageset import ImageSet
 from medsynth.vocabulary import CT_WINDOW, ROLES
+from medsynth.words import did_you_mean
 
 MASKS = ("label", "labels", "mask", "masks", "segmentation")  # arrays of planes that are no images
 _CLIPPED = 0.001  # share of an image's values that may lie outside the window before it is asked what they are
@@ -38,6 +38,16 @@ KNOWN = {
     "mri_acdc_3d": Known("CC BY-NC-SA 4.0", "private", "mr"),
     "mri_hippocampus_3d": Known("CC BY-SA 4.0", "public", "mr"),
 }
+
+
+def known_folder(path: str | Path) -> Path:
+    """The folder, if every file of KNOWN lies in it; FileNotFoundError names what is missing."""
+    folder, names = Path(path), [f"{name}.npz" for name in KNOWN]
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; expected one with {', '.join(names)} (data/README.md)")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder}: lacks {', '.join(missing)}; put them there (data/README.md says what they are)")
+    return folder
 
 
 def load_npz(
@@ -106,8 +116,8 @@ def load_unowned(
 def _read(path: Path) -> dict[str, np.ndarray] | ImageSet:
     """The arrays of a file, or the set that ImageSet.save wrote into it."""
     if not path.exists():
-        close = get_close_matches(path.name, [p.name for p in path.parent.glob("*.npz")] if path.parent.is_dir() else [], n=1)
-        raise FileNotFoundError(f"{path}: no such file" + (f"; did you mean {close[0]!r}?" if close else ""))
+        beside = sorted(p.name for p in path.parent.glob("*.npz"))
+        raise FileNotFoundError(f"{path}: no such file; {did_you_mean(path.name, beside)}")
     broken = (
         f"{path.name}: not a readable .npz of plain (unpickled) arrays: the file may be truncated; copy it again, or save it "
         "again with numpy.savez"

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import filelock
 
-from medsynth.config import ThoraxConfig, config_hash
+from medsynth.config import ThoraxConfig
 from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.dependencies import code_hash
+from medsynth.hashes import json_hash
 from medsynth.imageset import ImageSet
 from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.resample import resize, slices_of
@@ -29,7 +30,7 @@ class Sources(NamedTuple):
 
 def cached_thorax(**arguments: object) -> ImageSet:
     """`thorax(**arguments)`, generated once: kept in the cache under its arguments and the code that draws it."""
-    key = config_hash({"arguments": arguments, "code": code_hash("medsynth.phantoms.thorax.thorax")})
+    key = json_hash({"arguments": arguments, "code": code_hash("medsynth.phantoms.thorax.thorax")})
     path = cache_folder() / "sets" / f"thorax-{key}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):

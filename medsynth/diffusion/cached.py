@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 import torch
@@ -11,6 +10,7 @@ from medsynth.config import DiffusionConfig, SamplingConfig
 from medsynth.dependencies import code_hash
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.sample import sample_latents
+from medsynth.hashes import tensors_hash
 from medsynth.models.denoiser import Denoiser
 from medsynth.runs import load_or_train
 from medsynth.training import described
@@ -28,7 +28,7 @@ def cached_latents(
     # how many are drawn, the condition says
     config = {"denoiser": model.config, "diffusion": diffusion, "sampling": replace(sampling, images=0), "spatial": spatial}
     inputs = {
-        "weights": _hash(model.state_dict()), "condition": _hash({"condition": condition}),
+        "weights": tensors_hash(model.state_dict()), "condition": tensors_hash({"condition": condition}),
         "code": code_hash("medsynth.diffusion.sample"), "network": code_hash(type(model).__module__),
     }  # fmt: skip
     kept = load_or_train(
@@ -36,10 +36,3 @@ def cached_latents(
         lambda _: ({"latents": sample_latents(model, condition, spatial, diffusion, sampling)}, {}), device=described(device),
     )  # fmt: skip
     return kept.weights["latents"]
-
-
-def _hash(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in tensors.items():
-        digest.update(f"{name} {tuple(value.shape)}".encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -17,6 +17,7 @@ from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
+from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import NONE, CoverError, Entry, Ledger
 from medsynth.models.autoencoder import Autoencoder
@@ -24,7 +25,7 @@ from medsynth.models.conditioning import conditions_of, vocabulary_for
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import denoiser_kind, reconstruct, shipped_autoencoder, shipped_denoiser, shipped_refiner
-from medsynth.runs import file_hash, load_tensors, save_tensors, write_json
+from medsynth.runs import load_tensors, save_tensors, write_json
 from medsynth.training import best_device
 
 # The guide's; a generator that is trained for no more is not guided: between two that have hardly left the public weights lies

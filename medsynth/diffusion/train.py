@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import nn
 from medsynth.config import DenoiserConfig, DiffusionConfig
 from medsynth.dependencies import code_hash
 from medsynth.diffusion.schedule import noise_schedule, objective
+from medsynth.hashes import bytes_hash, tensors_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import drop
@@ -112,8 +112,8 @@ def train_denoiser(
         raise ValueError(f"{images.name}: the shipped weights have another architecture or other conditions; train from scratch")
     config = {"denoiser": denoiser, "diffusion": diffusion, "names": list(names), "start": start}
     inputs = {
-        "images": images.content_hash, "condition": _array_hash(condition), "autoencoder": _weights_hash(autoencoder),
-        "code": code_hash(__name__),
+        "images": images.content_hash, "condition": bytes_hash(condition.tobytes()),
+        "autoencoder": tensors_hash(autoencoder.state_dict()), "code": code_hash(__name__),
     }  # fmt: skip
     if start:
         inputs["start"] = shipped_hash(f"denoiser_{start}")
@@ -133,14 +133,3 @@ def train_denoiser(
     model.load_state_dict(trained.weights)
     model.role, model.people = images.role, images.people or start == "real"
     return model.to(device).eval(), trained
-
-
-def _array_hash(array: np.ndarray) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=8).hexdigest()
-
-
-def _weights_hash(model: nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from medsynth.downstream.tasks import experiment
 from medsynth.evaluation.equivalence import Comparison, compare
 from medsynth.imageset import ImageSet, concatenate
 from medsynth.ledger import Ledger
+from medsynth.words import did_you_mean
 
 PARTS = ("train", "test", "tuning")  # no two of them share the noise of a row
 # of Adam; chosen on low-dose CT of phantoms by networks trained on real images, so they favour no synthetic set
@@ -31,20 +31,6 @@ class Pairs(NamedTuple):
     clean: ImageSet
 
 
-def part_of(experiments: Sequence[str], only: str) -> tuple[str, ...]:
-    """Those of the experiments that `only` names, separated by commas, in their order; all where it names none.
-
-    Raises ValueError for a name that is not among them.
-    """
-    asked = [name.strip() for name in only.split(",") if name.strip()]
-    for name in asked:
-        if name not in experiments:
-            close = get_close_matches(name, experiments, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected some of {', '.join(experiments)}"
-            raise ValueError(f"experiment {name!r} is not in this profile; {hint}")
-    return tuple(name for name in experiments if name in (asked or experiments))
-
-
 def pairs(name: str, clean: ImageSet, part: str, *, seed: int) -> Pairs:
     """The images and what the task of experiment `name` leaves of them; each of PARTS draws noise of its own."""
     if part not in PARTS:
@@ -61,9 +47,8 @@ def training_sets(names: Sequence[str], sets: Mapping[str, ImageSet], *, images:
     """
     for part in (part for name in names for part in name.split(" + ")):
         if part not in sets:
-            close = get_close_matches(part, sets, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sets)}, or two joined by ' + '"
-            raise ValueError(f"training set {part!r} does not exist; {hint}")
+            hint = did_you_mean(part, sets)
+            raise ValueError(f"training set {part!r} does not exist (two are joined by ' + '); {hint}")
     if "real" not in names:
         raise ValueError(f"training sets {list(names)}: 'real' is missing, with which every other one is compared")
     n = min(images, len(sets["real"]))

@@ -1,4 +1,4 @@
-"""Fan-beam CT of one slice: the projection matrix, its adjoint, filtered back-projection and SART.
+"""Fan-beam CT of one slice: the projection matrix, filtered back-projection and SART.
 
 Attenuation is per cm and line integrals have no unit; lengths are in mm as scanners state them. Geometry and conversion of
 Hounsfield units follow Shi et al., arXiv:2301.06604.
@@ -112,11 +112,6 @@ class Projector:
         """Line integrals (n, views, detectors) of attenuation in 1/cm, (n, size, size)."""
         self._check(mu, (self.size, self.size), "attenuation")
         return self._rays(self.matrix @ _columns(mu))
-
-    def adjoint(self, rays: np.ndarray) -> np.ndarray:
-        """The transpose of `forward`: each pixel collects its rays, weighted by their length in it."""
-        self._check(rays, self._shape, "line integrals")
-        return self._images(self.matrix.T @ _columns(rays))
 
     def fbp(self, rays: np.ndarray, *, window: str = "ramp") -> np.ndarray:
         """Filtered back-projection, (n, size, size) in 1/cm, zero outside the disc that every view sees.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import ClassVar, Protocol
 
 from medsynth.downstream.baselines import best_strength, bicubic, non_local_means, total_variation
 from medsynth.downstream.degrade import LowDose, fewer_counts, low_dose_ct, scanner_of, truncate_kspace
 from medsynth.downstream.restoration_nets import CPU_SIZES, Consistency, FanBeamConsistency, KSpaceConsistency, RestorationConfig
 from medsynth.imageset import ImageSet
+from medsynth.words import did_you_mean
 
 _STRENGTHS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24)  # of TV and NLM, from too weak to too strong for these tasks
 _VIEWS = 48  # of the reduced geometry that steers an unrolled network
@@ -117,9 +117,7 @@ def experiment(name: str) -> tuple[Task, RestorationConfig]:
     # what is drawn in the image itself has no measurement to unroll
     known = {f"{t}/{n}": (t, n) for t in TASKS for n in CPU_SIZES if (t, n) != ("pet-low-count", "unrolled")}
     if name not in known:
-        close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-        raise ValueError(f"restoration experiment {name!r} does not exist; {hint}")
+        raise ValueError(f"restoration experiment {name!r} does not exist; {did_you_mean(name, known)}")
     job, net = known[name]
     return TASKS[job], CPU_SIZES[net]
 

@@ -17,14 +17,13 @@ METRICS = ("psnr", "ssim", "rmse")  # dB, 1, and the unit of the images
 MARGINS = {"psnr": 0.5, "ssim": 0.01}  # what counts as the same
 BEATS_BASELINE = 1.5  # dB by which the real-trained network must beat the classical baseline
 CONVERGED = 0.2  # dB by which twice the budget may change it
-VERDICTS = ("equivalent", "different", "not shown", "experiment not sensitive")
 
 
 class Finding(NamedTuple):
-    """One of VERDICTS, the mean difference with its interval at confidence 1 - 2 alpha, the margin, and why."""
+    """What is claimed of two arms, with the margin and why."""
 
-    verdict: str
-    difference: Estimate
+    verdict: str  # "equivalent", "different", "not shown" or "experiment not sensitive"
+    difference: Estimate  # its interval at confidence 1 - 2 alpha
     margin: float
     reasons: tuple[str, ...]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.ndimage import gaussian_filter
 
 from medsynth.evaluation.features import Extractor
 from medsynth.evaluation.fidelity import frechet_distance, kid_value
-from medsynth.evaluation.statistics import Estimate, generator, patient_halves, percentile_interval, resample
+from medsynth.evaluation.statistics import Estimate, bootstrap_mean, generator, patient_halves, percentile_interval, resample
 from medsynth.imageset import ImageSet
-from medsynth.results import Row
+from medsynth.results import Row, table_of
 
 NOISE = (0.0, 0.02, 0.05, 0.1, 0.2)  # sd as a share of the pixel range
 BLUR = (0.0, 0.5, 1.0, 2.0, 4.0)  # sd in pixels of an image 64 px wide
@@ -35,7 +37,7 @@ def noisy(images: ImageSet, level: float, *, seed: int) -> ImageSet:
 def blurred(images: ImageSet, level: float) -> ImageSet:
     """Gaussian blur of sd `level` pixels of a 64 px wide image, whatever the width."""
     sd = level * images.spatial[-1] / 64
-    smooth = gaussian_filter(images.images, (0, 0, *[sd] * len(images.spatial)), mode="nearest")
+    smooth = gaussian_filter(images.images, sd, mode="nearest", axes=range(2, images.images.ndim))
     return images.with_images(np.clip(smooth, *images.range))
 
 
@@ -123,8 +125,60 @@ def rises(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], bool]:
     """Whether the mean distance never falls as the strength grows, per (extractor, dataset, perturbation, metric)."""
     curves: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
     for r in rows:
-        curves.setdefault((r.arm, r.dataset, r.extra["perturbation"], r.metric), []).append((r.extra["strength"], r.value))
+        curves.setdefault(_curve(r), []).append((r.extra["strength"], r.value))
     return {key: bool((np.diff([v for _, v in sorted(curve)]) > 0).all()) for key, curve in curves.items()}
+
+
+def rise_rows(levels: Sequence[Row]) -> list[Row]:
+    """`rises` as rows: 1 where a curve of `response` never falls, else 0."""
+    named = {"chapter": levels[0].chapter, "seed": levels[0].seed}
+    return [
+        Row(metric=f"{metric} never falls (1 = yes)", arm=arm, dataset=dataset, value=float(holds), **named,
+            extra={"perturbation": kind})
+        for (arm, dataset, kind, metric), holds in rises(levels).items()
+    ]  # fmt: skip
+
+
+def enough_splits(images: int, splits: int) -> int:
+    """More splits of a set of fewer than 500: a distance scatters as 1 / rows, and its mean as 1 / sqrt(splits)."""
+    return splits * max(1, 500 // images) ** 2
+
+
+def panels(levels: Sequence[Row]) -> pd.DataFrame:
+    """A table of `response` to be drawn, FID first: a column `panel` for each score and damage.
+
+    FID is a multiple of what it is without damage; KID, which is about zero there, is as it is.
+    """
+    undamaged = {_curve(r): r.value for r in levels if r.metric == "fid" and r.extra["strength"] == 0}
+    by, table = np.array([undamaged.get(_curve(r), 1.0) for r in levels]), table_of(levels)
+    table = table.assign(**{c: table[c] / by for c in ("value", "low", "high")})
+    names = table.metric.map({"fid": "FID ratio", "kid": "KID"})
+    return table.assign(panel=names + ", " + table.perturbation).sort_values("metric", kind="stable", ignore_index=True)
+
+
+def power_over(
+    extractor: Extractor, populations: Sequence[ImageSet], labels: Sequence[np.ndarray], *, chapter: str, dataset: str, seed: int,
+    splits: int = 100,
+) -> list[Row]:  # fmt: skip
+    """The mean of `power` over several populations, then `power` in each, told apart by columns `populations` and `population`.
+
+    What not every population has is left out of the mean. Intervals of means are over populations; n counts their patients.
+    Of one population, `power`.
+    """
+    named = {"chapter": chapter, "dataset": dataset, "seed": seed, "splits": splits}
+    tables = [power(extractor, images, label, **named) for images, label in zip(populations, labels, strict=True)]
+    if len(tables) == 1:
+        return tables[0]
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in (row for table in tables for row in table):
+        found.setdefault((row.extra["perturbation"], row.metric), []).append(row)
+    rows = []
+    for same in (v for v in found.values() if len(v) == len(tables)):
+        mean = bootstrap_mean(np.array([r.value for r in same]), np.arange(len(same)), seed=seed)
+        extra = {**same[0].extra, "populations": len(tables)}
+        rows.append(replace(same[0], value=mean.value, low=mean.low, high=mean.high, n=sum(r.n for r in same), extra=extra))
+    each = [replace(row, extra={**row.extra, "population": i}) for i, table in enumerate(tables) for row in table]
+    return rows + each
 
 
 def largest_class(label: np.ndarray) -> Any:
@@ -134,6 +188,10 @@ def largest_class(label: np.ndarray) -> Any:
     if not fits.any():
         raise ValueError(f"every class of {values.tolist()} holds more than half of the rows; give finer labels")
     return values[fits][counts[fits].argmax()]
+
+
+def _curve(row: Row) -> tuple[str, str, str, str]:
+    return row.arm, row.dataset, str(row.extra["perturbation"]), row.metric
 
 
 def _dropped(

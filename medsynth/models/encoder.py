@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from medsynth.models.extractor import SIDE, resize
+from medsynth.models.pixels import SIDE, blurred, resize
 
 DIM = 128
 PLANES = 8  # of a volume, resampled along the depth; they enter as channels, since all transforms act in the plane
@@ -67,8 +67,8 @@ class EncoderNet(nn.Module):
             raise ValueError(f"encoder: images {tuple(images.shape)}; expected {expected}")
         # in double precision: what is left of a faded image after its level is taken off is what single precision rounds
         exact = images.double()
-        planes = normalise(smoothed(resize(exact) if self.spatial_dims == 2 else planes_of(exact)))
-        return planes.to(self.body[0].weight.dtype)
+        planes = resize(exact) if self.spatial_dims == 2 else planes_of(exact)
+        return normalise(blurred(planes, SMOOTHING, radius=4)).to(self.body[0].weight.dtype)
 
     def pose(self, prepared: torch.Tensor) -> torch.Tensor:
         """Where the body lies: angle (rad), log zoom, and shift right and down in half-widths; (n, 4)."""
@@ -90,22 +90,6 @@ def normalise(planes: torch.Tensor) -> torch.Tensor:
     """Planes (n, c, h, w) with mean 0 and spread 1 per image; a constant image becomes 0."""
     x = planes - planes.mean((1, 2, 3), keepdim=True)
     return x / (x.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-3)
-
-
-def smoothed(planes: torch.Tensor) -> torch.Tensor:
-    """Planes (n, c, h, w) through a Gaussian of sd SMOOTHING pixels, cut off at 4 pixels; border pixels are repeated."""
-    height, width = planes.shape[-2:]
-    # as products with banded matrices: eight times as fast in double precision as a convolution
-    return _gaussian(height, planes) @ planes @ _gaussian(width, planes).T
-
-
-def _gaussian(side: int, like: torch.Tensor) -> torch.Tensor:
-    """The matrix (side, side) that smooths a column."""
-    offset = torch.arange(-4, 5, device=like.device)
-    taps = torch.exp(-(offset.to(like.dtype) ** 2) / (2 * SMOOTHING**2))
-    rows = torch.arange(side, device=like.device)[:, None]
-    matrix = like.new_zeros(side, side)
-    return matrix.index_put((rows, (rows + offset).clamp(0, side - 1)), (taps / taps.sum()).expand(side, 9), accumulate=True)
 
 
 def similarity(pose: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from medsynth.imageset import ImageSet
+from medsynth.models.pixels import SIDE, resize
 
-SIDE = 64
 DIM = 64
 RESIZER = f"torch bilinear, antialiased, {SIDE} px"
 # Variance along a direction is multiplied by up to 1 + EMPHASIS as labels explain it: with a flat spectrum the noise of 64
@@ -123,13 +123,6 @@ def _drawn(maps: Maps) -> Maps:
 def _summary(x: torch.Tensor) -> list[torch.Tensor]:
     # the logarithm keeps noise levels that differ by factors of ten on one scale
     return [x.mean((2, 3)), torch.log(x.float().var((2, 3)) + 1e-4).to(x.dtype)]
-
-
-def resize(images: torch.Tensor, side: int = SIDE) -> torch.Tensor:
-    """Images (n, 1, h, w) as (n, 1, side, side), bilinear with antialiasing; unchanged if they have that size."""
-    if images.shape[2:] == (side, side):
-        return images
-    return functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 def class_columns(images: ImageSet) -> dict[str, np.ndarray]:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from medsynth.config import AutoencoderConfig, DenoiserConfig, RefinerConfig, parse
+from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
-from medsynth.runs import Tensors, file_hash, load_tensors, save_tensors, write_json
+from medsynth.runs import Tensors, load_tensors, save_tensors, write_json
 from medsynth.training import best_device
 
 DENOISERS = ("phantom", "real")

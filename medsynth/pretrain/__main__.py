@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig, config_hash
+from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig
 from medsynth.diffusion import detail
 from medsynth.evaluation.features import calibrate
+from medsynth.hashes import json_hash
 from medsynth.models.conditioning import THORAX
 from medsynth.models.extractor import ExtractorNet
 from medsynth.models.weights import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
@@ -23,7 +24,8 @@ from medsynth.pretrain.denoiser import pretrain_denoiser
 from medsynth.pretrain.encoder import encoder_sets, train_encoder
 from medsynth.pretrain.extractor import train_extractor
 from medsynth.pretrain.last_layer import fit_last_layer
-from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
+from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms
+from medsynth.pretrain.real import real_sets
 from medsynth.pretrain.refiner import pretrain_refiner
 from medsynth.runs import Tensors, Workspace, package_versions
 from medsynth.training import best_device
@@ -132,7 +134,7 @@ def main() -> None:
     sets = training_sets(args.what, args.real, args.patients)
     # a checkpoint belongs to one recipe on these images
     recipe = [asdict(c) for c in (AUTOENCODER, REFINER, detail.DIFFUSION, DENOISER, PHANTOM, REAL)] + [args.steps, describe(sets)]
-    work = Workspace(args.work / f"{args.what}-{config_hash(recipe)}")
+    work = Workspace(args.work / f"{args.what}-{json_hash(recipe)}")
     work.path.mkdir(parents=True, exist_ok=True)
     weights, card = TARGETS[args.what](sets, args, work)
     save_card(args.out, args.what, weights, card | {

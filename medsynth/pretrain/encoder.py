@@ -13,10 +13,11 @@ from torch.nn import functional
 from medsynth.data.sources import cached_thorax
 from medsynth.evaluation.features import require_public
 from medsynth.ledger import Ledger
-from medsynth.models.encoder import SIDE, EncoderNet, normalise, planes_of, similarity
-from medsynth.models.extractor import resize
+from medsynth.models.encoder import EncoderNet, normalise, planes_of, similarity
+from medsynth.models.pixels import SIDE, blurred, resize
 from medsynth.phantoms.heart.heart import cardiac
-from medsynth.pretrain.public import PublicSet, at_size, real_sets
+from medsynth.pretrain.public import PublicSet, at_size
+from medsynth.pretrain.real import real_sets
 from medsynth.privacy.gate.alterations import GAIN, GAMMA, JPEG_QUALITY, NOISE, OFFSET, ROTATION, SHIFT, ZOOM
 from medsynth.resample import slices_of
 from medsynth.runs import Tensors, Workspace
@@ -222,22 +223,12 @@ def _photographed(images: torch.Tensor, often: float, generator: torch.Generator
 
     low, high = _BLUR_SD
     u = _symmetric(generator, 6, n, 1, 1, 1)
-    x = where(_blurred(images, low + (high - low) * (u[0].flatten() + 1) / 2), images)
+    x = where(blurred(images, low + (high - low) * (u[0, ..., 0, 0] + 1) / 2, radius=3), images)
     x = where(x ** torch.exp(math.log(math.prod(GAMMA)) / 2 + math.log(GAMMA[1] / GAMMA[0]) / 2 * u[1]), x)
     x = where(x * (1 + _BEYOND * GAIN * u[2]) + _BEYOND * OFFSET * u[3], x)
     sd = NOISE * (0.75 + 0.5 * u[4].abs())
     x = where(x + sd * torch.randn(x.shape, generator=generator, device=x.device), x)
     return where(_compressed(x), x)
-
-
-def _blurred(images: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
-    """Gaussian blur of each image with its own sd (n,) in pixels, cut off at 3 pixels."""
-    offset = torch.arange(-3, 4, device=images.device)
-    taps = torch.exp(-(offset**2) / (2 * sd[:, None] ** 2))
-    taps = (taps / taps.sum(1, keepdim=True))[:, None, None, None]
-    padded = functional.pad(images, (3, 3, 3, 3), mode="replicate")
-    down = sum(padded[:, :, i : i + images.shape[2]] * taps[..., i] for i in range(7))
-    return sum(down[..., i : i + images.shape[3]] * taps[..., i] for i in range(7))
 
 
 def _compressed(images: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from medsynth.evaluation.features import calibrate, require_public
 from medsynth.imageset import ImageSet
-from medsynth.models.extractor import DIM, EMPHASIS, MAPS, RESIZER, SIDE, ExtractorNet, Maps, class_columns, resize
+from medsynth.models.extractor import DIM, EMPHASIS, MAPS, RESIZER, ExtractorNet, Maps, class_columns
+from medsynth.models.pixels import SIDE, blurred, resize
 from medsynth.runs import Tensors
 from medsynth.training import autocast, fit, step_generator
 
@@ -155,7 +156,7 @@ def _loss(
     degraded = degrade(pair.flatten(0, 1), noise.repeat(2), blur.repeat(2), generator)
     h = student.embed(degraded)
     first, second = h.view(2, len(chosen), per_source, DIM).float()
-    total = sum(nt_xent(a, b, row) for a, b, row in zip(first, second, rows, strict=True)) / len(chosen)
+    total = sum(instance_loss(a, b, row) for a, b, row in zip(first, second, rows, strict=True)) / len(chosen)
     total = total + 0.5 * sum(unevenness(torch.cat([a, b])) for a, b in zip(first, second, strict=True)) / len(chosen)
     scaled = h * DIM**0.5  # unit length is too short a lever for linear heads
     # sqrt keeps the slope at small levels, where scanners differ
@@ -190,7 +191,7 @@ def unevenness(h: torch.Tensor) -> torch.Tensor:
     return DIM * (covariance**2).sum() / covariance.trace() ** 2 - 1
 
 
-def nt_xent(first: torch.Tensor, second: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+def instance_loss(first: torch.Tensor, second: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     """Instance discrimination between two views (n, d) of unit length of the rows `row` (n,); arXiv:2002.05709, eq. 1."""
     similarity = first @ second.T / _TEMPERATURE
     # a row drawn twice in a batch is no negative of itself
@@ -222,14 +223,12 @@ def _tone(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def degrade(images: torch.Tensor, noise: torch.Tensor, blur: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Gaussian blur of sd `blur` px, then Gaussian noise of sd `noise`; images (n, 1, h, w), levels (n,)."""
-    offset = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=images.device)
-    taps = torch.exp(-(offset**2) / (2 * blur.clamp(min=1e-2)[:, None] ** 2))
-    taps = taps / taps.sum(1, keepdim=True)
-    n, _, h, w = images.shape
-    padded = functional.pad(images, [_BLUR_RADIUS] * 4, mode="reflect").view(1, n, h + 2 * _BLUR_RADIUS, w + 2 * _BLUR_RADIUS)
-    down = functional.conv2d(padded, taps.view(n, 1, -1, 1), groups=n)
-    blurred = functional.conv2d(down, taps.view(n, 1, 1, -1), groups=n).view(n, 1, h, w)
-    return blurred + noise.view(n, 1, 1, 1) * torch.randn(images.shape, generator=generator, device=images.device)
+    r = _BLUR_RADIUS
+    # mirrored at its border, as an image is that is too small for a size
+    wider = functional.pad(images, [r] * 4, mode="reflect")
+    soft = blurred(wider, blur.clamp(min=1e-2)[:, None], radius=r)[..., r:-r, r:-r]
+    grain = torch.randn(images.shape, generator=generator, device=images.device)
+    return soft + noise.view(-1, 1, 1, 1) * grain
 
 
 def log_uniform(u: torch.Tensor, low: float, high: float) -> torch.Tensor:

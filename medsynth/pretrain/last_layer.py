@@ -11,8 +11,19 @@ from torch import nn
 from torch.nn import functional
 
 from medsynth.evaluation.features import evenly_spaced_rows, require_public
-from medsynth.models.extractor import DIM, ExtractorNet, class_columns, resize
-from medsynth.pretrain.extractor import BLUR, NOISE, Source, degrade, draw_view, load_source, log_uniform, nt_xent, unevenness
+from medsynth.models.extractor import DIM, ExtractorNet, class_columns
+from medsynth.models.pixels import resize
+from medsynth.pretrain.extractor import (
+    BLUR,
+    NOISE,
+    Source,
+    degrade,
+    draw_view,
+    instance_loss,
+    load_source,
+    log_uniform,
+    unevenness,
+)
 from medsynth.pretrain.public import PublicSet
 from medsynth.training import fit, step_generator
 
@@ -120,7 +131,7 @@ def _loss(layer: _LastLayer, p: _Pooled, generator: torch.Generator) -> torch.Te
     clean = layer(p.clean[row])
     first, second = (layer(v[row[:_INSTANCES]]) for v in p.views)
     part = p.elsewhere[int(torch.randint(len(p.elsewhere), (), generator=generator, device=generator.device))]
-    total = _INSTANCE * nt_xent(first, second, row[:_INSTANCES])
+    total = _INSTANCE * instance_loss(first, second, row[:_INSTANCES])
     for h in (clean, layer(part)):
         total = total + unevenness(h) + _DEPENDENCE * dependence(h)
     lever = DIM**0.5  # unit length is too short for linear heads

@@ -1,11 +1,9 @@
-"""The public data that shipped weights are trained on: phantoms, and real sets in their public role without NC licences."""
+"""The public sets that shipped weights are trained on: phantoms here, real ones in `pretrain.real`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.data.sources import cached_thorax
 from medsynth.imageset import ImageSet
 from medsynth.phantoms.heart.heart import cardiac
@@ -30,20 +28,6 @@ def phantoms(patients: int, size: int, *, seed: int, jobs: int) -> dict[str, Pub
         hearts = cardiac(patients=max(2, patients // 16), slices=16, size=size, seed=seed, jobs=jobs)
         made[f"phantom-heart-{size}"] = PublicSet(slices_of(hearts), thorax=False)
     return made
-
-
-def real_sets(folder: Path, split: str) -> dict[str, PublicSet]:
-    """Real public images of one split, in their largest size, from a folder of `.npz` files."""
-    kermany = load_npz(folder / "cxr_kermany_128.npz", role="public" if split == "train" else "eval").in_split(split)
-    nih = load_npz(folder / "cxr_nih1000_64.npz", role="public").in_split(split)
-    covid = without_noncommercial(load_npz(folder / "cxr_covid_256.npz", role="public")).in_split(split)
-    hippocampus = load_npz(folder / "mri_hippocampus_3d.npz", role="public").in_split(split)
-    return {
-        "cxr_kermany": PublicSet(kermany),
-        "cxr_nih": PublicSet(nih),
-        "cxr_covid": PublicSet(resize(covid, 128)),
-        "mri_hippocampus": PublicSet(slices_of(hippocampus, range(8, 40, 3)), thorax=False),
-    }
 
 
 def at_size(sets: dict[str, PublicSet], size: int) -> dict[str, PublicSet]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from medsynth.data.npz import KNOWN
+from medsynth.publish.fill import unbroken
 from medsynth.results import YOURS, both, own_tables, show_value
 
 MARK = "<!-- may I share this -->"  # where book/share.md receives the table
@@ -61,7 +62,8 @@ _REFUSES = {"metric": "share refused"} | _GATE
 _SLICES = "of CT and MR of real patients, on whose like no threshold could be found, at the one found on radiographs"
 
 _REFUSED = {"verdict": "Mostly refused", "worst": "lowest", "brief": "share of altered copies refused, in the worst way tried"}
-_TO_REAL = {"verdict": "{verdict}", "worst": "lowest", "brief": "PSNR of scans it helps restore, minus that with real ones, dB"}
+_LESS = "PSNR of restored scans, less that after training on real ones, dB"
+_TO_REAL = {"verdict": "{verdict}", "worst": "lowest", "brief": _LESS}
 
 # a later chapter adds its lines here
 CELLS = (
@@ -77,7 +79,7 @@ CELLS = (
     Cell(
         method=REAL, question=QUESTIONS[3], kind="measured", tables=("restoration",), where={"metric": "PSNR", "arm": "real"},
         says="PSNR (dB) of restoration networks trained on them, on held-out patients", verdict="Yes", worst="lowest",
-        brief="PSNR of scans that they help restore, dB",
+        brief="PSNR of scans restored after training on them, dB",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[0], kind="measured", tables=("gate",),
@@ -205,10 +207,10 @@ def _verdict(cells: Sequence[Cell], tables: Mapping[str, pd.DataFrame]) -> str:
     words = {_word(c, row) for c, _, row in real}
     cell, name, row = (min if heads[0].worst == "lowest" else max)(real, key=lambda entry: entry[2]["value"])
     word = words.pop() if len(words) == 1 else VARIES
-    value = show_value(*(row[c] for c in ("value", "low", "high", "n", "n_of", "level")))
+    value = unbroken(show_value(*(row[c] for c in ("value", "low", "high", "n", "n_of", "level"))))
     images = images_of(str(row["dataset"]))
     # what this run alone has measured is on no page of published rows
-    shown = f"{{ref}}`{images} <rows-{name}>`" if set(tables[name]["source"]) != {YOURS} else _plain(images)
+    shown = f"{{ref}}`{images} <rows-{name}>`" if set(tables[name]["source"]) != {YOURS} else plain(images)
     return f"**{word[0].upper()}{word[1:]}**<br>{cell.brief}: {value}, {shown}"
 
 
@@ -265,15 +267,15 @@ def _line(row: Mapping[str, object], cell: Cell) -> str:
     # of several networks, the one of this number
     trained = "/".join(row[c] for c in ("task", "net") if isinstance(row.get(c), str))
     named = (images_of(str(row["dataset"])), trained, row.get(cell.beside))
-    parts += [_plain(text) for text in named if isinstance(text, str) and text]
+    parts += [plain(text) for text in named if isinstance(text, str) and text]
     # a number says nothing without its name
     beside = row.get(cell.beside)
     if isinstance(beside, int | float) and not math.isnan(beside):
-        parts.append(f"{_plain(cell.beside.replace('_', ' '))} {beside:.3g}")
+        parts.append(f"{plain(cell.beside.replace('_', ' '))} {beside:.3g}")
     parts += [str(row["picked"])] if row["picked"] else []
-    return f"{', '.join(parts)} ({_plain(row['source'])})"
+    return f"{', '.join(parts)} ({plain(row['source'])})"
 
 
-def _plain(text: object) -> str:
+def plain(text: object) -> str:
     """Text that Markdown shows as it is."""
     return re.sub(r"([\\`*_{}\[\]<>#|$~^])", r"\\\1", str(text))

@@ -9,11 +9,11 @@ from pathlib import Path
 import nbformat
 
 from medsynth.figures import has_pictures
-from medsynth.publish.fingerprint import code_of
+from medsynth.hashes import file_hash
+from medsynth.publish.fingerprint import called, code_of
 from medsynth.publish.notebook import declared_parameters, read_notebook
 from medsynth.publish.plan import chapter_sources
 from medsynth.results import ROWS, Results, chapter_of, read_results
-from medsynth.runs import file_hash
 
 # calls that put pixels on a page without asking whose they are; figures.image_grid asks
 PIXEL_CALLS = {"imshow", "matshow", "figimage", "imsave", "fromarray"}
@@ -41,12 +41,8 @@ def _sources(root: Path) -> Iterator[str]:
         for node in ast.walk(code):
             if isinstance(node, ast.ClassDef):
                 yield f"{place}: defines the class {node.name}; move it into the library"
-            elif isinstance(node, ast.Call) and (name := _name(node.func)) in PIXEL_CALLS:
+            elif isinstance(node, ast.Call) and (name := called(node)) in PIXEL_CALLS:
                 yield f"{place}: calls {name}; draw pictures with figures.image_grid, which withholds those of people"
-
-
-def _name(function: ast.expr) -> str:
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
 def _executed(root: Path) -> Iterator[str]:

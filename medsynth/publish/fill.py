@@ -72,6 +72,11 @@ def _shown(placeholder: str, results: Path) -> str:
     return _cell(rows.iloc[0], show or "value")
 
 
+def unbroken(value: str) -> str:
+    """A shown value, which a line may break before its interval and its n, and not within them."""
+    return re.sub(r"[\[(][^\])]*[\])]", lambda part: part[0].replace(" ", "\xa0"), value)
+
+
 def _matching(rows: pd.DataFrame, wanted: dict[str, str]) -> pd.DataFrame:
     """The rows, at least one, in which every wanted column has one of its values."""
     for column, value in wanted.items():
@@ -106,7 +111,7 @@ def _cell(row: pd.Series, show: str) -> str:
     if show == "value":
         # a table that says what its n counts also says the level of its intervals
         said = ("n_of", "level") if "n_of" in row else ()
-        return show_value(*(row[c] for c in ("value", "low", "high", "n", *said)))
+        return unbroken(show_value(*(row[c] for c in ("value", "low", "high", "n", *said))))
     cell = row[show]
     return cell if isinstance(cell, str) else str(int(cell)) if cell == int(cell) else f"{cell:.3g}"
 

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
 
 from medsynth.dependencies import imported_modules, program
+from medsynth.hashes import file_hash, json_hash
 from medsynth.publish.notebook import read_notebook
-from medsynth.runs import file_hash
 
 
-def fingerprint(source: Path, *, package: Path, profile: Path, data: Mapping[str, Path] | None = None) -> dict[str, str]:
+def fingerprint(
+    source: Path, *, package: Path, profile: Path, data: Mapping[str, Path] | None = None, until: str = ""
+) -> dict[str, str]:
     """Name of each thing the chapter `source` depends on -> hash of its content.
 
-    package: the folder of the library; profile: the yaml file; data: the reader's files by the parameter that takes them.
+    package: the folder of the library; profile: the yaml file; data: the reader's files, or folders of `.npz` files, by the
+    parameter that takes them. until: the last cell of an arm, which nobody reads, so that its prose does not count.
     """
-    code = code_of(source)
+    code = code_of(source, until)
     modules = imported_modules(code, package)
-    found = {"notebook": _hash(_cells(source))}
-    found |= {name: _hash(program(path.read_text())) for name, path in modules.items()}
+    found = {"notebook": json_hash([cell for cell in _cells(source, until) if not until or cell[0] == "code"])}
+    found |= {name: json_hash(program(path.read_text())) for name, path in modules.items()}
     found |= {str(path.relative_to(package.parent)): file_hash(path) for path in data_files(modules.values(), package)}
     sections = yaml.safe_load(profile.read_text()) or {}
     named = profile_sections(code)
-    found |= {f"profile.{key}": _hash(value) for key, value in sections.items() if named is None or key in named}
-    return found | {parameter: file_hash(path) for parameter, path in (data or {}).items()}
-
-
-def digest(found: dict[str, str]) -> str:
-    """One hash of a fingerprint."""
-    return _hash(found)
+    found |= {f"profile.{key}": json_hash(value) for key, value in sections.items() if named is None or key in named}
+    return found | {parameter: _content(path) for parameter, path in (data or {}).items()}
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -41,10 +37,10 @@ def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
     return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
-def code_of(source: Path) -> ast.Module:
+def code_of(source: Path, until: str = "") -> ast.Module:
     """The code cells of a notebook as one program, without % and ! lines; ValueError names a cell that does not parse."""
     body: list[ast.stmt] = []
-    cells = [c for c in read_notebook(source).cells if c.cell_type == "code"]
+    cells = [c for c in read_notebook(source, until).cells if c.cell_type == "code"]
     for number, cell in enumerate(cells, 1):
         lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
         try:
@@ -69,7 +65,7 @@ def profile_sections(code: ast.Module) -> set[str] | None:
 
     `p = load_profile(profile)` and `p.thorax` serve too. What a `Chapter` reads by itself counts as well.
     """
-    holders = {_called(node.value): target.id for node, target in _assigned(code)}
+    holders = {called(node.value): target.id for node, target in _assigned(code)}
     found = {"seeds", "thorax"} if "Chapter" in holders else set()
     for node, parent in ((child, owner) for owner in ast.walk(code) for child in ast.iter_child_nodes(owner)):
         name = node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else ""
@@ -88,9 +84,7 @@ def _assigned(code: ast.Module) -> list[tuple[ast.Assign, ast.Name]]:
     return [
         (node, target)
         for node in ast.walk(code)
-        if isinstance(node, ast.Assign)
-        and isinstance(node.value, ast.Call)
-        and _called(node.value) in ("load_profile", "Chapter")
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and called(node.value) in ("load_profile", "Chapter")
         for target in node.targets
         if isinstance(target, ast.Name)
     ]
@@ -100,13 +94,14 @@ def _of(attribute: ast.Attribute) -> str:
     return attribute.value.id if isinstance(attribute.value, ast.Name) else ""
 
 
-def _called(call: ast.Call) -> str:
+def called(call: ast.Call) -> str:
+    """The last name of what is called, "" where it has none."""
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
-def _cells(source: Path) -> list[list[object]]:
-    return [[c.cell_type, c.source, list(c.metadata.get("tags", []))] for c in read_notebook(source).cells]
+def _content(path: Path) -> str:
+    return json_hash({p.name: file_hash(p) for p in path.glob("*.npz")}) if path.is_dir() else file_hash(path)
 
 
-def _hash(value: object) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+def _cells(source: Path, until: str) -> list[list[object]]:
+    return [[c.cell_type, c.source, list(c.metadata.get("tags", []))] for c in read_notebook(source, until).cells]

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import nbformat
 
 from medsynth.runs import atomic_path, cache_folder
+from medsynth.words import did_you_mean
 
 Value = str | int | float | bool
 KINDS: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
@@ -38,15 +39,51 @@ class Parameter:
     default: Value
 
 
-def read_notebook(source: str | Path) -> nbformat.NotebookNode:
-    """The notebook at `source`; FileNotFoundError or ValueError naming the file if there is none that can be read."""
+class Arms(NamedTuple):
+    """A notebook from its first cell to the one with the id `until`, once for each value of a parameter."""
+
+    until: str
+    parameter: str
+    values: str | list[str]  # a text names the field of the profile that holds them, e.g. "restoration.experiments"
+
+
+def read_notebook(source: str | Path, until: str = "") -> nbformat.NotebookNode:
+    """The notebook at `source`, or its beginning: all cells to the one with the id `until`.
+
+    FileNotFoundError or ValueError naming the file if there is none that can be read, or no such cell.
+    """
     source = Path(source)
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such notebook")
     try:
-        return nbformat.read(source, as_version=4)
+        notebook = nbformat.read(source, as_version=4)
     except Exception as error:
         raise ValueError(f"{source}: not a notebook of format 4 ({error})") from error
+    if until:
+        ends = [k for k, cell in enumerate(notebook.cells, 1) if cell.get("id") == until]
+        if len(ends) != 1:
+            raise ValueError(f"{source}: {len(ends)} cells have the id {until!r}; expected exactly one")
+        notebook.cells = notebook.cells[: ends[0]]
+    return notebook
+
+
+def declared_arms(source: str | Path) -> list[Arms]:
+    """What a notebook can be begun as, in the order of its cells: a cell says `"arms": {PARAMETER: VALUES}` in its metadata.
+
+    Raises ValueError where it says anything else, or where the parameter is not declared as a text.
+    """
+    cells, declared, found = read_notebook(source).cells, declared_parameters(source), []
+    for cell in (cell for cell in cells if "arms" in cell.metadata):
+        said = cell.metadata["arms"]
+        (parameter, values), *more = said.items() if isinstance(said, dict) and said else [("", None)]
+        texts = isinstance(values, str) or (isinstance(values, list) and all(isinstance(v, str) for v in values))
+        if more or not texts or parameter not in declared or declared[parameter].kind != "str" or "id" not in cell:
+            raise ValueError(
+                f"{source}: a cell has arms {said!r}; expected a cell with an id and one declared parameter of type str, with "
+                'a list of texts or a field of the profile, such as {"only": "restoration.experiments"}'
+            )
+        found.append(Arms(cell.id, parameter, values))
+    return found
 
 
 def tagged(cell: nbformat.NotebookNode, tag: str) -> bool:
@@ -94,9 +131,7 @@ def check_parameters(source: str | Path, given: Mapping[str, object]) -> dict[st
     checked = {}
     for name, value in given.items():
         if name not in declared:
-            close = get_close_matches(name, declared, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(declared) or 'none'}"
-            raise ValueError(f"{source}: no parameter {name!r}; {hint}")
+            raise ValueError(f"{source}: no parameter {name!r}; {did_you_mean(name, declared)}")
         kind = declared[name].kind
         try:
             checked[name] = _typed(value, kind)
@@ -129,11 +164,14 @@ def run_notebook(
     parameters: Mapping[str, object],
     *,
     cwd: str | Path,
+    name: str = "",
+    until: str = "",
     log: Callable[[str], None] = print,
     remark: Callable[[], Mapping[str, Any]] = dict,
 ) -> Path:
     """Execute `source` with `parameters` in the working directory `cwd`; the executed copy appears at `target` when it is whole.
 
+    name: what messages call it, by default as the file. until: the id of the last cell that is executed, by default the last.
     log: takes one line of progress at a time; `<target stem>.log` keeps everything that was printed.
     remark: called after the last cell; what it returns is kept as `medsynth` in the copy's metadata.
     Raises ValueError for parameters that the notebook does not declare, or a target among the sources, before anything runs;
@@ -145,41 +183,48 @@ def run_notebook(
         raise ValueError(f"{target}: executed copies may not lie beside their sources; choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     failed, partial = target.with_name(f"{target.stem}.failed.ipynb"), target.with_name(f".{target.stem}.partial.ipynb")
-    progress = _Progress(source.stem, log, target.with_suffix(".log"))
+    progress = _Progress(name or source.stem, log, target.with_suffix(".log"))
     try:
-        notebook = _execute(source, partial, checked, cwd, progress)
+        notebook = _execute(read_notebook(source, until), partial, checked, cwd, progress)
     except BaseException as error:
         if partial.exists():
             os.replace(partial, failed)
         if isinstance(error, Exception):
-            raise ChapterError(_explain(source, error, progress.cell, failed)) from error
+            raise ChapterError(_explain(progress, error, failed)) from error
         raise
     clean(notebook, {str(cwd): ".", **_private_paths(checked)}, remark())
     with atomic_path(target) as temporary:
         nbformat.write(notebook, temporary)
     partial.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
-    log(f"{source.stem}: done in {progress.seconds():.0f} s")
+    log(f"{progress.name}: done in {progress.seconds():.0f} s")
     return target
 
 
-def _execute(source: Path, partial: Path, parameters: dict[str, Value], cwd: Path, progress: _Progress) -> nbformat.NotebookNode:
+def _execute(
+    notebook: nbformat.NotebookNode, partial: Path, parameters: dict[str, Value], cwd: Path, progress: _Progress
+) -> nbformat.NotebookNode:
     import papermill
+    from traitlets.config import Config
 
     # a kernel of this environment, even where the user has another one called python3
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    return papermill.execute_notebook(
-        str(source), str(partial), parameters=parameters, kernel_name="python3", language="python", cwd=str(cwd),
-        progress_bar=False, stdout_file=progress, stderr_file=progress, on_cell_start=progress.start_cell(read_notebook(source)),
-        extra_arguments=[f"--IPKernelApp.exec_lines={_SHOW_LOG}", "--log-level=CRITICAL"],
-    )  # fmt: skip
+    with TemporaryDirectory(prefix="kernel-") as place:
+        # sockets in a folder of its own: ports are chosen before they are taken, and two that start at once may choose the same
+        sockets = {"transport": "ipc", "connection_file": f"{place}/kernel.json"}
+        return papermill.execute_notebook(
+            notebook, str(partial), parameters=parameters, kernel_name="python3", language="python", cwd=str(cwd),
+            progress_bar=False, stdout_file=progress, stderr_file=progress, on_cell_start=progress.start_cell(notebook),
+            config=Config(ConnectionFileMixin=sockets),
+            extra_arguments=[f"--IPKernelApp.exec_lines={_SHOW_LOG}", "--log-level=CRITICAL"],
+        )  # fmt: skip
 
 
 class _Progress:
     """Keeps all that is printed; says which cell runs, and its last line, not more often than every SAY_EVERY seconds."""
 
-    def __init__(self, chapter: str, log: Callable[[str], None], transcript: Path) -> None:
-        self.chapter, self.log, self.transcript, self.cell = chapter, log, transcript, 0
+    def __init__(self, name: str, log: Callable[[str], None], transcript: Path) -> None:
+        self.name, self.log, self.transcript, self.cell = name, log, transcript, 0
         transcript.write_text("")
         self._began, self._said = time.monotonic(), -SAY_EVERY
 
@@ -210,15 +255,16 @@ class _Progress:
     def _say(self, line: str) -> None:
         if time.monotonic() - self._said >= SAY_EVERY:
             self._said = time.monotonic()
-            self.log(f"{self.chapter} [{self.seconds():4.0f} s]: {line}")
+            self.log(f"{self.name} [{self.seconds():4.0f} s]: {line}")
 
 
-def _explain(source: Path, error: Exception, cell: int, failed: Path) -> str:
+def _explain(progress: _Progress, error: Exception, failed: Path) -> str:
     trace = getattr(error, "traceback", None) or [f"{type(error).__name__}: {error}"]
     lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(trace)).splitlines() if line.strip()]
     why = "; the kernel died, most often for lack of memory" if type(error).__name__ == "DeadKernelError" else ""
     kept = f"\nwhat was executed is in {failed.name}, beside where the result would be" if failed.exists() else ""
-    return f"chapter {source.stem} failed in code cell {cell}{why}\n" + "\n".join(f"  {line}" for line in lines[-8:]) + kept
+    shown = "\n".join(f"  {line}" for line in lines[-8:])
+    return f"chapter {progress.name} failed in code cell {progress.cell}{why}\n{shown}{kept}"
 
 
 def _private_paths(parameters: Mapping[str, Value]) -> dict[str, str]:

@@ -16,7 +16,6 @@ from medsynth.results import chapter_of
 
 KINDS = (".csv", ".json", ".svg")  # of a table or a figure, what is published
 PROOFS = ("smoke",)  # profiles that only show that everything is connected
-REPORTS = ("90_weights",)  # chapters that no notebook writes yet
 
 
 def promote(root: Path, chapter: str, name: str, folder: Path, *, replace: bool = False) -> list[str]:
@@ -27,7 +26,7 @@ def promote(root: Path, chapter: str, name: str, folder: Path, *, replace: bool 
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"run {name!r}: expected a name of small letters, digits and dashes, such as 'phantoms-full'")
-    numbered = find_chapter(chapter, [*chapter_sources(root), *REPORTS])
+    numbered = find_chapter(chapter, list(chapter_sources(root)))
     chapter = numbered.partition("_")[2]
     own = folder / "results" / numbered
     place = own if own.is_dir() else folder

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from medsynth.publish.answers import QUESTIONS
+from medsynth.publish.answers import QUESTIONS, images_of, plain
 from medsynth.results import (
     FIGURE,
     ROWS,
@@ -49,8 +50,8 @@ ENTRIES = {
     "gate-attacks-figure": Entry(
         COPY,
         "Altered copies of phantoms, by feature map",
-        "All maps refuse 5 % of held-out patients here. The encoder finds nearly every altered copy; the other "
-        "maps lose those that are shifted, turned or zoomed.",
+        "All maps refuse 5 % of held-out patients here. The encoder finds nearly every altered copy; each "
+        "other map loses several kinds, shifted copies among them.",
     ),
     "gate-distances": Entry(
         COPY,
@@ -257,9 +258,10 @@ def _day(found: dict[str, Results]) -> str:
 
 def _section(name: str, known: dict[str, Results], places: dict[str, Path], rows: Path) -> list[str]:
     about = entry(name)
-    text = [f"(rows-{name})=\n### {about.title}", f"`{name}` {about.see}".strip()]
+    text = [f"(rows-{name})=\n### {about.title}", f"`{name}`"]
     if tables := {source: found for source, found in known.items() if found.kind == ROWS}:
-        text.append(_table(side_by_side(together(tables))))
+        text[-1] = f"{text[-1]} {about.see}".strip()
+        text.append(_table(side_by_side(together(tables)), tables))
     facts = []
     for source, found in known.items():
         place, copied = places[source], rows / source.replace(" ", "-")
@@ -273,15 +275,23 @@ def _section(name: str, known: dict[str, Results], places: dict[str, Path], rows
     return [*text, ":::{dropdown} Where it comes from", *facts, ":::"]
 
 
-def _table(table: pd.DataFrame) -> str:
+def _table(table: pd.DataFrame, sources: Collection[str]) -> str:
+    """The table as HTML; what all its lines share stands above it, once."""
     shown = table.loc[:, [c for c in table if table[c].astype(str).str.strip().any()]]
+    shared = [c for c in shown if c not in sources and len(shown) > 1 and shown[c].nunique() == 1]
+    above = "".join(f", {c.replace('_', ' ')} *{plain(shown[c].iloc[0])}*" for c in shared)
+    shown = shown.drop(columns=shared)
     # as HTML: as Markdown the page's four thousand rows took longer to parse than the rest of the book
     with pd.option_context("display.max_colwidth", None):
         text = f"```{{raw}} html\n{shown.to_html(index=False, border=0, justify='left', classes='table')}\n```"
-    return text if len(table) <= LONG else f":::{{dropdown}} {len(table)} rows\n{text}\n:::"
+    said = f"In every row{above}.\n\n".replace("row, ", "row: ") if above else ""
+    return said + (text if len(table) <= LONG else f":::{{dropdown}} {len(table)} rows\n{text}\n:::")
 
 
 def _data(results: Results) -> str:
+    """Whose images a figure is about, in a few words."""
+    if "dataset" in results.rows and results.sidecar["data_licence"] != "generated":
+        return ", ".join(dict.fromkeys(plain(images_of(name)) for name in results.rows["dataset"]))
     licence = results.sidecar["data_licence"]
     return "phantoms" if licence == "generated" else f"data {licence}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 
+from medsynth.hashes import file_hash, json_hash
 from medsynth.publish import answers, front, published
 from medsynth.publish.fill import fill_page
 from medsynth.publish.notebook import read_notebook, tagged
@@ -92,6 +92,7 @@ def page_of(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if tagged(cell, "parameters"):
             cell.source = _with_values(cell.source, given)
             cell.metadata["tags"] = [*cell.metadata["tags"], "hide-input"]
+            cell.metadata["mystnb"] = {"code_prompt_show": "Parameters of this run"}
         elif tagged(cell, "caption"):
             cell.source = f":::{{container}} caption\n{cell.source}\n:::"
     return executed
@@ -135,7 +136,5 @@ def _run_jupyter_book(source: Path, folder: Path) -> Path:
 
 
 def _hash_of_tree(folder: Path) -> str:
-    total = hashlib.blake2b(digest_size=16)
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        total.update(str(file.relative_to(folder)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return json_hash({str(file.relative_to(folder)): file_hash(file) for file in files})

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth.data.npz import KNOWN, load_npz, without_noncommercial
+from medsynth.data.npz import KNOWN, known_folder, load_npz, without_noncommercial
 from medsynth.resample import resize
 from medsynth.vocabulary import CT_WINDOW
 
@@ -174,7 +174,7 @@ def test_errors_say_what_to_do(tmp_path):
     path = write(tmp_path, "cxr_kermany_128")
     with pytest.raises(FileNotFoundError, match=r"cxr_kermani_128.npz: no such file; did you mean 'cxr_kermany_128.npz'\?"):
         load_npz(tmp_path / "cxr_kermani_128.npz")
-    with pytest.raises(FileNotFoundError, match=r"x.npz: no such file$"):
+    with pytest.raises(FileNotFoundError, match=r"x.npz: no such file; there are none$"):
         load_npz(tmp_path / "nowhere" / "x.npz")
     with pytest.raises(ValueError, match=r"cxr_kermany_128.npz: role 'open'; expected one of"):
         load_npz(path, role="open")
@@ -225,3 +225,17 @@ def test_a_file_of_another_modality_is_refused(tmp_path):
         load_npz(write(tmp_path, "cxr_kermany_128", subtype=np.zeros(6, int)), modality="ct")
     assert load_npz(write(tmp_path, "mine"), modality="pet").modality == "pet"
     assert load_npz(write(tmp_path, "mine")).modality == ""
+
+
+def test_a_folder_of_all_known_files_is_one_or_says_what_it_lacks(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone: no such folder; expected one with cxr_kermany_128\.npz, .*README"):
+        known_folder(tmp_path / "gone")
+    for name in KNOWN:
+        write(tmp_path, name)
+    assert known_folder(str(tmp_path)) == tmp_path
+    for name in ("ct_tcia_hu_256", "cxr_covid_256"):
+        (tmp_path / f"{name}.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks cxr_covid_256\.npz, ct_tcia_hu_256\.npz; put them there"):
+        known_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        known_folder(tmp_path / "mri_acdc_3d.npz")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medsynth.downstream import arms as grid
-from medsynth.downstream.arms import Pairs, best, pairs, part_of, restored, schedule, scores, training_sets, untrained
+from medsynth.downstream.arms import Pairs, best, pairs, restored, schedule, scores, training_sets, untrained
 from medsynth.downstream.restoration_nets import CPU_SIZES
 from medsynth.downstream.tasks import experiment
 from medsynth.ledger import Ledger
@@ -31,16 +31,6 @@ def sets(make_set):
 
 def rows_of(made, other):
     return np.isin(made.row_hashes, other.row_hashes)
-
-
-def test_a_part_of_the_experiments_keeps_their_order():
-    every = ("ct-low-dose/edsr", "mr-x2/edsr", "mr-x2/redcnn")
-    assert part_of(every, "") == every == part_of(every, " , ")
-    assert part_of(every, "mr-x2/redcnn, ct-low-dose/edsr,") == ("ct-low-dose/edsr", "mr-x2/redcnn")
-    with pytest.raises(ValueError, match=r"'mr-x2/edrs' is not in this profile; did you mean 'mr-x2/edsr'\?"):
-        part_of(every, "mr-x2/edrs")
-    with pytest.raises(ValueError, match="expected some of ct-low-dose/edsr, mr-x2/edsr"):
-        part_of(every, "?")
 
 
 def test_sets_have_one_size_and_are_what_they_are_called(sets):
@@ -75,8 +65,8 @@ def test_no_set_is_larger_than_the_real_one(sets):
 @pytest.mark.parametrize(
     ("names", "change", "problem"),
     [
-        (["real", "gatd"], {}, "training set 'gatd' does not exist; did you mean 'gated'"),
-        (["real", "gated + zzz"], {}, "'zzz' does not exist; expected one of real, synthetic, gated, or two"),
+        (["real", "gatd"], {}, "training set 'gatd' does not exist .*; did you mean 'gated'"),
+        (["real", "gated + zzz"], {}, r"'zzz' does not exist \(two are joined by .*\); expected one of real, synthetic, gated"),
         (["gated"], {}, "'real' is missing"),
         (["real", "gated"], {"gated": 3}, "gated: 3 images; expected at least 9"),
         (["real"], {"real": 1}, "real: 1 images; expected at least 2"),

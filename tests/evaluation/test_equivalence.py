@@ -5,21 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from shared import pixels_in_hu
 
 from medsynth.evaluation.equivalence import METRICS, Comparison, compare, equivalence, image_scores, tost, two_level
 from medsynth.evaluation.image_quality import psnr, rmse, ssim
-from medsynth.imageset import ImageSet
-
-
-def some(images, name="s", patient=None, low=-1000.0, high=400.0, unit="HU"):
-    images = np.asarray(images, np.float32)
-    patient = np.arange(len(images)) // 2 if patient is None else patient
-    return ImageSet(images=images, patient=patient, unit=unit, range=(low, high), name=name)
 
 
 @pytest.fixture(scope="module")
 def clean():
-    return some(np.random.default_rng(0).uniform(-800, 300, (10, 1, 16, 16)), "clean")
+    return pixels_in_hu(np.random.default_rng(0).uniform(-800, 300, (10, 1, 16, 16)), "clean")
 
 
 def noisy(clean, sd, seed):
@@ -172,8 +166,8 @@ def test_image_scores_are_those_of_the_restoration_metrics(clean):
 
 def test_every_patient_counts_once(clean):
     patient = np.array([0] * 8 + [1, 2])
-    reference = some(clean.images, patient=patient)
-    other = some(noisy(clean, 60.0, 0).images, patient=patient)
+    reference = pixels_in_hu(clean.images, patient=patient)
+    other = pixels_in_hu(noisy(clean, 60.0, 0).images, patient=patient)
     scores = image_scores(reference, other)["psnr"]
     found = compare(reference, {"a": [other]})
     assert found.patients == 3
@@ -200,9 +194,9 @@ def test_estimates_say_their_patients_and_their_level(clean):
 def test_scores_of_other_scans_are_refused(clean):
     for wrong, message in (
         (clean.select([0, 1]), "shape"),
-        (some(clean.images, "suv", unit="SUV"), "SUV; expected"),
-        (some(clean.images, "wide", high=900.0), "expected .*400"),
-        (some(clean.images, "others", patient=np.arange(10)), "others: patients differ from those of clean"),
+        (pixels_in_hu(clean.images, "suv", unit="SUV"), "SUV; expected"),
+        (pixels_in_hu(clean.images, "wide", high=900.0), "expected .*400"),
+        (pixels_in_hu(clean.images, "others", patient=np.arange(10)), "others: patients differ from those of clean"),
     ):
         with pytest.raises(ValueError, match=message):
             compare(clean, {"a": [wrong]})

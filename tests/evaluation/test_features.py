@@ -9,7 +9,8 @@ from scipy.spatial.distance import pdist
 from medsynth.evaluation import features
 from medsynth.evaluation.statistics import generator
 from medsynth.imageset import ImageSet
-from medsynth.models.extractor import EMPHASIS, MAPS, ExtractorNet, calibration, class_columns, resize
+from medsynth.models.extractor import EMPHASIS, MAPS, ExtractorNet, calibration, class_columns
+from medsynth.models.pixels import resize
 from medsynth.models.weights import save_card
 from medsynth.pretrain.extractor import train_extractor
 

@@ -4,16 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.linalg import sqrtm
 from scipy.stats import special_ortho_group
+from shared import naive_fid
 
 from medsynth.evaluation import fidelity as fi
 from medsynth.evaluation.statistics import generator
-
-
-def naive_fid(x, y):
-    sx, sy = (np.atleast_2d(np.cov(a, rowvar=False)) for a in (x, y))
-    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(sx + sy - 2 * sqrtm(sx @ sy).real)
 
 
 def naive_kid(x, y, patient):

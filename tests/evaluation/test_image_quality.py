@@ -2,21 +2,16 @@
 
 import numpy as np
 import pytest
+from shared import pixels_in_hu
 
 from medsynth.evaluation.image_quality import psnr, rmse, ssim
-from medsynth.imageset import ImageSet
-
-
-def some(images, unit="HU", low=-1000.0, high=400.0, name="s"):
-    images = np.asarray(images, np.float32)
-    return ImageSet(images=images, patient=np.arange(len(images)) // 2, unit=unit, range=(low, high), name=name)
 
 
 @pytest.fixture
 def pair():
     rng = np.random.default_rng(0)
     clean = rng.uniform(-900, 300, (6, 1, 16, 16))
-    return some(clean), some(np.clip(clean + rng.normal(0, 50, clean.shape), -1000, 400), name="noisy")
+    return pixels_in_hu(clean), pixels_in_hu(np.clip(clean + rng.normal(0, 50, clean.shape), -1000, 400), name="noisy")
 
 
 def test_psnr_and_rmse_are_means_over_images_in_the_units_of_the_reference(pair):
@@ -29,8 +24,8 @@ def test_psnr_and_rmse_are_means_over_images_in_the_units_of_the_reference(pair)
 
 
 def test_known_answers():
-    flat = some(np.zeros((4, 1, 16, 16)))
-    off = some(np.full((4, 1, 16, 16), 14.0))
+    flat = pixels_in_hu(np.zeros((4, 1, 16, 16)))
+    off = pixels_in_hu(np.full((4, 1, 16, 16), 14.0))
     assert rmse(flat, off, seed=0).value == pytest.approx(14)
     assert psnr(flat, off, seed=0).value == pytest.approx(40)
     assert ssim(flat, flat, seed=0).value == pytest.approx(1)
@@ -49,4 +44,4 @@ def test_sets_that_do_not_match_are_refused(pair, measure):
     with pytest.raises(ValueError, match="noisy: shape"):
         measure(clean, noisy.select([0, 1]), seed=0)
     with pytest.raises(ValueError, match=r"expected .* in HU"):
-        measure(clean, some(noisy.images, unit="SUV"), seed=0)
+        measure(clean, pixels_in_hu(noisy.images, unit="SUV"), seed=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.linalg import sqrtm
+from shared import naive_fid
 
 from medsynth.evaluation import reference as module
 from medsynth.evaluation import ruler
@@ -44,11 +44,6 @@ def gaussians(n, d, *key, spread=1.0, shift=0.0):
 
 def reference_of(features, patient=None, *, splits=4, kind=Reference, **options):
     return kind(set_of(features, patient, "real"), Pixels(features.shape[1]), seed=0, splits=splits, **options)
-
-
-def naive_fid(x, y):
-    sx, sy = (np.atleast_2d(np.cov(a, rowvar=False)) for a in (x, y))
-    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(sx + sy - 2 * sqrtm(sx @ sy).real)
 
 
 # naive references

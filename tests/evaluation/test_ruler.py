@@ -167,3 +167,57 @@ def test_a_class_leaves_in_the_share_that_is_stated():
         # of one split, levels differ in few rows
         assert len(set(drawn[0][1]) & set(ruler._dropped(a, b, label, "rare", 0.0, 300, 0, 0)[1])) >= 300 - 100 * level
     np.testing.assert_allclose(shares, [(1 - v) / (4 - v) for v in ruler.DROPPED], atol=0.01)
+
+
+def test_whether_a_curve_rises_is_a_row_of_its_own(images, label):
+    levels = ruler.response(Means(), images, label, **NAMED, seed=4, splits=2)
+    rows = ruler.rise_rows(levels)
+    assert {(r.extra["perturbation"], r.metric.split()[0]): r.value for r in rows} == {
+        (kind, metric): float(holds) for (_, _, kind, metric), holds in ruler.rises(levels).items()
+    }
+    assert len(rows) == 6 and {(r.chapter, r.dataset, r.arm, r.seed) for r in rows} == {("data", "steps", "means", 4)}
+    assert {r.metric for r in rows} == {f"{m} never falls (1 = yes)" for m in ("fid", "kid")}
+
+
+@pytest.mark.parametrize(("images", "splits"), [(1000, 3), (500, 3), (260, 3), (250, 12), (49, 300)])
+def test_small_sets_are_split_more_often(images, splits):
+    assert ruler.enough_splits(images, 3) == splits
+
+
+def test_drawn_are_kid_and_fid_as_a_multiple_of_what_it_is_without_damage(images, label):
+    levels = ruler.response(Means(), images, label, **NAMED, seed=0, splits=2)
+    drawn, raw = ruler.panels(levels), table_of(levels)
+    assert drawn.panel.drop_duplicates().tolist() == [
+        f"{score}, {kind}" for score in ("FID ratio", "KID") for kind in ("noise", "blur", "dropped class")
+    ]
+    noise = drawn.query("metric == 'fid' and perturbation == 'noise'").set_index("strength")
+    fid = raw.query("metric == 'fid' and perturbation == 'noise'").set_index("strength")
+    assert noise.value[0.0] == 1
+    for column in ("value", "low", "high"):
+        np.testing.assert_allclose(noise[column], fid[column] / fid.value[0.0])
+    pd.testing.assert_frame_equal(
+        drawn[drawn.metric == "kid"][raw.columns].reset_index(drop=True), raw[raw.metric == "kid"].reset_index(drop=True)
+    )
+
+
+def test_power_over_several_populations_is_their_mean_beside_each(images, label):
+    named = NAMED | {"seed": 0, "splits": 10}
+    halves = [images.select(np.flatnonzero(images.patient % 2 == k)) for k in (0, 1)]
+    labels = [label[images.patient % 2 == k] for k in (0, 1)]
+    table = table_of(ruler.power_over(Means(), halves, labels, **named)).query("perturbation == 'copies' and metric == 'z_kid'")
+    each, mean = table[table.population.notna()], table[table.populations == 2]
+    alone = [table_of(ruler.power(Means(), *one, **named)) for one in zip(halves, labels, strict=True)]
+    alone = [t.query("perturbation == 'copies' and metric == 'z_kid'").value.item() for t in alone]
+    assert each.population.tolist() == [0, 1] and each.value.tolist() == alone and alone[0] != alone[1]
+    assert mean.value.item() == pytest.approx(np.mean(alone)) and mean.n.item() == 120 and each.n.tolist() == [60, 60]
+    assert min(alone) <= mean.low.item() <= mean.value.item() <= mean.high.item() <= max(alone)
+    # one population is no sample of populations
+    assert ruler.power_over(Means(), halves[:1], labels[:1], **named) == ruler.power(Means(), halves[0], labels[0], **named)
+
+
+def test_what_not_every_population_has_is_left_out_of_the_mean(images, label):
+    merged = np.where(label == 2, 1, label)
+    rows = ruler.power_over(Means(), [images, images], [label, merged], **NAMED, seed=0, splits=10)
+    means = {r.extra["perturbation"] for r in rows if "populations" in r.extra}
+    assert means == {"thinned class 0", "thinned class 1", "thinned class", "copies"}
+    assert "thinned class 2" in {r.extra["perturbation"] for r in rows if "population" in r.extra}

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from medsynth.imageset import ImageSet
 from medsynth.ledger import NONE, Ledger
-from medsynth.models.encoder import DIM, FRAME, PLANES, SIDE, SMOOTHING, EncoderNet, normalise, planes_of, similarity, smoothed
+from medsynth.models.encoder import DIM, FRAME, PLANES, SMOOTHING, EncoderNet, normalise, planes_of, similarity
+from medsynth.models.pixels import SIDE, blurred
 from medsynth.pretrain import encoder as training
 from medsynth.pretrain.encoder import encoder_loss, followed, nt_xent, train_encoder, two_views
 from medsynth.pretrain.public import PublicSet
@@ -65,10 +66,32 @@ def test_gain_and_offset_leave_no_trace(net):
         assert torch.isfinite(net(torch.zeros(2, 1, 64, 64))).all()
 
 
-def test_smoothing_is_a_gaussian_of_each_plane():
-    planes = torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(2))
-    expected = ndimage.gaussian_filter(planes.numpy(), (0, 0, SMOOTHING, SMOOTHING), mode="nearest", radius=(0, 0, 4, 4))
-    torch.testing.assert_close(smoothed(planes), torch.from_numpy(expected), atol=1e-5, rtol=0)
+def test_images_are_smoothed_by_a_gaussian_before_they_are_normalised(net):
+    images = torch.rand(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    smooth = ndimage.gaussian_filter(images.numpy(), SMOOTHING, mode="nearest", radius=4, axes=(-2, -1))
+    expected = normalise(torch.from_numpy(smooth)).float()
+    torch.testing.assert_close(net.prepare(images.float()), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("sd", "radius"), [(1.5, 4), (0.5, 3), (torch.tensor([[0.01], [0.8], [2.5]]), 6)])
+def test_blur_against_scipy(sd, radius, dtype):
+    images = torch.rand(3, 2, 20, 24, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    made = blurred(images, sd, radius=radius)
+    assert made.dtype == dtype
+    each = torch.as_tensor(sd).expand(3, 1).flatten().tolist()
+    for image, soft, s in zip(images.numpy(), made.numpy(), each, strict=True):
+        expected = ndimage.gaussian_filter(image, s, mode="nearest", radius=radius, axes=(-2, -1))
+        np.testing.assert_allclose(soft, expected, atol=1e-6 if dtype == torch.float32 else 1e-7)
+
+
+def test_a_blur_has_the_gradient_of_a_symmetric_map():
+    """d/dx of <y, G x> is G y in the interior, where G is symmetric."""
+    x, y = torch.rand(2, 1, 1, 24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind()
+    y[..., :6, :] = y[..., -6:, :] = y[..., :6] = y[..., -6:] = 0
+    x.requires_grad_(True)
+    (blurred(x, 1.2, radius=3) * y).sum().backward()
+    torch.testing.assert_close(x.grad, blurred(y, 1.2, radius=3))
 
 
 def test_volumes_enter_as_planes():
@@ -137,15 +160,6 @@ def test_stated_movements_are_those_made(people, monkeypatch):
     grid = functional.affine_grid(inverse, [16, 1, 64, 64], align_corners=False)
     back = functional.grid_sample(views.flatten(0, 1), grid, align_corners=False).view(2, 8, 64, 64)[..., 16:48, 16:48]
     assert (back[0] - back[1]).abs().mean() < 0.01 < (views[0] - views[1])[:, 0, 16:48, 16:48].abs().mean()
-
-
-def test_blur_against_scipy():
-    images = torch.rand(3, 2, 24, 24, generator=torch.Generator().manual_seed(0))
-    sd = torch.tensor([0.5, 0.8, 1.2])
-    made = training._blurred(images, sd)
-    for image, blurred, s in zip(images, made, sd, strict=True):
-        expected = ndimage.gaussian_filter(image.numpy(), (0, float(s), float(s)), mode="nearest", radius=(0, 3, 3))
-        np.testing.assert_allclose(blurred.numpy(), expected, atol=1e-5)
 
 
 def test_compression_is_that_of_the_codec(people):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import ndimage
 
 from medsynth.config import AutoencoderConfig, DiffusionConfig, RefinerConfig, load_profile, parse
 from medsynth.imageset import ImageSet
@@ -29,7 +30,9 @@ from medsynth.pretrain.autoencoder import (
     train_autoencoder,
 )
 from medsynth.pretrain.denoiser import REAL_REPEATS, pretrain_denoiser
-from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
+from medsynth.pretrain.extractor import degrade
+from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms
+from medsynth.pretrain.real import real_sets
 from medsynth.training import step_generator
 from medsynth.vocabulary import MODALITIES
 
@@ -240,25 +243,6 @@ def test_phantoms_of_every_modality_and_hearts_at_64(stub_phantoms):
     assert list(phantoms(2, 128, seed=5, jobs=1)) == [f"phantom-{m}-128" for m in MODALITIES]
 
 
-@pytest.fixture
-def real_folder(tmp_path) -> Path:
-    """Files of the names and conventions of the real public sets, with other content."""
-    rng = np.random.default_rng(0)
-    n = 8
-    base = {"patient": np.arange(n), "label": np.arange(n) % 2, "split": np.array(["train"] * 4 + ["val"] * 2 + ["test"] * 2)}
-
-    def write(name: str, size: int, **arrays: object) -> None:
-        np.savez(tmp_path / f"{name}.npz", **base | {"image": rng.integers(1, 256, (n, size, size), dtype=np.uint8)} | arrays)
-
-    role = np.array(["public", "public", "private", "private", *["eval"] * 4])
-    write("cxr_kermany_128", 128, role=role, subtype=np.arange(n) % 3)
-    write("cxr_nih1000_64", 64)
-    write("cxr_covid_256", 256, license=np.array(["CC BY 4.0", "CC BY-NC-SA"] * 4))
-    volumes = rng.integers(1, 256, (n, 48, 12, 10), dtype=np.uint8)
-    np.savez(tmp_path / "mri_hippocampus_3d.npz", **{k: v for k, v in base.items() if k != "label"}, volume=volumes)
-    return tmp_path
-
-
 def test_real_sets_keep_to_the_public_role_and_licences(real_folder):
     sets = real_sets(real_folder, "train")
     assert {k: len(s.images) for k, s in sets.items()} == {
@@ -306,6 +290,17 @@ def run(monkeypatch, stub_phantoms, tiny, real_folder, tmp_path):
         return load_card(what, tmp_path / "out")[1]
 
     return run
+
+
+def test_degraded_images_are_blurred_each_by_its_own_spread_and_then_noisy():
+    images = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    blur, noise = torch.tensor([0.0, 0.7, 2.4]), torch.tensor([0.0, 0.0, 0.1])
+    made = degrade(images, noise, blur, torch.Generator().manual_seed(1)).numpy()
+    for image, one, sd in zip(images[:2, 0].numpy(), made[:2, 0], (0, 0.7), strict=True):
+        soft = ndimage.gaussian_filter(image, sd, mode="mirror", radius=6) if sd else image
+        np.testing.assert_allclose(one, soft, atol=1e-6)
+    left = made[2, 0] - ndimage.gaussian_filter(images[2, 0].numpy(), 2.4, mode="mirror", radius=6)
+    assert left.std() == pytest.approx(0.1, rel=0.05)
 
 
 def test_the_command_makes_weights_with_cards_that_say_what_they_saw(run, tiny, tmp_path, monkeypatch):

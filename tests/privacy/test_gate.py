@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import approximately_nearest, two_copies
 
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate import gallery_table, search
@@ -33,11 +33,6 @@ class Pixels:
     def __call__(self, images: ImageSet) -> np.ndarray:
         flat = images.images.reshape(len(images), -1)
         return (flat * self.gain + self.apart * (flat[:, :1] > 0.5)).astype(np.float32)
-
-
-def two_copies(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
-    yield "copy", images
-    yield "flip", images.with_images(images.images[..., ::-1])
 
 
 def expected(private: ImageSet, candidates: ImageSet, phi: Pixels, tau: float) -> Verdicts:
@@ -338,15 +333,6 @@ def test_gates_that_would_guarantee_nothing_are_refused(
 # What could go wrong in a rewrite, planted: each must fail the check that the real thing passes.
 
 
-def _approximate(self: search.Gallery, queries: np.ndarray) -> search.Nearest:
-    rows = self.features.read(0, self.rows)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(rows.shape[1]), rows.shape[1], 6)
-    index.train(rows)
-    index.add(rows)
-    row = index.search(queries, 1)[1][:, 0]
-    return search.Nearest(search.distances(queries, rows[row]), row)
-
-
 def _zero_is_no_match(self: search.Gallery, queries: np.ndarray, nearest: Callable = search.Gallery.nearest) -> search.Nearest:
     found = nearest(self, queries)
     return search.Nearest(np.where(found.distance == 0, np.inf, found.distance), found.row)
@@ -380,7 +366,7 @@ BUGS: dict[str, tuple[object, str, object]] = {
     "margin dropped": (gate_module, "refused", lambda distance, tau, error: distance <= tau),
     "margin dropped where it is quick": (gate_module, "reach", lambda tau, error: tau),
     "polarity forgotten": (gate_module, "presentations", _one_polarity),
-    "approximate index": (search.Gallery, "nearest", _approximate),
+    "approximate index": (search.Gallery, "nearest", approximately_nearest),
     "transformed copies forgotten": (Gate, "__init__", _without_copies),
     "one patient skipped": (Gate, "__init__", _without_last_patient),
     "zero distance is no match": (search.Gallery, "nearest", _zero_is_no_match),

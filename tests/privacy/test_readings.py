@@ -14,7 +14,7 @@ from medsynth.diffusion.generator import Generator
 from medsynth.downstream.restoration import RestorationTraining, train_restoration
 from medsynth.downstream.restoration_nets import RestorationConfig
 from medsynth.ledger import Ledger
-from medsynth.pretrain import gates
+from medsynth.privacy.attacks import gate_trial
 from medsynth.privacy.gate.feature_maps import feature_map
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.gate.thresholds import Threshold, private_gate
@@ -38,13 +38,14 @@ def test_training_gate_attack_and_verification_each_leave_a_line(people, tiny, s
     ledger = Ledger()
     monkeypatch.setattr("medsynth.privacy.gate.thresholds.threshold_for", lambda *_, **__: Threshold(1e-3, "as tests are"))
     table = SimpleNamespace(at_its_own_and_at_equal_price=lambda tau, **_: [])
-    monkeypatch.setattr(gates, "attack_trial", lambda *_, **__: table)
+    monkeypatch.setattr(gate_trial, "attack_trial", lambda *_, **__: table)
 
     models = {"denoiser": tiny.denoiser, "diffusion": tiny.diffusion, "sampling": SamplingConfig(images=4, steps=2)}
     generator = Generator.train(private, **models, ledger=ledger)
     drawn = generator.draw(of_rows(private, generator.names, 4, seed=0, ledger=ledger))
     assert private_gate(private, ledger=ledger, phi="pixels").accepts(drawn).any()
-    gates.attack_rows({"ward": gates.Attacked(private, unseen, maps=("pixels",))}, 0, ledger)
+    named = {"chapter": "weights", "dataset": "ward", "seed": 0}
+    gate_trial.attack_rows(gate_trial.Attacked(private, unseen), ("pixels",), **named, ledger=ledger)
     training = RestorationTraining(steps=1, batch=2, patch=None)
     noisy = private.with_images(np.clip(private.images + 0.1, 0, 1), name="noisy")
     train_restoration(noisy, private, net=RestorationConfig("edsr", width=4, blocks=1), training=training, ledger=ledger)

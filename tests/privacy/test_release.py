@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import RootMeanSquare, two_copies
 
 from medsynth.data.folder import Values, load
+from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.release import certify as certify_module
@@ -26,41 +28,23 @@ from medsynth.privacy.release.certificate import FileEntry, commitment, read_cer
 from medsynth.privacy.release.certify import Release, certify
 from medsynth.privacy.release.signature import is_signature
 from medsynth.privacy.release.verify import VerificationError, verify
-from medsynth.runs import file_hash
 
 TAU = 0.2
 SIDE = 8
 
 
-class Pixels:
-    """Root mean square difference of pixels, without a network."""
-
-    name, hash = "pixels for tests", "0" * 32
-
-    def __init__(self, error: float = 0.0) -> None:
-        self.error = error
-
-    def __call__(self, images: ImageSet) -> np.ndarray:
-        flat = images.scaled().reshape(len(images), -1)
-        return flat / np.float32(flat.shape[1] ** 0.5)
-
-
-def few(images: ImageSet) -> list[tuple[str, ImageSet]]:
-    return [("copy", images), ("flip", images.with_images(images.images[..., ::-1]))]
-
-
-def plain_gate(private: ImageSet, phi: Pixels, tau: float) -> Gate:
+def plain_gate(private: ImageSet, phi: RootMeanSquare, tau: float) -> Gate:
     """The real gate, with one transformed copy instead of many."""
-    return Gate(private, phi, tau, copies=few)
+    return Gate(private, phi, tau, copies=two_copies)
 
 
 def check(folder: Path, **arguments: object) -> str:
-    return verify(folder, maps=lambda _: Pixels(), gate=plain_gate, **arguments)
+    return verify(folder, maps=lambda _: RootMeanSquare(), gate=plain_gate, **arguments)
 
 
 def make(out: Path, candidates: ImageSet, private: ImageSet, **changes: object) -> Release:
     arguments: dict[str, object] = {"tau": TAU, "how": "chosen for tests", "out": out, "key": "pixels", "gate": plain_gate}
-    return certify(candidates, private, **({"phi": Pixels()} | arguments | changes))
+    return certify(candidates, private, **({"phi": RootMeanSquare()} | arguments | changes))
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +189,7 @@ def test_the_files_are_judged_and_not_the_floats(tmp_path, make_set):
     few[..., 0, :2] += 1
     floats = make_set(4, images=few / 65535, patient=np.arange(4), split=None)
     tau = 0.6 * 2 * 0.49 / 65535
-    assert plain_gate(private, Pixels(), tau).judge(floats).accepted.all()
+    assert plain_gate(private, RootMeanSquare(), tau).judge(floats).accepted.all()
     far = make_set(1, (1, SIDE, SIDE), seed=9).images
     candidates = floats.with_images(np.concatenate([far, floats.images[1:]]))
     made = make(tmp_path / "out", candidates, private, tau=tau)
@@ -218,7 +202,7 @@ def test_a_private_image_saved_with_fewer_codes_is_a_copy(tmp_path, make_set):
     far = make_set(1, (1, SIDE, SIDE), seed=9).images
     images = np.rint(np.concatenate([far, private.images]) * 255) / 255
     candidates = make_set(4, images=images, patient=np.arange(4), split=None)
-    assert plain_gate(private, Pixels(), 1e-12).judge(candidates).accepted.all()
+    assert plain_gate(private, RootMeanSquare(), 1e-12).judge(candidates).accepted.all()
     made = make(tmp_path / "out", candidates, private, tau=1e-12)
     assert (made.released, made.refused) == (1, {"copy": 3})
 
@@ -231,7 +215,7 @@ def test_what_is_judged_is_what_is_released(tmp_path, make_set, private):
             seen.append(candidates)
             return super().judge(candidates)
 
-    make(tmp_path / "out", make_set(5, (1, SIDE, SIDE), seed=1), private, gate=lambda *a: Spy(*a, copies=few))
+    make(tmp_path / "out", make_set(5, (1, SIDE, SIDE), seed=1), private, gate=lambda *a: Spy(*a, copies=two_copies))
     np.testing.assert_array_equal(load(tmp_path / "out" / "release").images, seen[0].images)
     assert seen[0].name == "candidates" and not len(seen[0].attributes.columns)
 
@@ -240,7 +224,7 @@ def test_a_copy_is_refused_however_small_tau_is(tmp_path, make_set):
     """In float a copy differs from the private image by its quantisation, and a tiny tau would let that pass."""
     private = make_set(4, (1, SIDE, SIDE), role="private")
     candidates = make_set(5, images=np.concatenate([private.images, np.eye(SIDE)[None, None]]), patient=np.arange(5), split=None)
-    assert not plain_gate(private, Pixels(), 1e-12).judge(candidates).accepted[:4].any()
+    assert not plain_gate(private, RootMeanSquare(), 1e-12).judge(candidates).accepted[:4].any()
     made = make(tmp_path / "out", candidates, private, tau=1e-12)
     assert (made.released, made.refused) == (1, {"copy": 4})
 
@@ -253,7 +237,7 @@ def test_images_are_accepted_only_beyond_the_margin(tmp_path, make_set):
     # the distance of the first is 2 * 20 / 255, beyond tau but within tau and margin
     tau, error = float(2 * 20 / 255) * (1 - 5e-5), float(2 * 20 / 255) * 5e-5
     assert make(tmp_path / "all", near, private, tau=tau).released == 2
-    made = make(tmp_path / "out", near, private, tau=tau, phi=Pixels(error))
+    made = make(tmp_path / "out", near, private, tau=tau, phi=RootMeanSquare(error))
     assert (made.released, made.refused, made.certificate.margin) == (1, {"too close": 1}, 4 * error)
 
 
@@ -314,7 +298,7 @@ def test_a_margin_that_the_installed_map_finds_too_narrow(copy):
     with pytest.raises(
         VerificationError, match=r"feature map 'pixels': images were accepted beyond tau and a margin of 0; by the"
     ):
-        verify(copy, maps=lambda _: Pixels(1e-4), gate=plain_gate)
+        verify(copy, maps=lambda _: RootMeanSquare(1e-4), gate=plain_gate)
 
 
 def test_certificates_of_older_formats_say_so(made):
@@ -665,15 +649,15 @@ def test_what_was_not_tried_is_named(made):
 
 
 def test_another_feature_map(copy, made, private):
-    def other(_: str) -> Pixels:
-        phi = Pixels()
+    def other(_: str) -> RootMeanSquare:
+        phi = RootMeanSquare()
         phi.hash = "1" * 32
         return phi
 
     with pytest.raises(VerificationError, match=r"^feature map 'pixels': the installed one has hash 1+…, the certificate's 0+…"):
         verify(copy, maps=other)
 
-    def gone(_: str) -> Pixels:
+    def gone(_: str) -> RootMeanSquare:
         raise ValueError("encoder.safetensors: sha256 differs")
 
     with pytest.raises(VerificationError, match=r"^feature map 'pixels': cannot be loaded here: encoder\.safetensors: sha256"):
@@ -743,12 +727,12 @@ def test_other_presentations(copy, private):
             self.presentations = self.presentations[:1]
 
     with pytest.raises(VerificationError, match=r"^presentations: the installed ones are not the certificate's"):
-        verify(copy, private=private, maps=lambda _: Pixels(), gate=lambda *a: OneWay(*a, copies=few))
+        verify(copy, private=private, maps=lambda _: RootMeanSquare(), gate=lambda *a: OneWay(*a, copies=two_copies))
 
 
 def test_other_transformations(copy, private):
     with pytest.raises(VerificationError, match=r"^transformations: the installed ones are not the certificate's"):
-        verify(copy, private=private, maps=lambda _: Pixels(), gate=lambda *a: Gate(*a, copies=lambda s: [("copy", s)]))
+        verify(copy, private=private, maps=lambda _: RootMeanSquare(), gate=lambda *a: Gate(*a, copies=lambda s: [("copy", s)]))
 
 
 def test_distances_that_are_not_beyond_tau(copy, private, monkeypatch):
@@ -761,13 +745,13 @@ def test_distances_that_are_not_beyond_tau(copy, private, monkeypatch):
 
     shutil.rmtree(copy)
     monkeypatch.setattr("medsynth.privacy.release.certify.same_files", lambda images, *_: np.zeros(len(images), bool))
-    make(copy, private.select([4]), private, gate=lambda *a: Blind(*a, copies=few))
+    make(copy, private.select([4]), private, gate=lambda *a: Blind(*a, copies=two_copies))
     assert "verified" in check(copy)
     with pytest.raises(VerificationError, match=r"^images/000001\.png: holds the pixels of a private image"):
         check(copy, private=private)
     shutil.rmtree(copy)
     near = private.select([4]).with_images(np.clip(private.images[[4]] + 0.01, 0, 1))
-    make(copy, near, private, gate=lambda *a: Blind(*a, copies=few))
+    make(copy, near, private, gate=lambda *a: Blind(*a, copies=two_copies))
     with pytest.raises(VerificationError, match=r"^images/000001\.png: too close: its distance 0\.01\d* is not above tau, 0\.2"):
         check(copy, private=private)
 

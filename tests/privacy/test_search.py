@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import approximately_nearest
 from threadpoolctl import threadpool_limits
 
 from medsynth.privacy.gate import search
-from medsynth.privacy.gate.feature_table import FeatureTable, write_features
+from medsynth.privacy.gate.feature_table import FeatureTable, empty_table
 from medsynth.privacy.gate.search import Gallery, Nearest, Screen, distances, measurable
 
 pytestmark = pytest.mark.numeric
@@ -158,7 +158,11 @@ def test_the_lower_bound_of_no_pair_overstates(seed: int, d: int, clusters: floa
 
 def test_a_file_is_searched_like_the_array(tmp_path: Path) -> None:
     gallery, queries = sample(3, 50, 10, 20)
-    file = write_features(tmp_path / "features.npy", iter(np.array_split(gallery, 7)))
+    file, first = tmp_path / "features.npy", 0
+    table = empty_table(gallery.shape, 8, file)
+    for part in np.array_split(gallery, 7):
+        table.write(first, part)
+        first += len(part)
     assert np.load(file).tolist() == gallery.tolist()
     stored, held = Gallery(file, chunk_rows=8), Gallery(gallery)
     assert stored.nearest(queries).distance.tolist() == held.nearest(queries).distance.tolist()
@@ -167,9 +171,16 @@ def test_a_file_is_searched_like_the_array(tmp_path: Path) -> None:
     assert np.load(tmp_path / "sketch.npy").shape == (50, screen.k + 3)
 
 
-def test_a_long_file_keeps_a_header_of_the_same_length(tmp_path: Path) -> None:
-    rows = np.arange(20_000, dtype=np.float32)[:, None]
-    assert np.load(write_features(tmp_path / "a.npy", iter([rows[:1], rows[1:]]))).tolist() == rows.tolist()
+@pytest.mark.parametrize("kept", ["in memory", "in a file"])
+def test_rows_that_do_not_fit_a_table_are_refused(kept: str, tmp_path: Path) -> None:
+    table = empty_table((5, 3), 2, tmp_path / "a.npy" if kept == "in a file" else None)
+    rows = np.ones((2, 3), np.float32)
+    table.write(0, np.zeros((5, 3), np.float32))
+    table.write(3, rows)
+    for first, wrong in ((4, rows), (5, rows), (6, rows), (0, rows[:, :1]), (0, rows[:, :2])):
+        with pytest.raises(ValueError, match=rf"rows \(2, .\) do not fit from {first} on in a table \(5, 3\)"):
+            table.write(first, wrong)
+    assert table.read(0, 5).tolist() == [[0] * 3] * 3 + [[1] * 3] * 2
 
 
 def test_the_sketch_is_as_large_as_the_features_need() -> None:
@@ -189,7 +200,7 @@ def test_no_queries_no_answers() -> None:
     assert Screen(index, 1.0, k=0).within(none).shape == Screen(index, 1.0, k=2).within(none).shape == (0,)
 
 
-def test_what_cannot_be_measured_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_named() -> None:
     good = np.ones((5, 3), np.float32)
     for value in (np.nan, np.inf, -2e30):
         bad = good.copy()
@@ -217,21 +228,9 @@ def test_what_cannot_be_measured_is_named(tmp_path: Path) -> None:
             Screen(Gallery(good), tau)
     with pytest.raises(ValueError, match="chunk_rows is 0"):
         Gallery(good, chunk_rows=0)
-    with pytest.raises(ValueError, match="features of 2 dimensions after 5 rows of 3"):
-        write_features(tmp_path / "x.npy", iter([good, good[:, :2]]))
 
 
 # What could go wrong in a rewrite, planted: each must fail the check that the real thing passes.
-
-
-def _approximate(self: Gallery, queries: np.ndarray) -> Nearest:
-    rows = self.features.read(0, self.rows)
-    coarse = faiss.IndexFlatL2(rows.shape[1])
-    index = faiss.IndexIVFFlat(coarse, rows.shape[1], 8)
-    index.train(rows)
-    index.add(rows)
-    row = index.search(queries, 1)[1][:, 0]
-    return Nearest(distances(queries, rows[row]), row)
 
 
 def _float32_flat(self: Gallery, queries: np.ndarray) -> Nearest:
@@ -261,7 +260,7 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "margin of the opposite sign": lambda patch: patch.setattr(
         search, "_allowance", lambda k, eta, f=search._allowance: -f(k, eta)
     ),
-    "approximate index": lambda patch: patch.setattr(Gallery, "nearest", _approximate),
+    "approximate index": lambda patch: patch.setattr(Gallery, "nearest", approximately_nearest),
     "float32 decides": lambda patch: patch.setattr(Gallery, "nearest", _float32_flat),
     "last chunk dropped": lambda patch: patch.setattr(FeatureTable, "chunks", _last_chunk_dropped),
     "zero distance is no match": lambda patch: patch.setattr(search, "distances", _zero_is_no_match),

@@ -94,3 +94,12 @@ def test_one_patient_with_many_images_decides_nothing():
 def test_too_few_patients_are_refused():
     with pytest.raises(ValueError, match="1 patients have several images"):
         identify(np.eye(3), np.array([0, 0, 1]), seed=0)
+
+
+def test_rates_and_curve_are_named_as_rows_and_plots_call_them():
+    x, patient = scans(20, 3, 0.5)
+    found = identify(x, patient, seed=0, fpr=0.02, replicates=20)
+    assert found.rates["TPR at 2 % FPR"] == found.tpr and list(found.rates) == ["TPR at 2 % FPR", "AUC"]
+    auc = found.rates["AUC"]
+    assert (auc.value, auc.n, auc.n_of) == (found.auc, 20, "patients") and np.isnan([auc.low, auc.high]).all()
+    np.testing.assert_array_equal(found.roc[["false positive rate", "value"]].to_numpy(), found.curve)

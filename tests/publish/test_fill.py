@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from stub_project import ROOT, write_notebook
 
-from medsynth.publish.fill import fill, fill_page
+from medsynth.publish.fill import fill, fill_page, unbroken
 
 BOOK = [*sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "book" / "decisions").glob("*.md"))]
 COLUMNS = "chapter,dataset,metric,arm,value,low,high,n,unit,seed,net,tau,verdict"
@@ -57,7 +57,12 @@ def results(tmp_path_factory):
     ],
 )
 def test_a_placeholder_becomes_its_row(results, placeholder, shown):
-    assert fill(f"before {placeholder} after", results, "page") == f"before {shown} after"
+    assert fill(f"before {placeholder} after", results, "page").replace("\xa0", " ") == f"before {shown} after"
+
+
+def test_no_line_breaks_within_an_interval_or_its_n(results):
+    shown = "0.5 [0.25,\xa00.75] (n\xa0=\xa09)"
+    assert fill("{{row: full/sites; seed=}}", results, "page") == unbroken(shown) == shown
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from stub_project import write_notebook
 
 from medsynth.publish import notebook as runner
-from medsynth.publish.notebook import ChapterError, check_parameters, clean, declared_parameters, parse_parameters, run_notebook
+from medsynth.publish.notebook import (
+    Arms,
+    ChapterError,
+    check_parameters,
+    clean,
+    declared_arms,
+    declared_parameters,
+    parse_parameters,
+    read_notebook,
+    run_notebook,
+)
 
 
 @pytest.fixture
@@ -40,7 +50,7 @@ def test_there_is_exactly_one_parameters_cell(tmp_path):
 def test_unknown_parameters_name_the_closest(notebook):
     with pytest.raises(ValueError, match="no parameter 'profil'; did you mean 'profile'"):
         check_parameters(notebook, {"profil": "smoke"})
-    with pytest.raises(ValueError, match="it has profile, data, seed, out"):
+    with pytest.raises(ValueError, match="expected one of profile, data, seed, out"):
         check_parameters(notebook, {"zzz": 1})
 
 
@@ -165,3 +175,58 @@ def test_private_folders_are_named_by_meaning(tmp_path):
     assert found[str(tmp_path)] == "<data>"
     assert found[str(Path.home())] == "~"
     assert os.sep not in found.values()
+
+
+@pytest.mark.slow
+def test_kernels_that_start_at_once_cannot_choose_one_port(tmp_path):
+    where = "from ipykernel.kernelapp import IPKernelApp\nkernel = IPKernelApp.instance()\nprint(kernel.transport, kernel.ip)"
+    target = run_notebook(write_notebook(tmp_path / "notebooks" / "00_a.ipynb", where), tmp_path / "a.ipynb", {}, cwd=tmp_path)
+    transport, place = target.with_suffix(".log").read_text().split()
+    assert transport == "ipc"
+    # a folder of this run alone, which is gone with it
+    assert Path(place).parent.name.startswith("kernel-") and not Path(place).parent.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "a.log", "notebooks"]
+
+
+# arms
+
+
+def with_arms(path, *said):
+    """The notebook at `path`, whose code cells after the parameters have these arms."""
+    notebook = nbformat.read(path, 4)
+    for cell, arms in zip(notebook.cells[2:], said, strict=True):
+        cell.metadata["arms"] = arms
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_a_cell_says_which_arms_end_there(tmp_path):
+    path = write_notebook(tmp_path / "00_a.ipynb", "1", "2")
+    assert declared_arms(path) == []
+    with_arms(path, {"data": ["a", "b"]}, {"data": "restoration.experiments"})
+    assert declared_arms(path) == [Arms("cell-2", "data", ["a", "b"]), Arms("cell-3", "data", "restoration.experiments")]
+    assert [cell.id for cell in read_notebook(path, "cell-2").cells] == ["cell-0", "cell-1", "cell-2"]
+    with pytest.raises(ValueError, match="0 cells have the id 'gone'; expected exactly one"):
+        read_notebook(path, "gone")
+
+
+@pytest.mark.parametrize(
+    "said", [[], {}, "data", {"data": 1}, {"data": [1]}, {"seed": ["1"]}, {"dat": ["1"]}, {"data": [], "out": []}]
+)
+def test_arms_of_another_form_are_errors(tmp_path, said):
+    with pytest.raises(ValueError, match="expected a cell with an id and one declared parameter of type str"):
+        declared_arms(with_arms(write_notebook(tmp_path / "00_a.ipynb", "1"), said))
+
+
+@pytest.mark.slow
+def test_an_arm_ends_at_its_cell_and_is_called_by_its_name(tmp_path):
+    source = write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "print(data)", "print(1 / seed)")
+    log, target = [], tmp_path / "arms" / "00_a" / "left.ipynb"
+    named = {"cwd": tmp_path, "name": "00_a/left", "log": log.append}
+    run_notebook(source, target, {"data": "left"}, until="cell-2", **named)
+    ran = [cell.id for cell in nbformat.read(target, 4).cells if not cell.id.startswith("injected")]
+    assert ran == ["cell-0", "cell-1", "cell-2"]
+    assert log[0].startswith("00_a/left [") and log[0].endswith("cell 1 of 2") and log[-1].startswith("00_a/left: done in ")
+    with pytest.raises(ChapterError, match="chapter 00_a/left failed in code cell 3"):
+        run_notebook(source, target, {"data": "left"}, **named)
+    assert target.with_name("left.failed.ipynb").exists()

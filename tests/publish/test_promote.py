@@ -8,10 +8,11 @@ from stub_project import make_project, write_notebook
 from typer.testing import CliRunner
 
 from medsynth import cli
+from medsynth.hashes import file_hash
 from medsynth.publish.check import problems
 from medsynth.publish.promote import promote
 from medsynth.results import Estimate, Row, read_results, write_figure_data, write_results
-from medsynth.runs import file_hash, write_json
+from medsynth.runs import write_json
 
 PICTURE = '<svg><image href="data:image/png;base64,AA"/></svg>'
 PLOT = "<svg><path/></svg>"
@@ -96,6 +97,7 @@ def test_tables_sidecars_and_figures_of_a_chapter_are_published(project, own, ch
 
 
 def test_folders_of_a_run_by_hand_hold_several_chapters_and_one_is_taken(project, tmp_path):
+    write_notebook(project / "notebooks" / "90_weights.ipynb", "1 + 1")
     for chapter in ("first", "second", "weights"):
         write_run(tmp_path / "by-hand", chapter=chapter)
     assert promote(project, "weights", "weights", tmp_path / "by-hand") == ["weights", "weights-curve"]

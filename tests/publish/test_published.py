@@ -6,7 +6,6 @@ import re
 import pytest
 from stub_project import ROOT, table_lines
 
-from medsynth.pretrain import gates, report
 from medsynth.publish.answers import CELLS, matching
 from medsynth.publish.check import run_problems
 from medsynth.publish.fingerprint import code_of
@@ -56,7 +55,6 @@ def test_no_two_chapters_write_one_name():
     written = {
         name: chapter.partition("_")[2] for chapter, path in chapter_sources(ROOT).items() for name in names_in(code_of(path))
     }
-    written |= {table: "weights" for table in (*report.TABLES, *gates.TABLES)}
     assert len(written) > 30 and {name: chapter_of(name) for name in written} == written
 
 

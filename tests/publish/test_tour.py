@@ -30,3 +30,12 @@ def test_the_twenty_lines_of_the_tour_run_from_a_file_to_a_certificate(tmp_path,
     assert (tmp_path / "out" / "release" / "certificate.json").is_file()
     said = capsys.readouterr().out
     assert "n=4" in said and "denoiser" in said
+
+
+def test_the_readme_shows_the_lines_of_the_tour():
+    blocks = [
+        re.search(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)[1]
+        for page in (ROOT / "README.md", ROOT / "book" / "tour.md")
+    ]
+    readme, tour = ([line for line in b.splitlines() if line.strip() and not line.startswith("from ")] for b in blocks)
+    assert readme == tour

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.spatial.distance import pdist
 
 from medsynth.evaluation.statistics import Estimate, percentile_interval, resample
@@ -23,6 +24,16 @@ class Identification(NamedTuple):
     fpr: float
     same_pairs: int
     curve: np.ndarray  # (k, 2) false and true positive rates, ascending
+
+    @property
+    def rates(self) -> dict[str, Estimate]:
+        """The TPR, and the AUC without an interval, as rows call them."""
+        return {f"TPR at {100 * self.fpr:g} % FPR": self.tpr, "AUC": Estimate(self.auc, np.nan, np.nan, self.tpr.n)}
+
+    @property
+    def roc(self) -> pd.DataFrame:
+        """The curve for a plot: columns "false positive rate" and value."""
+        return pd.DataFrame(self.curve, columns=["false positive rate", "value"])
 
 
 class _Pairs(NamedTuple):

@@ -7,7 +7,6 @@ All but the shift along the depth act in the plane of the last two axes, and a v
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import math
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
 
 # bounds of the suite
@@ -99,7 +99,7 @@ STACK_GALLERY = _stack_gallery()
 def gallery_hash(spatial_dims: int) -> str:
     """Of the list of variants that images of so many dimensions are compared in, 16 hex digits."""
     listed = GALLERY if spatial_dims == 2 else STACK_GALLERY
-    return hashlib.blake2b("; ".join(map(str, listed)).encode(), digest_size=8).hexdigest()
+    return bytes_hash("; ".join(map(str, listed)).encode(), bits=64)
 
 
 def transformed_copies(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
@@ -228,7 +228,7 @@ def _one(image: np.ndarray, name: str, rng: np.random.Generator, strength: str) 
         return image ** np.float32(_between(GAMMA, draw()))
     if name == "blur":
         sd = BLUR * image.shape[-1] * (0.5 + 0.5 * abs(draw()))
-        return ndimage.gaussian_filter(image, sigma=(0,) * (image.ndim - 2) + (sd, sd), mode="nearest")
+        return ndimage.gaussian_filter(image, sd, mode="nearest", axes=(-2, -1))
     return _through_jpeg(image)
 
 

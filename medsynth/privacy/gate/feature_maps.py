@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -11,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from medsynth.hashes import bytes_hash, tensors_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.encoder import SIDE, SMOOTHING, EncoderNet
-from medsynth.models.extractor import resize
+from medsynth.models.encoder import SMOOTHING, EncoderNet
+from medsynth.models.pixels import SIDE, resize
 from medsynth.models.weights import load_card, shipped_autoencoder
 
 MAPS = ("encoder", "encoder_3d", "pixels", "autoencoder", "untrained_vgg")
@@ -48,7 +48,7 @@ class NetworkMap:
     def __init__(self, network: nn.Module, name: str, definition: str, *, spatial_dims: tuple[int, ...], error: float) -> None:
         self.network, self.name, self.spatial_dims = network.to("cpu").eval().requires_grad_(False), name, spatial_dims
         self.error = error
-        self.hash = hashlib.blake2b(definition.encode(), digest_size=16).hexdigest()
+        self.hash = bytes_hash(definition.encode())
 
     def __call__(self, images: ImageSet) -> np.ndarray:
         return self._rows(self.network, images).numpy()
@@ -85,7 +85,7 @@ def feature_map(name: str, *, folder: Path | None = None) -> NetworkMap:
         return NetworkMap(latents, "autoencoder latent", definition, spatial_dims=(2, 3), error=error)
     if name == "untrained_vgg":
         vgg = UntrainedVGG(seed=0)
-        definition = f"untrained vgg {_digest(vgg)}"
+        definition = f"untrained vgg {tensors_hash(vgg.state_dict())}"
         return NetworkMap(_MeanSquare(vgg), "untrained VGG", definition, spatial_dims=(2,), error=ERRORS[name])
     raise ValueError(f"feature map {name!r}; expected one of {MAPS}")
 
@@ -169,10 +169,3 @@ class _Encoded(nn.Module):
 def _error(card: dict, name: str) -> float:
     """What a card says of the error, or what holds for its kind where nobody has measured yet."""
     return card.get(ERROR_CARD, {}).get("bound", ERRORS[name])
-
-
-def _digest(module: nn.Module) -> str:
-    h = hashlib.blake2b(digest_size=16)
-    for key, value in module.state_dict().items():
-        h.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()

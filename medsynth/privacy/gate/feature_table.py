@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Literal
 
 import numpy as np
 
@@ -23,37 +23,30 @@ class FeatureTable:
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Rows first to last - 1."""
-        if not isinstance(self._table, Path):
-            return self._table[first:last]
-        # a mapping of these rows alone, gone with them: pages of the rest of the file never count as this process's memory
-        offset, shape = self._offset + first * self.shape[1] * self.dtype.itemsize, (last - first, self.shape[1])
-        return np.memmap(self._table, mode="r", dtype=self.dtype, offset=offset, shape=shape)
+        return self._rows(first, last, "r")
+
+    def write(self, first: int, rows: np.ndarray) -> None:
+        """Put rows (*, d) in the place that begins at `first`; ValueError where they do not fit."""
+        if rows.shape[1:] != self.shape[1:] or first + len(rows) > self.shape[0]:
+            raise ValueError(f"rows {rows.shape} do not fit from {first} on in a table {self.shape}")
+        self._rows(first, first + len(rows), "r+")[:] = rows
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
         """(number of its first row, chunk), in order."""
         for first in range(0, self.shape[0], self.chunk_rows):
             yield first, self.read(first, min(first + self.chunk_rows, self.shape[0]))
 
-
-def write_features(path: Path, chunks: Iterable[np.ndarray]) -> Path:
-    """Write chunks of float32 rows (*, d) as one .npy file (n, d), without ever holding more than a chunk."""
-    rows = width = 0
-    with open(path, "xb") as f:
-        for chunk in chunks:
-            if not rows:
-                width = chunk.shape[1]
-                _write_header(f, rows, width)
-            if chunk.shape[1] != width:
-                raise ValueError(
-                    f"features of {chunk.shape[1]} dimensions after {rows} rows of {width}; expected the same number"
-                )
-            f.write(np.ascontiguousarray(chunk, dtype="<f4"))
-            rows += len(chunk)
-        # NumPy pads headers so that the first axis may grow
-        f.seek(0)
-        _write_header(f, rows, width)
-    return path
+    def _rows(self, first: int, last: int, mode: Literal["r", "r+"]) -> np.ndarray:
+        if not isinstance(self._table, Path):
+            return self._table[first:last]
+        # a mapping of these rows alone, gone with them: pages of the rest never count as this process's memory
+        offset, shape = self._offset + first * self.shape[1] * self.dtype.itemsize, (last - first, self.shape[1])
+        return np.memmap(self._table, mode=mode, dtype=self.dtype, offset=offset, shape=shape)
 
 
-def _write_header(f: BinaryIO, rows: int, width: int) -> None:
-    np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": (rows, width)})
+def empty_table(shape: tuple[int, int], chunk_rows: int, file: Path | None = None) -> FeatureTable:
+    """Rows float32 (n, d) that are yet to be written, in memory or in a new .npy file."""
+    if file is None:
+        return FeatureTable(np.empty(shape, dtype=np.float32), chunk_rows)
+    np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+    return FeatureTable(file, chunk_rows)

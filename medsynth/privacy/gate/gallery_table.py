@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +15,10 @@ import numpy as np
 import pandas as pd
 
 from medsynth.dependencies import code_hash
+from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import gallery_hash, transformed_copies
+from medsynth.privacy.gate.feature_table import empty_table
 from medsynth.privacy.gate.search import measurable
 from medsynth.runs import atomic_path, cache_folder, write_json
 
@@ -105,7 +106,7 @@ def without_attributes(images: ImageSet) -> ImageSet:
 def _key(images: ImageSet, phi: FeatureMap) -> str:
     told = [*images.row_hashes.tolist(), images.images.shape, images.range, phi.name, phi.hash, gallery_hash(len(images.spatial))]
     told += [code_hash(__name__), code_hash(type(phi).__module__)]
-    return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
+    return bytes_hash(json.dumps(told).encode())
 
 
 def _write(path: Path, images: ImageSet, phi: FeatureMap, copies: Copies) -> tuple[str, ...]:
@@ -128,10 +129,8 @@ def _write(path: Path, images: ImageSet, phi: FeatureMap, copies: Copies) -> tup
                     "choose another feature map"
                 )
             if table is None:
-                shape = (len(names) * len(images), features.shape[1])
-                table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-            table[k * len(images) + first :][: len(some)] = features
-    table.flush()
+                table = empty_table((len(names) * len(images), features.shape[1]), BATCH, path)
+            table.write(k * len(images) + first, features)
     return names
 
 

@@ -24,15 +24,14 @@ from medsynth.privacy.gate.search import CHUNK_ROWS, Gallery, Screen, measurable
 if TYPE_CHECKING:
     from medsynth.privacy.gate.feature_maps import FeatureMap
 
-REASONS = ("", "copy", "too close", "constant", "not finite")
-
 
 @dataclass(frozen=True)
 class Verdicts:
     """One entry for each candidate, in the candidates' order. Distances, patients and reasons are private: they say who is in.
 
-    accepted: bool (n,). reason: str (n,), one of REASONS, "" where accepted. distance: float64 (n,), to the nearest private
-    image or copy of one, NaN where not defined. patient: int64 (n,), that image's, -1 where not defined.
+    accepted: bool (n,). reason: str (n,), "" where accepted, else "copy", "too close", "constant" or "not finite".
+    distance: float64 (n,), to the nearest private image or copy of one, NaN where not defined. patient: int64 (n,), that
+    image's, -1 where not defined.
     """
 
     accepted: np.ndarray

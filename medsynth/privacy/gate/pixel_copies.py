@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import presentations
 
@@ -41,15 +41,11 @@ class PixelCopies:
                         found.setdefault(row, self._patient_of[digest])
         return found
 
-    def _digests(self, images: ImageSet) -> Iterator[tuple[int, bytes]]:
+    def _digests(self, images: ImageSet) -> Iterator[tuple[int, str]]:
         """(row, digest) of every image, and of every plane that is not constant."""
         for row, image in enumerate(images.images):
-            codes = np.ascontiguousarray(self._codes(image))
-            yield row, _digest(codes)
+            codes = self._codes(image)
+            yield row, bytes_hash(codes.tobytes())
             if codes.ndim == 4:
-                planes = np.ascontiguousarray(codes.swapaxes(0, 1))
-                yield from ((row, _digest(plane)) for plane in planes if plane.min() != plane.max())
-
-
-def _digest(codes: np.ndarray) -> bytes:
-    return hashlib.blake2b(codes.tobytes(), digest_size=16).digest()
+                planes = (plane for plane in codes.swapaxes(0, 1) if plane.min() != plane.max())
+                yield from ((row, bytes_hash(plane.tobytes())) for plane in planes)

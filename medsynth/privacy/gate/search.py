@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsynth.privacy.gate.feature_table import FeatureTable, write_features
+from medsynth.privacy.gate.feature_table import FeatureTable, empty_table
 
 CHUNK_ROWS = 4096
 LARGEST = 1e30  # of a feature: beyond it, squares leave the range of float32
@@ -149,9 +149,9 @@ class Screen:
             return
         self._eta = self._sketch_error()
         self.allowance = _allowance(self.k + 1, self._eta)
-        sketches = (self._gallery_operand(chunk) for _, chunk in gallery.features.chunks())
-        sketch = np.concatenate(list(sketches)) if file is None else write_features(file, sketches)
-        self._sketch = FeatureTable(sketch, gallery.features.chunk_rows)
+        self._sketch = empty_table((gallery.rows, self.k + 3), gallery.features.chunk_rows, file)
+        for first, chunk in gallery.features.chunks():
+            self._sketch.write(first, self._gallery_operand(chunk))
 
     def within(self, queries: np.ndarray) -> np.ndarray:
         """bool (m,): True where the nearest row, as `Gallery.nearest` finds it, is at most tau away. Queries float32 (m, d)."""

@@ -9,7 +9,6 @@ how many candidates were refused and how many private images there are.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import math
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, fields
 
 from medsynth.config import parse
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE
+from medsynth.hashes import sha256
 from medsynth.imageset import ImageSet
 
 FORMAT = "medsynth.certificate/3"
@@ -103,7 +103,7 @@ class Certificate:
     def to_bytes(self) -> bytes:
         """The one file that says this, with its digest filled in."""
         content = asdict(self)
-        content["digest"] = hashlib.sha256(_canonical(content | {"digest": ""})).hexdigest()
+        content["digest"] = sha256(_canonical(content | {"digest": ""}))
         return _canonical(content)
 
 
@@ -151,7 +151,7 @@ def read_certificate(content: bytes) -> Certificate:
 def commitment(images: ImageSet, key: bytes) -> str:
     """HMAC-SHA256 of a set's pixels: without the key nobody can test a guess of who is in it, with it nobody can swap the set."""
     meta = {"unit": images.unit, "range": images.range, "shape": images.images.shape[1:]}
-    mac = hmac.new(key, b"medsynth.private-set/1\n" + _canonical(meta), hashlib.sha256)
+    mac = hmac.new(key, b"medsynth.private-set/1\n" + _canonical(meta), "sha256")
     for row in sorted(images.row_hashes.tolist()):
         mac.update(row.encode())
     return mac.hexdigest()

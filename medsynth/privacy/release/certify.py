@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import hashlib
 import io
 import json
 import math
@@ -23,6 +22,7 @@ from medsynth.data.folder import Values
 from medsynth.data.imagefile import Encoding
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, write_manifest
 from medsynth.evaluation.statistics import Estimate, clopper_pearson
+from medsynth.hashes import file_hash, sha256
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.gate import Gate, Verdicts
 from medsynth.privacy.gate.margin import margin
@@ -42,7 +42,7 @@ from medsynth.privacy.release.certificate import (
     readme,
 )
 from medsynth.privacy.release.signature import load_private_key, public_half, signed
-from medsynth.runs import file_hash, package_versions
+from medsynth.runs import package_versions
 
 if TYPE_CHECKING:
     from medsynth.privacy.gate.feature_maps import FeatureMap
@@ -267,7 +267,7 @@ def _write_audit(
     body = {
         "format": "medsynth.audit/1",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "certificate_sha256": hashlib.sha256(certificate).hexdigest(),
+        "certificate_sha256": sha256(certificate),
         "candidates": {"name": candidates.name, "number": len(rows), "refused": dict(sorted(refused.items()))},
         "private": {
             "name": private.name, "images": len(private), "patients": private.patients, "modality": private.modality,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import hmac
 import json
 import os
@@ -16,6 +15,7 @@ from medsynth.config import parse
 from medsynth.data.folder import Values, load
 from medsynth.data.imagefile import Encoding
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, read_manifest
+from medsynth.hashes import file_hash, sha256
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.privacy.gate.gate import Gate
@@ -33,7 +33,6 @@ from medsynth.privacy.release.certificate import (
 )
 from medsynth.privacy.release.certify import comparable, same_files
 from medsynth.privacy.release.signature import is_signature, load_public_key
-from medsynth.runs import file_hash
 
 if TYPE_CHECKING:
     from medsynth.privacy.gate.feature_maps import FeatureMap
@@ -198,7 +197,7 @@ def _feature_map(certificate: Certificate, maps: Callable[[str], FeatureMap]) ->
 
 def _audit(audit: Path, content: bytes) -> tuple[bytes, dict[str, float]]:
     """Key of the commitment, and recorded distance by released file."""
-    if _read_json(audit / AUDIT).get("certificate_sha256") != hashlib.sha256(content).hexdigest():
+    if _read_json(audit / AUDIT).get("certificate_sha256") != sha256(content):
         raise VerificationError(f"{CERTIFICATE}: is not the one that the audit belongs to")
     try:
         key = bytes.fromhex((audit / KEY).read_text(encoding="ascii"))
