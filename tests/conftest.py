@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# before numerical libraries are imported, and for processes that tests start: workers have a core each
+os.environ["OMP_NUM_THREADS"] = os.environ.get("MEDSYNTH_TEST_THREADS", "1")
+
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +25,7 @@ import medsynth
 from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig
 from medsynth.imageset import ImageSet
 
-torch.set_num_threads(int(os.environ.get("MEDSYNTH_TEST_THREADS", "1")))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # the same examples each time, so that a failure is one of this code; `pytest --hypothesis-profile=explore` looks for new ones
 settings.register_profile("medsynth", deadline=None, max_examples=20, database=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=200, database=None)
@@ -34,6 +39,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test may find, or leave, anything in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDSYNTH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_further_processes() -> Iterator[None]:
+    """Each would import everything to draw a few small phantoms; that images do not depend on them has a test of its own."""
+    with joblib.parallel_config("sequential"):
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -50,10 +51,8 @@ def test_a_chapter_has_at_most_120_lines_of_code(chapter):
 def shell(tmp_path, monkeypatch):
     """The shell of a notebook, within this process; it takes the place of the main module while it lives."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    monkeypatch.syspath_prepend(".")
-    with monkeypatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "__main__", __import__("__main__"))
-        yield InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    yield InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
     InteractiveShell.clear_instance()
 
 
