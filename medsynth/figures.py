@@ -228,10 +228,16 @@ def _floor_line(ax: Axes, floor: Mapping[str, Any] | Row) -> None:
     ax.legend(loc="best", frameon=False)
 
 
-def curve(ax: Axes, table: pd.DataFrame, *, x: str, x_label: str, y_label: str, by: str = "arm") -> Axes:
-    """One line per value of column `by`, `value` over column `x`, with the band from low to high where there is one."""
-    for k, (name, part) in enumerate(table.groupby(by, sort=False)):
-        part = part.sort_values(x)
+def curve(
+    ax: Axes, table: pd.DataFrame, *, x: str, x_label: str, y_label: str, by: str = "arm", kinds: Sequence[Any] = ()
+) -> Axes:
+    """One line per value of column `by`, `value` over column `x`, with the band from low to high where there is one.
+
+    kinds: all values that `by` has in the figure, where another panel has more: each keeps its colour.
+    """
+    kinds = list(kinds or table[by].unique())
+    for name, part in table.groupby(by, sort=False):
+        k, part = kinds.index(name), part.sort_values(x)
         colour = COLOURS[k % len(COLOURS)]
         ax.plot(
             part[x], part["value"], marker=MARKERS[k % len(MARKERS)] if len(part) <= 30 else None, color=colour, label=str(name)
@@ -240,7 +246,7 @@ def curve(ax: Axes, table: pd.DataFrame, *, x: str, x_label: str, y_label: str, 
             ax.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.2, linewidth=0)
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
-    if table[by].nunique() > 1:
+    if len(kinds) > 1:
         ax.legend(frameon=False)
     return ax
 
@@ -252,7 +258,7 @@ def curve_panels(
     parts = list(table.groupby(panel, sort=False))
     figure, axes = new_figure(rows, -(-len(parts) // rows), size=size, layout="constrained", squeeze=False)
     for ax, (title, part) in zip(axes.flat, parts, strict=False):
-        curve(ax, part, x=x, x_label=x_label, y_label=y_label, by=by).set_title(str(title))
+        curve(ax, part, x=x, x_label=x_label, y_label=y_label, by=by, kinds=list(table[by].unique())).set_title(str(title))
     for ax in axes.flat[len(parts) :]:
         ax.remove()
     return figure, list(axes.flat[: len(parts)])

@@ -166,3 +166,12 @@ def test_there_is_a_panel_for_each_value_in_their_order_and_none_is_empty(kinds,
     for ax in axes:
         assert ax.lines[0].get_ydata().tolist() == [ord(ax.get_title()), 1 + ord(ax.get_title())]
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "score")
+
+
+def test_what_is_in_several_panels_has_one_colour_and_is_named_in_each():
+    lines = [("a", "one"), ("b", "one"), ("b", "two"), ("c", "two")]
+    table = pd.DataFrame([{"kind": k, "x": x, "value": x, "arm": arm} for k, arm in lines for x in (0, 1)])
+    _, axes = figures.curve_panels(table, "kind", rows=1, size=(6, 2), x="x", x_label="step", y_label="score")
+    colours = {(ax.get_title(), line.get_label()): line.get_color() for ax in axes for line in ax.lines}
+    assert list(colours) == lines and all(ax.get_legend() for ax in axes)
+    assert colours["a", "one"] == colours["b", "one"] != colours["b", "two"] == colours["c", "two"]

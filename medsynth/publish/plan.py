@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from operator import attrgetter
 from pathlib import Path
@@ -25,6 +24,7 @@ from medsynth.publish.notebook import (
     read_notebook,
     run_notebook,
 )
+from medsynth.words import did_you_mean
 
 # what `--data AREA=PATH` names -> the notebook parameter that receives the path
 AREAS = {"thorax": "data", "ct": "ct", "mr": "mr", "real": "real"}
@@ -89,10 +89,7 @@ def find_chapter(name: str, known: Sequence[str]) -> str:
         if name in (chapter, words, number, str(int(number))):
             return chapter
     words = [chapter.partition("_")[2] for chapter in known]
-    close = get_close_matches(name, [*known, *words], n=1)
-    raise ValueError(
-        f"chapter {name!r} does not exist; " + (f"did you mean {close[0]!r}?" if close else f"expected one of {list(known)}")
-    )
+    raise ValueError(f"chapter {name!r} does not exist; {did_you_mean(name, [*known, *words])}")
 
 
 def parse_data(assignments: Sequence[str]) -> dict[str, Path]:
