@@ -6,14 +6,14 @@ JOBS ?=
 # e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small CPU-only wheels on Linux
 TORCH_INDEX ?=
 
-# where it is set, as in many containers, each of the many processes would compile all of PyTorch again: 15 seconds of its own
+# where it is set, as in many containers, each of many processes would compile all of PyTorch again
 unexport PYTHONDONTWRITEBYTECODE
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-# further options for the tests, e.g. PYTEST="-m 'not slow'", or PYTEST="tests/phantoms -x"
+# further options for the tests, e.g. PYTEST="tests/phantoms -x", or PYTEST="-m ''" for the slow ones too
 PYTEST ?=
 
 # folder of the public .npz files that the shipped weights are trained on
@@ -26,7 +26,7 @@ book: $(STAMP)
 	@$(BIN)/medsynth reproduce --profile $(PROFILE) $(if $(JOBS),-j $(JOBS))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow" $(PYTEST)
 
 # the smallest book as jobs of a Slurm cluster of this one machine; needs Debian's munge and slurm-wlm and
 # the extra slurm, no root; whatever is missing is named

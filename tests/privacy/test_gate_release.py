@@ -12,6 +12,8 @@ from PIL import Image
 from medsynth.data.sources import cached_thorax
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
+from medsynth.privacy.gate.calibration import calibrate
+from medsynth.privacy.gate.feature_maps import feature_map
 from medsynth.privacy.release.gate_release import gate_release
 
 MISS = 0.2  # of copies: with it, few other people are enough
@@ -57,8 +59,20 @@ def release(people, others, out):
     return gate_release(candidates, private, out=out, ledger=Ledger(), phi="pixels", others=others, miss=MISS)
 
 
+@pytest.fixture(scope="module")
+def found(people):
+    """The threshold that is found on the others."""
+    return calibrate(feature_map("pixels"), people[1], seed=0, miss=MISS, pair_miss=0.5)
+
+
+@pytest.fixture
+def once(found, monkeypatch):
+    """One image more or less hardly moves it, so it is found once."""
+    monkeypatch.setattr("medsynth.privacy.release.gate_release.calibrate", lambda *_, **__: found)
+
+
 @pytest.mark.parametrize("saved", SAVED_AGAIN)
-def test_a_private_person_among_the_others_is_found_however_she_was_saved(people, saved, tmp_path, cache):
+def test_a_private_person_among_the_others_is_found_however_she_was_saved(people, saved, tmp_path, cache, once):
     private, others, _ = people
     with pytest.raises(ValueError, match=r"^--others: (row 14 show|1 of 15 images are in the private set)") as error:
         release(people, with_one(others, SAVED_AGAIN[saved](private.images[2, 0])), tmp_path / "out")
@@ -66,7 +80,7 @@ def test_a_private_person_among_the_others_is_found_however_she_was_saved(people
 
 
 @pytest.mark.parametrize("saved", ["8 bit", "JPEG", "half a code brighter"])
-def test_one_image_of_two_of_the_others_is_found(people, saved, tmp_path, cache):
+def test_one_image_of_two_of_the_others_is_found(people, saved, tmp_path, cache, once):
     others = people[1]
     with pytest.raises(ValueError, match=r"^--others: row 3 and row 14 are one image of, as it is said, two people"):
         release(people, with_one(others, SAVED_AGAIN[saved](others.images[3, 0])), tmp_path / "out")
