@@ -6,9 +6,15 @@ JOBS ?=
 # e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small CPU-only wheels on Linux
 TORCH_INDEX ?=
 
+# where it is set, as in many containers, each of the many processes would compile all of PyTorch again: 15 seconds of its own
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+
+# further options for the tests, e.g. PYTEST="-m 'not slow'", or PYTEST="tests/phantoms -x"
+PYTEST ?=
 
 # folder of the public .npz files that the shipped weights are trained on
 REAL ?= data
@@ -20,7 +26,7 @@ book: $(STAMP)
 	@$(BIN)/medsynth reproduce --profile $(PROFILE) $(if $(JOBS),-j $(JOBS))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=medsynth --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST)
 
 # the smallest book as jobs of a Slurm cluster of this one machine; needs Debian's munge and slurm-wlm and
 # the extra slurm, no root; whatever is missing is named

@@ -293,7 +293,7 @@ def test_options_for_plain_files_are_not_taken_for_others(call, make_set):
 
 def test_a_stopped_gate_leaves_nothing(tmp_path, make_set, cache):
     for name, n in (("drawn", 4), ("ward", 4)):
-        make_set(n, (1, 64, 64), seed=n).save(f"{tmp_path}/{name}.npz")
+        make_set(n, (1, 16, 16), seed=n).save(f"{tmp_path}/{name}.npz")
     script = (
         "import os, signal, sys\n"
         "from medsynth import cli\n"

@@ -17,7 +17,7 @@ from medsynth.pretrain.last_layer import dependence, fit_last_layer
 from medsynth.pretrain.public import PublicSet
 
 
-def textures(n=150, seed=0, role="public"):
+def textures(n=90, seed=0, role="public"):
     """Waves of random direction, length and strength on noise."""
     rng = generator(seed)
     y, x, strength = rng.uniform(0.1, 1.5, (3, n, 1, 1))
@@ -31,6 +31,31 @@ def textures(n=150, seed=0, role="public"):
 
 def public(images, real=False):
     return PublicSet(replace(images, origin="scan" if real else "phantom", people=None), thorax=False)
+
+
+@pytest.fixture
+def pooled_once(monkeypatch, pools, few):
+    """What untrained convolutions see of a set is computed once: most of a short fit would go there."""
+    pool = last_layer._pool
+
+    def kept(net, source, generator):
+        key = (source.images.content_hash, source.images.people, last_layer._other_scanner)
+        if key not in pools:
+            pools[key] = pool(net, source, generator)
+        return pools[key]
+
+    monkeypatch.setattr(last_layer, "_pool", kept)
+
+
+@pytest.fixture(scope="module")
+def pools():
+    return {}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Fewer images are told apart than in a real fit, so that fewer suffice."""
+    monkeypatch.setattr(last_layer, "_INSTANCES", 64)
 
 
 def untrained():
@@ -63,12 +88,12 @@ def test_dependence_is_small_for_independent_features_and_large_for_functions_of
     assert dependence(waves).item() > 0.5
 
 
-def test_a_fit_makes_features_of_clean_images_more_even_and_moves_nothing_else():
+def test_a_fit_makes_features_of_clean_images_more_even_and_moves_nothing_else(few):
     images, net = textures(), untrained()
     before, uneven = {k: v.clone() for k, v in net.state_dict().items()}, unevenness(embedded(net, images)).item()
     card = fit_last_layer(net, {"waves": public(images)}, steps=30, seed=0)
     weights = net.state_dict()
-    assert card["steps"] == 30 and card["images"] == {"waves": 150} and np.isfinite(card["metrics"]["loss"])
+    assert card["steps"] == 30 and card["images"] == {"waves": 90} and np.isfinite(card["metrics"]["loss"])
     assert unevenness(embedded(net, images)).item() < 0.5 * uneven
     moved = {k for k in before if not torch.equal(before[k], weights[k])}
     assert moved == {"embedding.weight", "embedding.bias"}
@@ -77,14 +102,14 @@ def test_a_fit_makes_features_of_clean_images_more_even_and_moves_nothing_else()
     assert all(torch.equal(weights[k], v) for k, v in again.state_dict().items())
 
 
-def test_unseen_images_of_the_same_kind_are_even_too():
+def test_unseen_images_of_the_same_kind_are_even_too(pooled_once):
     net, unseen = untrained(), textures(seed=9)
     uneven = unevenness(embedded(net, unseen)).item()
     fit_last_layer(net, {"waves": public(textures())}, steps=30, seed=0)
     assert unevenness(embedded(net, unseen)).item() < 0.5 * uneven
 
 
-def test_as_another_scanner_would_show_them_they_are_more_even_for_it(monkeypatch):
+def test_as_another_scanner_would_show_them_they_are_more_even_for_it(pooled_once, monkeypatch):
     unseen = textures(seed=9)
     soft = unseen.with_images(ndimage.gaussian_filter(unseen.images, (0, 0, 0.8, 0.8)).astype(np.float32))
     uneven = []
@@ -104,16 +129,16 @@ def steepness(net, images):
     return float(steep.float().var() * apart.square().sum() / h.var(0).sum())
 
 
-def test_classes_of_real_images_weigh_more():
+def test_classes_of_real_images_weigh_more(pooled_once):
     shares = []
     for real in (False, True):
         net = untrained()
-        fit_last_layer(net, {"waves": public(textures(), real)}, steps=60, seed=0)
-        shares.append(steepness(net, textures(seed=9)))
+        fit_last_layer(net, {"waves": public(textures(150), real)}, steps=60, seed=0)
+        shares.append(steepness(net, textures(150, seed=9)))
     assert shares[1] > 1.5 * shares[0]
 
 
-def test_what_is_labelled_alike_shares_a_direction_wherever_the_set_lies():
+def test_what_is_labelled_alike_shares_a_direction_wherever_the_set_lies(pooled_once):
     here, there = textures(), textures(seed=1)
     # the same finding in another modality: other grey values, so other features
     there = there.with_images(-0.5 * there.images + 1)

@@ -15,7 +15,7 @@ from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.gate.pixel_copies import PixelCopies
 from medsynth.privacy.gate.thresholds import threshold_for
 
-N = 6
+N = 4
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ def check(make_set: Callable[..., ImageSet], seed: int = 0) -> None:
         assert guard.accepts(candidates).tolist() == reference.accepted.tolist()
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 10**6))
 def test_verdicts_are_those_of_the_loop_over_all_pairs(make_set: Callable[..., ImageSet], seed: int) -> None:
     check(make_set, seed)

@@ -50,21 +50,31 @@ def test_snakemake_runs_what_changed_and_nothing_else(project):
     assert reasons(make_plan(project, "smoke"), make_plan(project, "smoke").chapters[1]) == ["rows.txt is missing"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("told", "jobs", "expected"), [(None, 1, "6"), (None, 3, "2"), (None, 9, "1"), ("5,2", 2, "5")])
+@pytest.mark.parametrize(("told", "jobs", "expected"), [(None, 1, 6), (None, 3, 2), (None, 9, 1), ("5,2", 2, 5)])
 def test_chapters_share_the_processors(project, monkeypatch, told, jobs, expected):
     monkeypatch.setattr(engine.os, "cpu_count", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if told:
         monkeypatch.setenv("OMP_NUM_THREADS", told)
+    asked = {}
+    monkeypatch.setattr(
+        engine, "_here", lambda plan, runs, cores, _: asked.update(json.loads(plan.file.read_text()), cores=cores)
+    )
+    run_plan(make_plan(project, "smoke", only="second"), jobs=jobs, say=lambda _: None)
+    assert (asked["threads"], asked["cores"]) == (expected, jobs * expected)
+
+
+@pytest.mark.slow
+def test_a_chapter_is_told_its_share(project, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     write_notebook(
         project / "notebooks" / "01_second.ipynb",
         'import os\nfrom pathlib import Path\nPath(out, "threads.txt").write_text(os.environ["OMP_NUM_THREADS"])',
         parameters='out: str = ""',
     )
     plan = make_plan(project, "smoke", only="second")
-    run_plan(plan, jobs=jobs, say=lambda _: None)
-    assert (plan.folder / plan.chapters[0].out / "threads.txt").read_text() == expected
+    run_plan(plan, jobs=2, say=lambda _: None)
+    assert (plan.folder / plan.chapters[0].out / "threads.txt").read_text() == "3"
 
 
 @pytest.mark.slow
