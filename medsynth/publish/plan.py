@@ -34,14 +34,14 @@ AREAS = {"thorax": "data", "ct": "ct", "mr": "mr", "real": "real"}
 class Run:
     """One papermill run: a chapter, or an arm of one, which is its beginning for one part of what it trains.
 
-    Arms fill the run cache; the chapter then finds everything trained, and is the only one that writes rows.
+    Arms fill the run cache; the chapter then finds everything trained, and is the only one whose rows are read.
     `source` is relative to the project root, `target` and `out` to the folder of the plan.
     """
 
     name: str  # "04_restoration"; of an arm "04_restoration/ct-low-dose-edsr"
     source: str
     target: str  # the executed copy
-    out: str  # folder of its result rows and figures; that of an arm stays empty
+    out: str  # folder of its result rows and figures; nothing reads that of an arm
     parameters: dict[str, str]
     depends: dict[str, str]
     needs: dict[str, int]  # what a cluster is asked for, by Snakemake's names of resources

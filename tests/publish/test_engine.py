@@ -236,7 +236,7 @@ ARMS = ["02_third/left", "02_third/right", "02_third/ct-low-dose-edsr", "02_thir
 
 
 @pytest.mark.slow
-def test_arms_run_at_once_before_their_chapter_and_leave_no_rows(project):
+def test_arms_run_at_once_before_their_chapter_which_alone_writes_rows(project):
     add_arms(project)
     said = []
     plan = make_plan(project, "smoke", only="third")
