@@ -26,7 +26,7 @@ book: $(STAMP)
 	@$(BIN)/medsynth reproduce --profile $(PROFILE) $(if $(JOBS),-j $(JOBS))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow" $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow" $(PYTEST)
 
 # the smallest book as jobs of a Slurm cluster of this one machine; needs Debian's munge and slurm-wlm and
 # the extra slurm, no root; whatever is missing is named

@@ -18,6 +18,7 @@ from medsynth.publish.notebook import declared_parameters, tagged
 
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PROFILE = ROOT / "tests" / "tests.yaml"  # seconds a chapter
+LONG = {"90_weights"}  # as much as three others: every question to every set
 
 
 def code_cells(chapter: Path) -> list[nbformat.NotebookNode]:
@@ -79,7 +80,9 @@ def check_twice(shell: InteractiveShell, chapter: Path, folder: Path, **paramete
     assert {k for k in once.keys() | twice.keys() if once.get(k) != twice.get(k)} == set()
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "chapter", [pytest.param(p, marks=[pytest.mark.slow] if p.stem in LONG else [], id=p.stem) for p in CHAPTERS]
+)
 def test_a_cell_that_is_run_twice_changes_no_table(chapter, shell, tmp_path):
     check_twice(shell, chapter, tmp_path, profile=str(PROFILE))
 
