@@ -11,8 +11,7 @@ from medsynth.imageset import ImageSet
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.privacy.gate.alterations import attacked, inverted
 from medsynth.privacy.gate.feature_maps import feature_map
-from medsynth.privacy.gate.gate import Gate
-from medsynth.privacy.gate.pixel_copies import PixelCopies
+from medsynth.privacy.gate.gate import Gate, PixelCopies
 from medsynth.privacy.gate.thresholds import threshold_for
 
 N = 4

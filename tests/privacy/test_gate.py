@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shared import approximately_nearest, two_copies
 
 from medsynth.imageset import ImageSet
-from medsynth.privacy.gate import gallery_table, search
+from medsynth.privacy.gate import feature_table, search
 from medsynth.privacy.gate import gate as gate_module
 from medsynth.privacy.gate.alterations import GALLERY, attacked, orientations, presentations
 from medsynth.privacy.gate.gate import Gate, Verdicts
@@ -138,7 +138,7 @@ class Uneven(Pixels):
         self.sizes.add(len(images))
         features, n = super().__call__(images), len(images)
         share = {
-            "size": np.full(n, n / gallery_table.BATCH),
+            "size": np.full(n, n / feature_table.BATCH),
             "place": np.arange(n) / max(1, n - 1),
             "company": np.full(n, np.modf(1000 * images.images.mean(dtype=np.float64))[0]),
             "none": np.zeros(n),
@@ -151,7 +151,7 @@ class Uneven(Pixels):
 def test_no_batch_order_or_chunk_lets_pass_what_is_too_close(
     make_set: Callable[..., ImageSet], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery_table, "BATCH", 8)
+    monkeypatch.setattr(feature_table, "BATCH", 8)
     # several batches of either, and a last one that is not full
     private, some = make_set(19, (1, 3, 3), role="private"), make_set(40, (1, 3, 3), seed=1)
     candidates = some.with_images(np.concatenate([some.images[:34], private.images[-6:]]))

@@ -12,7 +12,7 @@ from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.privacy.gate.calibration import attack_trial
 from medsynth.privacy.gate.feature_maps import feature_map
-from medsynth.privacy.gate.gallery_table import feature_store
+from medsynth.privacy.gate.feature_table import feature_store
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.gate.thresholds import kind_of, threshold_for
 from medsynth.results import Row

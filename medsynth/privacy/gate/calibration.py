@@ -14,7 +14,7 @@ from medsynth.evaluation.statistics import Estimate, clopper_pearson, percentile
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import ATTACKS, PLANES, attack_pairs, attacked, presentations
 from medsynth.privacy.gate.feature_maps import FeatureMap
-from medsynth.privacy.gate.gallery_table import gallery_features
+from medsynth.privacy.gate.feature_table import gallery_features
 from medsynth.privacy.gate.margin import largest_tau, refused
 from medsynth.privacy.gate.search import Gallery, distances
 from medsynth.results import Row

@@ -6,6 +6,7 @@ import math
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +15,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medsynth.evaluation.statistics import Estimate, clopper_pearson
+from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import presentations, transformed_copies
-from medsynth.privacy.gate.gallery_table import Copies, batched_features, feature_store, gallery_table, without_attributes
+from medsynth.privacy.gate.feature_table import (
+    Copies,
+    batched_features,
+    feature_store,
+    gallery_table,
+    measurable,
+    without_attributes,
+)
 from medsynth.privacy.gate.margin import indistinct, reach, refused
-from medsynth.privacy.gate.pixel_copies import PixelCopies
-from medsynth.privacy.gate.search import CHUNK_ROWS, Gallery, Screen, measurable
+from medsynth.privacy.gate.search import CHUNK_ROWS, Gallery, Screen
 
 if TYPE_CHECKING:
     from medsynth.privacy.gate.feature_maps import FeatureMap
+
+_CODES = 65535
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,46 @@ class Gate:
         # a feature map that gives an image other features the second time must not let its copy pass
         found = self._pixel_copies.owners(without_attributes(candidates))
         return {row: owner for row, owner in found.items() if reason[row] != "constant"}
+
+
+class PixelCopies:
+    """The images of a set, and the planes of its stacks, to be recognised pixel by pixel: no feature map has a say in this.
+
+    They are known in any orientation, mirrored, and in both polarities.
+
+    codes: pixel values (any shape) to the integers that a file holds for them; images are alike when these are. By default the
+    range is spread over 16 bits. Constant planes, as around a body, are nobody's.
+    """
+
+    def __init__(self, private: ImageSet, codes: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        low, high = private.range
+        self._codes = codes or (lambda x: np.rint((x.astype(np.float64) - low) * (_CODES / (high - low))).astype(np.uint16))
+        self._shape, self._patient_of = private.images.shape[1:], {}
+        # of equal images the first counts
+        for row, digest in self._digests(private):
+            self._patient_of.setdefault(digest, int(private.patient[row]))
+
+    def owners(self, candidates: ImageSet) -> dict[int, int]:
+        """Row -> patient of the candidates that are, or hold a plane of, a private image."""
+        found: dict[int, int] = {}
+        for _, laid in presentations(candidates):
+            # one that was turned on its side has another shape, and so other pixels
+            if laid.images.shape[1:] != self._shape:
+                continue
+            for mirror in (laid, laid.with_images(laid.images[..., ::-1])):
+                for row, digest in self._digests(mirror):
+                    if digest in self._patient_of:
+                        found.setdefault(row, self._patient_of[digest])
+        return found
+
+    def _digests(self, images: ImageSet) -> Iterator[tuple[int, str]]:
+        """(row, digest) of every image, and of every plane that is not constant."""
+        for row, image in enumerate(images.images):
+            codes = self._codes(image)
+            yield row, bytes_hash(codes.tobytes())
+            if codes.ndim == 4:
+                planes = (plane for plane in codes.swapaxes(0, 1) if plane.min() != plane.max())
+                yield from ((row, bytes_hash(plane.tobytes())) for plane in planes)
 
 
 def stored_gate(private: ImageSet, phi: FeatureMap, tau: float) -> Gate:

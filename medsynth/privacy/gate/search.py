@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsynth.privacy.gate.feature_table import FeatureTable, empty_table
+from medsynth.privacy.gate.feature_table import LARGEST, FeatureTable, empty_table, measurable
 
 CHUNK_ROWS = 4096
-LARGEST = 1e30  # of a feature: beyond it, squares leave the range of float32
 _QUERY_ROWS = 8192  # queries that one pass over the gallery serves
 _TILE_ROWS = 512  # queries in one product: with a chunk of the gallery, small enough for the cache
 _SLICE = 1024  # dimensions in one product: the allowance grows with the length of a sum
@@ -46,11 +45,6 @@ def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         squares[:, : width - half] += squares[:, half:width]
         width = half
     return np.sqrt(squares[:, 0])
-
-
-def measurable(features: np.ndarray) -> np.ndarray:
-    """Which rows of (n, d) have a distance: bool (n,), False for NaN, infinity or magnitudes beyond 1e30."""
-    return (np.abs(features) <= LARGEST).all(axis=1)
 
 
 class Nearest(NamedTuple):

@@ -24,9 +24,8 @@ from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, 
 from medsynth.evaluation.statistics import Estimate, clopper_pearson
 from medsynth.hashes import file_hash, sha256
 from medsynth.imageset import ImageSet
-from medsynth.privacy.gate.gate import Gate, Verdicts
+from medsynth.privacy.gate.gate import Gate, PixelCopies, Verdicts
 from medsynth.privacy.gate.margin import margin
-from medsynth.privacy.gate.pixel_copies import PixelCopies
 from medsynth.privacy.release.certificate import (
     AUDIT,
     CANDIDATES,

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from medsynth.imageset import ImageSet
-from medsynth.privacy.gate import gallery_table as tables
+from medsynth.privacy.gate import feature_table as tables
 from medsynth.privacy.gate.alterations import GALLERY, transformed_copies
 from medsynth.privacy.gate.calibration import attack_trial
-from medsynth.privacy.gate.gallery_table import feature_store, gallery_features, gallery_table
+from medsynth.privacy.gate.feature_table import feature_store, gallery_features, gallery_table
 from medsynth.privacy.gate.gate import Gate, stored_gate
 
 
