@@ -48,8 +48,8 @@ def reproduce(
 ) -> None:
     """Run every chapter that something has changed for, then build the book."""
     from medsynth.publish.engine import measured, run_plan
+    from medsynth.publish.pages.site import build_book
     from medsynth.publish.plan import make_plan, parse_data
-    from medsynth.publish.site import build_book
     from medsynth.publish.slurm import SlurmRun
 
     if (partition or account) and not cluster:
@@ -74,8 +74,8 @@ def reproduce(
 @app.command()
 def book(profile: ProfileOption = "laptop", data: DataOption = None) -> None:
     """Build the book from what has already run."""
+    from medsynth.publish.pages.site import build_book
     from medsynth.publish.plan import build_folder, parse_data
-    from medsynth.publish.site import build_book
 
     root = project_root()
     page = build_book(root, build_folder(root, profile, parse_data(data or [])), say=_say)

@@ -26,7 +26,7 @@ def test_reproduce_runs_then_builds_then_says_what_it_took(call, monkeypatch, tm
     calls = []
     monkeypatch.setattr("medsynth.publish.engine.run_plan", lambda plan, **options: calls.append((plan, options)) or 2)
     monkeypatch.setattr(
-        "medsynth.publish.site.build_book", lambda root, folder, say: calls.append(folder) or "book/_build/html/index.html"
+        "medsynth.publish.pages.site.build_book", lambda root, folder, say: calls.append(folder) or "book/_build/html/index.html"
     )
     code, out, _ = call("reproduce", "--profile", "smoke", "-j", "2", "--", "--retries", "1")
     assert code == 0
@@ -44,7 +44,7 @@ def test_reproduce_runs_then_builds_then_says_what_it_took(call, monkeypatch, tm
 def test_a_cluster_gets_every_chapter_as_a_job(call, monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr("medsynth.publish.engine.run_plan", lambda plan, **options: seen.update(options) or 2)
-    monkeypatch.setattr("medsynth.publish.site.build_book", lambda root, folder, say: "index.html")
+    monkeypatch.setattr("medsynth.publish.pages.site.build_book", lambda root, folder, say: "index.html")
     code, out, _ = call("reproduce", "--profile", "smoke", "--cluster", "slurm", "--partition", "long", "--account", "42")
     assert code == 0
     slurm = seen["slurm"]
@@ -57,7 +57,7 @@ def test_a_cluster_gets_every_chapter_as_a_job(call, monkeypatch, tmp_path):
 @pytest.mark.parametrize("arguments", [["--dry-run"], ["--only", "second"]])
 def test_a_part_or_a_dry_run_builds_no_book(call, monkeypatch, arguments):
     monkeypatch.setattr("medsynth.publish.engine.run_plan", lambda *_, **__: 0)
-    monkeypatch.setattr("medsynth.publish.site.build_book", lambda *_, **__: pytest.fail("it was built"))
+    monkeypatch.setattr("medsynth.publish.pages.site.build_book", lambda *_, **__: pytest.fail("it was built"))
     assert call("reproduce", "--profile", "smoke", *arguments)[0] == 0
 
 
@@ -98,7 +98,7 @@ def test_a_failed_chapter_is_code_one(call, monkeypatch):
 
 
 def test_book_says_where_it_is(call, monkeypatch):
-    monkeypatch.setattr("medsynth.publish.site.build_book", lambda root, folder, say: f"{folder.name}/index.html")
+    monkeypatch.setattr("medsynth.publish.pages.site.build_book", lambda root, folder, say: f"{folder.name}/index.html")
     assert call("book", "--profile", "smoke")[:2] == (0, "the book is at smoke/index.html\n")
 
 

@@ -20,13 +20,12 @@ from medsynth.models.conditioning import THORAX
 from medsynth.models.extractor import ExtractorNet
 from medsynth.models.weights import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
 from medsynth.pretrain.autoencoder import train_autoencoder
-from medsynth.pretrain.denoiser import pretrain_denoiser
+from medsynth.pretrain.diffusion import pretrain_denoiser, pretrain_refiner
 from medsynth.pretrain.encoder import encoder_sets, train_encoder
 from medsynth.pretrain.extractor import train_extractor
 from medsynth.pretrain.last_layer import fit_last_layer
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms
 from medsynth.pretrain.real import real_sets
-from medsynth.pretrain.refiner import pretrain_refiner
 from medsynth.runs import Tensors, Workspace, package_versions
 from medsynth.training import best_device
 

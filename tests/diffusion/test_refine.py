@@ -19,9 +19,9 @@ from medsynth.diffusion.sample import sample_latents
 from medsynth.ledger import NONE, Ledger
 from medsynth.models.refiner import Refiner, detail_scale, shuffled, unshuffled
 from medsynth.models.weights import shipped_refiner
-from medsynth.pretrain import refiner as pretraining
+from medsynth.pretrain import diffusion as pretraining
+from medsynth.pretrain.diffusion import pretrain_refiner
 from medsynth.pretrain.public import PublicSet
-from medsynth.pretrain.refiner import pretrain_refiner
 
 SMALL = RefinerConfig(channels=(16, 16))
 

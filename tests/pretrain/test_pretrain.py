@@ -18,7 +18,7 @@ from medsynth.models.denoiser import Denoiser
 from medsynth.models.extractor import ExtractorNet
 from medsynth.models.weights import DENOISERS, load_card, shipped_autoencoder, shipped_denoiser, shipped_refiner
 from medsynth.pretrain import __main__ as command
-from medsynth.pretrain import denoiser as denoiser_module
+from medsynth.pretrain import diffusion as denoiser_module
 from medsynth.pretrain import public
 from medsynth.pretrain.autoencoder import (
     CROP,
@@ -29,7 +29,7 @@ from medsynth.pretrain.autoencoder import (
     standard_scale,
     train_autoencoder,
 )
-from medsynth.pretrain.denoiser import REAL_REPEATS, pretrain_denoiser
+from medsynth.pretrain.diffusion import REAL_REPEATS, pretrain_denoiser
 from medsynth.pretrain.extractor import degrade
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms
 from medsynth.pretrain.real import real_sets

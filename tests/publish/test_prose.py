@@ -5,7 +5,7 @@ import nbformat
 from stub_project import ROOT
 
 from medsynth.evaluation.equivalence import BEATS_BASELINE, CONVERGED, MARGINS
-from medsynth.publish.fill import PLACEHOLDER
+from medsynth.publish.pages.fill import PLACEHOLDER
 
 PAGES = sorted([*(ROOT / "book").glob("*.md"), *(ROOT / "book" / "decisions").glob("*.md")])
 CHAPTERS = [nbformat.read(p, 4) for p in sorted((ROOT / "notebooks").glob("*.ipynb"))]

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 from stub_project import ROOT, table_lines, write_notebook
 
-from medsynth.publish import published, site
-from medsynth.publish.answers import QUESTIONS
-from medsynth.publish.fill import PLACEHOLDER
 from medsynth.publish.notebook import read_notebook
-from medsynth.publish.published import MARK, OTHER, RULER, published_section
-from medsynth.publish.site import assemble, build_book, page_of, without_missing
+from medsynth.publish.pages import published, site
+from medsynth.publish.pages.answers import QUESTIONS
+from medsynth.publish.pages.fill import PLACEHOLDER
+from medsynth.publish.pages.published import MARK, OTHER, RULER, published_section
+from medsynth.publish.pages.site import assemble, build_book, page_of, without_missing
 from medsynth.results import Estimate, Row, write_figure_data, write_results
 
 SIDECAR = {"parameters": {}, "seeds": [0, 1], "inputs": {}, "data_licence": "CC BY 4.0", "notes": "Half of the patients."}

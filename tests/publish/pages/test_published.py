@@ -6,11 +6,11 @@ import re
 import pytest
 from stub_project import ROOT, table_lines
 
-from medsynth.publish.answers import CELLS, matching
 from medsynth.publish.check import run_problems
 from medsynth.publish.fingerprint import code_of
+from medsynth.publish.pages.answers import CELLS, matching
+from medsynth.publish.pages.published import ENTRIES, OTHER, entry, published_section
 from medsynth.publish.plan import chapter_sources
-from medsynth.publish.published import ENTRIES, OTHER, entry, published_section
 from medsynth.results import COLUMNS, FIGURE, ROWS, both, chapter_of, published_names, read_results, table_names
 
 PUBLISHED = ROOT / "results" / "published"

@@ -16,9 +16,9 @@ from pathlib import Path
 import nbformat
 
 from medsynth.hashes import file_hash, json_hash
-from medsynth.publish import answers, front, published
-from medsynth.publish.fill import fill_page
 from medsynth.publish.notebook import read_notebook, tagged
+from medsynth.publish.pages import answers, front, published
+from medsynth.publish.pages.fill import fill_page
 from medsynth.runs import write_json
 
 

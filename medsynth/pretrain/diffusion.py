@@ -1,4 +1,4 @@
-"""Training of the public denoiser of thorax latents."""
+"""Training of the public diffusion models: the denoiser of thorax latents, and the refiner of detail."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsynth.config import DenoiserConfig, DiffusionConfig
+from medsynth.config import DenoiserConfig, DiffusionConfig, RefinerConfig
+from medsynth.diffusion.detail import CROP, lost_detail
 from medsynth.diffusion.train import train_latents
 from medsynth.evaluation.features import require_public
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX, conditions_of
 from medsynth.models.denoiser import Denoiser
+from medsynth.models.refiner import Refiner
 from medsynth.models.weights import latents_of
 from medsynth.pretrain.public import PublicSet
 from medsynth.runs import Tensors, Workspace
+from medsynth.training import step_generator
 
 REAL_REPEATS = 3  # real images are few; each counts this often
+# of phantom thoraces, each time with other noise in the latent; more of those whose images lose most of their detail
+REFINER_REPEATS = {"ct": 4, "mr": 4, "xray": 2, "pet": 2}
 
 
 def pretrain_denoiser(
@@ -46,3 +51,27 @@ def pretrain_denoiser(
         latents += [latents_of(autoencoder, torch.from_numpy(s.images.scaled()), batch=512)] * repeats
         conditions += [conditions_of(s.images, THORAX)] * repeats
     return train_latents(model, torch.cat(latents), torch.from_numpy(np.concatenate(conditions)), diffusion, workspace)
+
+
+def pretrain_refiner(
+    sets: dict[str, PublicSet],
+    autoencoder: Autoencoder,
+    config: RefinerConfig,
+    diffusion: DiffusionConfig,
+    *,
+    device: str,
+    workspace: Workspace | None = None,
+) -> tuple[Tensors, dict[str, Any]]:
+    """(EMA weights, metrics) of a refiner trained on what the autoencoder loses of public images of 64 pixels and more."""
+    require_public({k: s.images for k, s in sets.items()})
+    autoencoder = autoencoder.to(device)
+    views = []
+    for i, s in enumerate(sets.values()):
+        sharp = torch.from_numpy(s.images.scaled())
+        plain = not s.images.people and sharp.shape[-1] == CROP
+        for repeat in range(REFINER_REPEATS.get(s.images.modality if s.thorax else "", 1) if plain else 1):
+            generator = step_generator(diffusion.seed, -1 - len(sets) * repeat - i)
+            views.append(lost_detail(autoencoder, sharp, config.latent_noise, generator))
+    given, detail = (torch.cat(parts) for parts in zip(*views, strict=True))
+    torch.manual_seed(diffusion.seed)
+    return train_latents(Refiner(config).to(device), detail, given, diffusion, workspace)

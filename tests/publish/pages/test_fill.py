@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from stub_project import ROOT, write_notebook
 
-from medsynth.publish.fill import fill, fill_page, unbroken
+from medsynth.publish.pages.fill import fill, fill_page, unbroken
 
 BOOK = [*sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "book" / "decisions").glob("*.md"))]
 COLUMNS = "chapter,dataset,metric,arm,value,low,high,n,unit,seed,net,tau,verdict"

@@ -3,8 +3,8 @@ import re
 import pandas as pd
 import pytest
 
-from medsynth.publish import answers as share
-from medsynth.publish.answers import (
+from medsynth.publish.pages import answers as share
+from medsynth.publish.pages.answers import (
     CELLS,
     DRAWN,
     GATED,

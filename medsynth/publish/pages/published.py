@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from medsynth.publish.answers import QUESTIONS, images_of, plain
+from medsynth.publish.pages.answers import QUESTIONS, images_of, plain
 from medsynth.results import (
     FIGURE,
     ROWS,

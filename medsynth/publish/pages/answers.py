@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from medsynth.data.npz import KNOWN
-from medsynth.publish.fill import unbroken
+from medsynth.publish.pages.fill import unbroken
 from medsynth.results import YOURS, both, own_tables, show_value
 
 MARK = "<!-- may I share this -->"  # where book/share.md receives the table
