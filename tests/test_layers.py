@@ -1,6 +1,7 @@
 """The floor plan: no import runs upward, none in a circle, and some rooms keep to themselves."""
 
 import ast
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -62,3 +63,9 @@ def test_publish_is_imported_by_the_command_line_alone():
 
 def test_no_module_is_longer_than_a_reader_can_hold():
     assert {name: n for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > 350} == {}
+
+
+def test_a_room_has_at_most_ten_modules():
+    rooms = Counter(name.rpartition(".")[0] for name in MODULES)
+    # the hall holds the nouns that every room speaks of
+    assert {room: count for room, count in rooms.items() if room and count > 10} == {}
