@@ -20,9 +20,11 @@ REAL, DRAWN, GATED = "Real images", "Synthetic images, as drawn", "Synthetic ima
 METHODS = (REAL, DRAWN, GATED)
 KINDS = ("measured", "proved", "by definition")
 NOTHING = "Nothing has been measured yet"
-UNKNOWN, VARIES = "Not measured", "It varies"  # verdicts: where no row counts, and where rows disagree
+# verdicts: where no row counts, where rows disagree, and where some say nothing
+UNKNOWN, VARIES, PARTLY = "Not measured", "It varies", "Partly shown"
+NOT_SHOWN = "not shown"
 # how the table says verdicts of equivalence; an experiment that could not have seen a difference shows nothing
-WORDS = {"equivalent": "as good", "experiment not sensitive": "not shown"}
+WORDS = {"equivalent": "within half a decibel", "experiment not sensitive": NOT_SHOWN}
 KINDS_OF_IMAGE = {"xray": "X-ray", "ct": "CT", "mr": "MR", "pet": "PET"}
 
 
@@ -43,7 +45,8 @@ class Cell:
     where: Mapping[str, str | float] = field(default_factory=dict)  # column -> value of the rows that count
     pick: str = ""  # of several rows on a data set show all (""), or the "lowest" or "highest"
     beside: str = ""  # a column whose text, or number with its name, stands beside the value
-    verdict: str = ""  # a word or two for the table, with columns of the row in braces; without it the cell is a detail
+    verdict: str = ""  # a few words for the table, with columns of the row in braces; without it the cell is a detail
+    below: tuple[float, str] | None = None  # a value, and the verdict of rows that are less
     worst: str = ""  # which row of several the table shows, "lowest" or "highest"
 
     def __post_init__(self) -> None:
@@ -61,7 +64,14 @@ _GATE = {"arm": "encoder", "rule": "calibrated on copies"}
 _REFUSES = {"metric": "share refused"} | _GATE
 _SLICES = "of CT and MR of real patients, on whose like no threshold could be found, at the one found on radiographs"
 
-_REFUSED = {"verdict": "Mostly refused", "worst": "lowest", "brief": "share of altered copies refused, in the worst way tried"}
+_REFUSED = {
+    "verdict": "Mostly refused", "below": (0.95, "Many pass"), "worst": "lowest",
+    "brief": "share of altered copies refused, for the worst of the alterations that the encoder was trained on",
+}  # fmt: skip
+_NEAR = {
+    "verdict": "Not ruled out", "worst": "highest",
+    "brief": "share of samples within the gate's distance of a private image; other private images may lie as near",
+}  # fmt: skip
 _LESS = "PSNR of restored scans, less that after training on real ones, dB"
 _TO_REAL = {"verdict": "{verdict}", "worst": "lowest", "brief": _LESS}
 
@@ -83,14 +93,12 @@ CELLS = (
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[0], kind="measured", tables=("gate",),
-        where={"metric": "share too close", "arm": "no gate"}, verdict="Not ruled out", worst="highest",
-        brief="share of samples too close to a patient",
-        says="share of samples within the gate's distance of a private patient's image",
+        where={"metric": "share too close", "arm": "no gate"}, **_NEAR,
+        says="share of samples within the gate's distance of a private image",
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[0], kind="measured", tables=("weights-gate-samples",), beside="private_patients",
-        where={"metric": "share too close", "arm": "no gate"}, verdict="Not ruled out", worst="highest",
-        brief="share of samples too close to a patient",
+        where={"metric": "share too close", "arm": "no gate"}, **_NEAR,
         says="the same of generators of CT and MR of real patients, of whom there are few. It shows a likeness to the training "
         "patients, not that images were stored: how near private slices lie to one another is not beside it; n counts samples",
     ),
@@ -100,19 +108,14 @@ CELLS = (
         "repeat their training images.",
     ),
     Cell(
-        method=DRAWN, question=QUESTIONS[3], kind="measured", tables=("gate",),
-        where={"metric": "KID ratio to floor", "arm": "no gate"},
-        says="KID to held-out patients, as a multiple of what real images have",
-    ),
-    Cell(
         method=DRAWN, question=QUESTIONS[3], kind="measured", tables=("generator",), pick="highest",
-        where={"metric": "FID ratio to floor", "arm": "trained", "guidance": 1.0},
-        says="the same of FID, before detail is drawn and without guidance, the highest of several seeds",
+        where={"metric": "KID", "arm": "trained", "guidance": 1.0},
+        says="KID to held-out patients (0: real), the highest of several seeds",
     ),
     *(
         Cell(
             method=method, question=QUESTIONS[3], kind="measured", tables=("gate",), where={"metric": "KID", "arm": arm},
-            says="KID to unseen patients (0: real)",
+            says="KID to held-out patients of a generator's samples (0: real)",
         ) for method, arm in ((DRAWN, "no gate"), (GATED, "distance gate"))
     ),
     Cell(
@@ -129,7 +132,8 @@ CELLS = (
         method=GATED, question=QUESTIONS[0], kind="measured", tables=_ATTACKS, where={"kind": "attack"} | _REFUSES,
         pick="lowest", beside="family", **_REFUSED,
         says="share of altered copies that are refused, for the worst of the alterations that the encoder was trained on; others "
-        "were not tried (of PET noise, gain and offset are not covered, as its certificates say)",
+        "were not tried. Of PET, noise, gain and offset are not covered: certificates of phantoms say so, those of people "
+        "that nobody has measured it",
     ),
     Cell(
         method=GATED, question=QUESTIONS[0], kind="measured", tables=_ATTACKS, where={"kind": "pair"} | _REFUSES,
@@ -147,15 +151,9 @@ CELLS = (
         method=GATED, question=QUESTIONS[1], kind="measured", tables=("gate",),
         where={"metric": "negative-space AUC", "arm": "distance gate"},
         beside="expected", verdict="No guarantee", worst="highest",
-        brief="AUC of the one attack tried (0.5 is a guess)",
-        says="AUC at telling members from non-members by empty space around them (0.5: a guess), in a release of 1,000 images on "
-        "profile full and 200 on laptop: a larger one shows more. Beside it, how many images the attacker expected around a "
-        "member: far below 1 there is nothing to see",
-    ),
-    Cell(
-        method=GATED, question=QUESTIONS[3], kind="measured", tables=("gate",),
-        where={"metric": "KID ratio to floor", "arm": "distance gate"},
-        says="KID to held-out patients, as a multiple of what real images have",
+        brief="AUC of the one attack tried, where 0.5 is a guess and *expected* is how many released images it could look for",
+        says="AUC at telling members from non-members by empty space around them (0.5: a guess). Beside it, how many released "
+        "images the attacker expected around a member: far below 1 there is nothing to see, and a larger release shows more",
     ),
     Cell(
         method=GATED, question=QUESTIONS[3], kind="measured", tables=("restoration",), beside="verdict",
@@ -201,21 +199,46 @@ def _verdict(cells: Sequence[Cell], tables: Mapping[str, pd.DataFrame]) -> str:
     if fixed := next((c for c in heads if not c.tables), None):
         return f"**{fixed.verdict}**"
     found = [(c, name, row) for c in heads for name in c.tables if name in tables for row in matching(tables[name], c)]
-    real = [entry for entry in found if not _phantom(entry[2])] or found
-    if not real:
+    counted = _counted(found)
+    if not counted:
         return f"**{UNKNOWN}**"
-    words = {_word(c, row) for c, _, row in real}
-    cell, name, row = (min if heads[0].worst == "lowest" else max)(real, key=lambda entry: entry[2]["value"])
-    word = words.pop() if len(words) == 1 else VARIES
+    words = {_word(c, row) for c, _, row in counted}
+    lowest = heads[0].worst == "lowest"
+    cell, name, row = (min if lowest else max)(counted, key=lambda entry: _end(entry[2], "low" if lowest else "high"))
+    word = words.pop() if len(words) == 1 else PARTLY if NOT_SHOWN in words and len(words) == 2 else VARIES
     value = unbroken(show_value(*(row[c] for c in ("value", "low", "high", "n", "n_of", "level"))))
     images = images_of(str(row["dataset"]))
     # what this run alone has measured is on no page of published rows
     shown = f"{{ref}}`{images} <rows-{name}>`" if set(tables[name]["source"]) != {YOURS} else plain(images)
-    return f"**{word[0].upper()}{word[1:]}**<br>{cell.brief}: {value}, {shown}"
+    return f"**{word[0].upper()}{word[1:]}**<br>{cell.brief}: {value}, {', '.join([shown, *_beside(row, cell)])}"
+
+
+def _counted(found: list[tuple[Cell, str, dict[str, object]]]) -> list[tuple[Cell, str, dict[str, object]]]:
+    """Of each kind of image the rows on people, or else those on phantoms; of phantoms, published runs before the reader's."""
+    people = {_kind(row) for _, _, row in found if not _phantom(row)}
+    published = {(name, row["dataset"]) for _, name, row in found if row["source"] != YOURS}
+    return [
+        (c, name, row)
+        for c, name, row in found
+        if not _phantom(row) or (_kind(row) not in people and (row["source"] != YOURS or (name, row["dataset"]) not in published))
+    ]
+
+
+def _kind(row: Mapping[str, object]) -> str:
+    """The modality of a row's images; files that nobody knows are X-rays, unless the row names a task of another modality."""
+    name, task = str(row["dataset"]), row.get("task")
+    if name in KNOWN:
+        return KNOWN[name].modality
+    return name.removeprefix("phantom-") if _phantom(row) else task.partition("-")[0] if isinstance(task, str) else "xray"
+
+
+def _end(row: Mapping[str, object], end: str) -> tuple[float, float]:
+    """An end of a row's interval, or where there is none its value; the value tells equal ends apart."""
+    return (row["value"] if pd.isna(row[end]) else row[end]), row["value"]
 
 
 def _word(cell: Cell, row: Mapping[str, object]) -> str:
-    said = cell.verdict.format(**row)
+    said = cell.below[1] if cell.below and row["value"] < cell.below[0] else cell.verdict.format(**row)
     return WORDS.get(said, said)
 
 
@@ -268,12 +291,16 @@ def _line(row: Mapping[str, object], cell: Cell) -> str:
     trained = "/".join(row[c] for c in ("task", "net") if isinstance(row.get(c), str))
     named = (images_of(str(row["dataset"])), trained, row.get(cell.beside))
     parts += [plain(text) for text in named if isinstance(text, str) and text]
-    # a number says nothing without its name
-    beside = row.get(cell.beside)
-    if isinstance(beside, int | float) and not math.isnan(beside):
-        parts.append(f"{plain(cell.beside.replace('_', ' '))} {beside:.3g}")
+    parts += _beside(row, cell)
     parts += [str(row["picked"])] if row["picked"] else []
     return f"{', '.join(parts)} ({plain(row['source'])})"
+
+
+def _beside(row: Mapping[str, object], cell: Cell) -> list[str]:
+    """The number that stands beside the value, which says nothing without its name."""
+    beside = row.get(cell.beside)
+    number = isinstance(beside, int | float) and not math.isnan(beside)
+    return [f"{plain(cell.beside.replace('_', ' '))} {beside:.3g}"] if number else []
 
 
 def plain(text: object) -> str:

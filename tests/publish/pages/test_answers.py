@@ -10,6 +10,7 @@ from medsynth.publish.pages.answers import (
     GATED,
     METHODS,
     NOTHING,
+    PARTLY,
     QUESTIONS,
     UNKNOWN,
     VARIES,
@@ -72,16 +73,51 @@ def test_a_verdict_shows_the_worst_row_on_real_images(places):
     # of phantoms where there are no others
     write("published/full", "gate", [auc(0.875), auc(0.625)])
     assert "AUC: 0.875 [" in shown(published, own, [cell(**head)]).split("\n:::\n")[0]
+    # and so of a modality of which no people were measured
+    write("published/full", "gate", [auc(0.875, dataset="phantom-pet"), auc(0.9375), auc(0.625, dataset="cxr_a")])
+    assert "AUC: 0.875 [0.5, 0.75] (n = 80), {ref}`PET phantoms" in shown(published, own, [cell(**head)]).split("\n:::\n")[0]
+    # a file that nobody knows is of the modality that its task is of
+    scans = auc(0.25, dataset="mine", task="pet-low-count", net="edsr")
+    write("published/full", "gate", [auc(0.875, dataset="phantom-pet"), auc(0.9375), scans])
+    assert "AUC: 0.938 [" in shown(published, own, [cell(**head)]).split("\n:::\n")[0]
+
+
+def test_of_phantoms_a_published_run_goes_before_the_readers_own(places):
+    published, own, write = places
+    head = {"verdict": "Not bounded", "worst": "highest", "brief": "AUC"}
+    write("results/03_gate", "gate", [auc(0.875)])
+    assert "AUC: 0.875 [" in shown(published, own, [cell(**head)]).split("\n:::\n")[0]
+    write("published/full", "gate", [auc(0.625)])
+    assert "AUC: 0.625 [" in shown(published, own, [cell(**head)]).split("\n:::\n")[0]
+
+
+def test_the_worst_is_who_can_be_worst_and_what_stands_beside_has_its_name(places):
+    published, own, write = places
+    head = {"verdict": "Mostly refused", "below": (0.75, "Many pass"), "worst": "lowest", "brief": "share", "beside": "patients"}
+    where = {"where": {"metric": "share refused"}, "tables": ("gate",)}
+    wide = Row.of(Estimate(0.875, 0.25, 1.0, 5), chapter="gate", metric="share refused", dataset="cxr_a", arm="x", patients=33)
+    narrow = Row.of(Estimate(0.8125, 0.8, 0.825, 900), chapter="gate", metric="share refused", dataset="cxr_b", arm="x")
+    write("published/full", "gate", [wide, narrow])
+    table = shown(published, own, [cell(**head, **where)]).split("\n:::\n")[0]
+    assert "**Mostly refused**<br>share: 0.875 [0.25, 1] (n = 5), {ref}`cxr_a <rows-gate>`, patients 33\n" in table
+    low = Row.of(Estimate(0.125, 0.1, 0.2, 5), chapter="gate", metric="share refused", dataset="cxr_c", arm="x")
+    write("published/full", "gate", [wide, narrow, low])
+    assert f"**{VARIES}**<br>share: 0.125 [" in shown(published, own, [cell(**head, **where)])
+    write("published/full", "gate", [low])
+    assert "**Many pass**<br>share: 0.125 [" in shown(published, own, [cell(**head, **where)])
 
 
 def test_verdicts_come_from_rows_and_disagreement_is_said(places):
     published, own, write = places
     head = {"verdict": "{verdict}", "worst": "lowest", "brief": "dB"}
     write("published/full", "gate", [auc(0.875, verdict="equivalent", net="a"), auc(0.625, verdict="equivalent", net="b")])
-    assert "  - **As good**<br>dB: 0.625 [" in shown(published, own, [cell(**head)])
+    assert "  - **Within half a decibel**<br>dB: 0.625 [" in shown(published, own, [cell(**head)])
     write("published/full", "gate", [auc(0.875, verdict="different", net="a"), auc(0.625, verdict="equivalent", net="b")])
     assert f"  - **{VARIES}**<br>dB: 0.625 [" in shown(published, own, [cell(**head)])
-    # an experiment that could see nothing does not disagree with one that saw nothing
+    # an experiment that could see nothing does not disagree with one that saw something
+    write("published/full", "gate", [auc(0.875, verdict="different", net="a"), auc(0.625, verdict="not shown", net="b")])
+    assert f"  - **{PARTLY}**<br>dB: 0.625 [" in shown(published, own, [cell(**head)])
+    # nor with one that saw nothing
     blind = auc(0.625, verdict="experiment not sensitive", net="b")
     write("published/full", "gate", [auc(0.875, verdict="not shown", net="a"), blind])
     assert "  - **Not shown**<br>dB: 0.625 [" in shown(published, own, [cell(**head)])
