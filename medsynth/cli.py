@@ -1,4 +1,4 @@
-"""The command line: `medsynth reproduce`, `book`, `run`, `promote`, `check`, `gate` and `verify`."""
+"""The command line: `medsynth reproduce`, `book`, `run`, `promote`, `check`, `train`, `generate`, `gate` and `verify`."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def gate(
         str,
         typer.Option(
             help="What the images are: xray, ct, mr or pet, or phantom-ct and so on. Without --others or --tau it picks the "
-            "threshold that ships for them; for volumes there is phantom-heart only."
+            "threshold that ships for them: of people always that of radiographs of children, of volumes only phantom-heart."
         ),
     ] = "",
     others: Annotated[

@@ -210,13 +210,13 @@ def test_a_threshold_found_on_other_people(call, sets, monkeypatch):
     assert "of images of other people it would refuse, in percent: " in out and "(n = 20); this too is for the audit only" in out
     said = " ".join(Path("out/release/README.txt").read_text().split())
     assert "one image each of 20 other patients (a set of the sender's); " in said and "(others)" not in said
-    assert "at most 20.00% of any one attack and 50.00% of any one pair" in said
+    assert "at most 20.00% of any one alteration and 50.00% of any one pair" in said
     threshold, verdicts = Ledger().entries()[-2:]
     assert (threshold.reads, threshold.output, verdicts.stage) == ("others", "threshold", "gate")
     assert verdicts.output == "verdicts of the gate and the share of other people it refuses, for out"
     assert call(*base[:4], "--out", "tenth", *base[6:], "--miss", "0.14")[0] == 0
     said = " ".join(Path("tenth/release/README.txt").read_text().split())
-    assert "at most 14.00% of any one attack and 42.00% of any one pair" in said
+    assert "at most 14.00% of any one alteration and 42.00% of any one pair" in said
     base = (*base[:4], "--out", "another", *base[6:])
     assert "--others and --tau exclude each other" in call(*base, "--tau", 0.2)[2]
     assert "--miss belongs to --others" in call(*base[:6], "--miss", 0.1)[2]

@@ -32,6 +32,7 @@ PATIENTS = {
 }  # fmt: skip
 # Noise of 5 % of the range, and an offset of 20 %, are as large as most of what a PET image shows: what is left of it is no copy
 LEFT_OUT = {"pet": ("noise", "gain and offset")}
+_WHO = {"cxr_kermany": "radiographs of children of one hospital"}  # as a certificate names them
 
 
 def unseen_images(folder: Path, patients: int) -> dict[str, PublicSet]:
@@ -48,7 +49,9 @@ def unseen_images(folder: Path, patients: int) -> dict[str, PublicSet]:
         for k, s in validation.items()
         if s.images.modality == "xray"
     }
-    return phantoms | {k: s for k, s in real.items() if len(s.images) >= FEWEST}
+    enough = {k: s for k, s in real.items() if len(s.images) >= FEWEST}
+    named = {k: replace(s.images, name=f"{_WHO[k]}, {s.images.name}") if k in _WHO else s.images for k, s in enough.items()}
+    return phantoms | {k: PublicSet(images) for k, images in named.items()}
 
 
 def unseen_volumes(patients: int) -> dict[str, PublicSet]:

@@ -153,7 +153,7 @@ def test_no_family_misses_more_than_stated(strangers, miss, pair_miss, monkeypat
     assert (found.patients, found.phi, found.phi_hash) == (24, "quarters", "0" * 32)
     assert len(found.needed) == len(FEW) and found.needed["tau"].max() == found.tau
     assert "95% confidence) from one image each of 24 other phantoms (strangers)" in found.sentence()
-    assert f"{miss:.2%} of any one attack" in found.sentence()
+    assert f"{miss:.2%} of any one alteration" in found.sentence()
 
 
 def test_attacks_that_are_left_out_ask_for_nothing(strangers):
@@ -292,4 +292,4 @@ def test_a_threshold_for_each_set_ships(people, strangers, monkeypatch, tmp_path
     monkeypatch.setattr("sys.argv", [*arguments[:-1]])
     thresholds.main()
     assert json.loads((tmp_path / "thresholds.json").read_text()) == entries
-    assert [e.reads for e in Ledger().entries()] == ["strangers/other", "other"]
+    assert [e.reads for e in Ledger().entries()] == ["strangers/other", "radiographs of children of one hospital, other"]

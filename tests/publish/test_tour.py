@@ -10,7 +10,7 @@ from medsynth.phantoms.thorax.thorax import thorax
 
 
 @pytest.mark.slow
-def test_the_twenty_lines_of_the_tour_run_from_a_file_to_a_certificate(tmp_path, cache, monkeypatch, capsys):
+def test_the_lines_of_the_tour_run_from_a_file_to_a_certificate(tmp_path, cache, monkeypatch, capsys):
     (block,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "book" / "tour.md").read_text(), re.MULTILINE | re.DOTALL)
     lines = [line for line in block.splitlines() if line.strip()]
     assert len([line for line in lines if not line.startswith(("from ", "import "))]) <= 20

@@ -48,8 +48,8 @@ class Calibration:
         return (
             f"tau {self.tau:.6g} in {self.phi}: an upper tolerance limit ({self.confidence:.0%} confidence) from one image "
             f"each of {self.patients} other {people} ({self.source}); of people like them at most {self.miss:.2%} of any one "
-            f"attack and {self.pair_miss:.2%} of any one pair of attacks lie farther than tau from the gallery of transformed "
-            f"copies of their own original; decided by: {worst}{uncovered}"
+            f"alteration and {self.pair_miss:.2%} of any one pair of alterations lie farther than tau from the gallery of "
+            f"transformed copies of their own original; decided by: {worst}{uncovered}"
         )
 
 

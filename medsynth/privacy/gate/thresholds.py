@@ -53,7 +53,7 @@ def threshold_for(phi: FeatureMap, spatial_dims: int, kind: str, *, folder: Path
     """The threshold that comes with a map for images of 2 or 3 dimensions of a kind (`kind_of`).
 
     Scans of a modality that no real images were to be had of get the largest threshold that was found on real ones, and their
-    sentence says so: that of phantoms lets one in twelve shifted copies of real CT pass. Raises ValueError where no threshold
+    sentence says so: that of phantoms lets more copies of real scans pass than it promises. Raises ValueError where no threshold
     was found on anything like them, or where it was found for other weights, or other transformed copies, than are installed.
     """
     entry = _entry(phi, spatial_dims, (folder or weights_folder()) / FILE)

@@ -38,10 +38,14 @@ _EXACTNESS = (
 )
 _FIXED = ("exactness", "commitment_is", "statement", "mode")  # what no certificate of this format may say otherwise
 NOT_CALIBRATED = "NOT CALIBRATED: synthetic images beyond a distance that was given by hand; what copies it lets pass is unknown"
+TRIED = (
+    "mirrored, shifted, turned, zoomed, blurred, brighter or darker, of other gamma, with noise, as JPEG, and two of these at "
+    "once; stacks also moved along their depth. How much of each was drawn by chance"
+)
 NOT_TRIED = (
-    "copies of a part of an image, crops beyond the scaling above, overlays, text and boxes, blends with another image, uneven "
-    "shading, local contrast (CLAHE) and other tone curves, elastic warps, what an autoencoder or a generator makes of an image, "
-    "and three alterations at once"
+    "an alteration at its largest strength, copies of a part of an image, crops beyond the scaling above, overlays, text and "
+    "boxes, blends with another image, uneven shading, local contrast (CLAHE) and other tone curves, elastic warps, what an "
+    "autoencoder or a generator makes of an image, and three alterations at once"
 )
 _NAME = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(README)}|{IMAGES}/[0-9]{{6,}}(\.png|\.nii\.gz)")
 STATEMENT = (
@@ -163,7 +167,11 @@ def readme(certificate: Certificate) -> str:
     versions, ways = len(certificate.transformations), len(certificate.presentations)
     how, statement, untried = (
         textwrap.fill(text, width=120, initial_indent="  ", subsequent_indent="  ")
-        for text in (f"How tau was chosen: {certificate.tau.how}", STATEMENT, f"Not tried, and so not covered: {NOT_TRIED}.")
+        for text in (
+            f"How tau was chosen: {certificate.tau.how}",
+            STATEMENT,
+            f"Copies on which the package tries its thresholds: {TRIED}. Not tried, and so not covered: {NOT_TRIED}.",
+        )
     )
     return f"""{certificate.about}
 {"=" * len(certificate.about)}
@@ -173,6 +181,7 @@ What is guaranteed
   in {versions} versions: as it is, and mirrored, turned, shifted, scaled, brighter or darker; and each in {ways}
   presentations: turned, laid on its side and inverted, since files rarely say which way is up, or whether white is dense.
   Measured by the feature map "{certificate.encoder.name}", none lies within tau = {certificate.tau.value:.6g} of any of them.
+  That takes for granted that computed features err by less than a bound, which was measured on several machines.
   No file holds the pixels of a private image, turned, mirrored or inverted; no stack holds a plane of a private one.
 {how}
   Names and order of the files are random. Files hold pixels and nothing else.

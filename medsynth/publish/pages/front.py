@@ -41,7 +41,7 @@ def _psnr(rows: pd.DataFrame, where: dict[str, str]) -> Figure:
         rows = rows[rows[column] == wanted]
     rows = rows.set_index("arm").loc[list(ARMS)].rename(index=ARMS).reset_index()
     figure, ax = figures.new_figure(size=SIZE)
-    figures.estimates_plot(ax, rows, label="PSNR (dB), 95 % over patients")
+    figures.estimates_plot(ax, rows, label="PSNR (dB), 95 %")
     return figure
 
 

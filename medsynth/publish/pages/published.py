@@ -67,8 +67,8 @@ ENTRIES = {
     "weights-gate-attacks": Entry(
         COPY,
         "Altered copies of people's radiographs and of phantoms, refused by the gate",
-        "As for phantoms, with the thresholds that ship. PET is weak against noise, gain and offset, as "
-        "its certificates say.",
+        "As for phantoms, with the thresholds that ship. PET phantoms are weak against noise, gain and "
+        "offset, as their certificates say.",
     ),
     "weights-gate-attacks-slices": Entry(
         COPY,
@@ -100,7 +100,7 @@ ENTRIES = {
     ),
     "gate-negative-space": Entry(
         LEAK,
-        "The hole attack: members found against outsiders accused",
+        "The hole attack: members found against non-members accused",
         "The diagonal is a guess. A gate that refuses half of all samples leaves holes that this attack "
         "sees.",
     ),
@@ -191,8 +191,8 @@ ENTRIES = {
     "weights-reconstruction": Entry(
         RULER,
         "What the shipped autoencoder keeps of an image",
-        "What it loses cannot come back in a sample: these scores bound every generator that draws "
-        "through it.",
+        "What it loses is gone from every latent: a generator that draws through it can only guess it "
+        "again.",
     ),
     "weights-ruler-levels": Entry(
         RULER,
