@@ -99,11 +99,13 @@ class Reference:
     def score_derived(self, made: ImageSet | np.ndarray) -> dict[str, Estimate]:
         """`score` of what was made of these very images, row by row: reconstructions, blurred or altered copies.
 
-        No patient meets what was made of them: half A stands against what was made of half B. Raises ValueError for other rows.
+        No patient meets what was made of them: for FID half A stands against what was made of half B. KID is that of all pairs of
+        different patients, and 0 where nothing was changed: what halves differ in by chance is not in it. Raises ValueError for
+        other rows.
         """
         found, mine = self._derived(made), self.images.patient
         near = kid_of_pairs(self.features, found.features, patient=mine, **self._bootstrap)
-        return self._entries(found, near, (self._drawn(mine, 0),) * 2)
+        return self._entries(found, near, (self._drawn(mine, 0),) * 2) | {KID: near}
 
     def variety(self, arm: ImageSet | np.ndarray, *, replicates: int = 1000) -> dict[str, Estimate]:
         """Precision, recall, density and coverage of `rows` rows of an arm; see `prdc`. Raises ValueError as `score` does."""
