@@ -2,8 +2,8 @@
 
 python benchmarks/false_rejection.py FOLDER [--out results/trials/gate]
 
-FOLDER holds the public files of data/README.md. Private radiographs of some patients, drawn twenty times for each number, stand in
-the gate of the identity encoder at the threshold that ships; held-out patients of the same hospital are its candidates.
+FOLDER holds the public files of data/README.md. Private radiographs of some patients, drawn twenty times for each number, stand
+in the gate of the identity encoder at the threshold that ships; held-out patients of the same hospital are its candidates.
 """
 
 from __future__ import annotations
