@@ -105,8 +105,9 @@ def _load_folder(
     try:
         return _load_plain(path, role, modality, patients, values, refused)
     except ValueError as error:
-        # both sets tend to have a file of the name that an error is about
-        raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        # both sets tend to have a file of the name that an error is about; other kinds cannot be made of a text alone
+        kind = type(error) if isinstance(error, UnreadableError) else ValueError
+        raise kind(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def _load_plain(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
+import shutil
 import struct
 import zlib
 from dataclasses import replace
@@ -580,6 +582,67 @@ def test_no_image_hides(tmp_path):
         (tmp_path / name).unlink()
     (tmp_path / ".old").mkdir()
     with pytest.raises(ValueError, match=r"\.old: a folder; expected nothing but .* because what is not read is not compared"):
+        load(tmp_path)
+
+
+def chunk(kind: bytes, body: bytes = b"") -> bytes:
+    return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("hide", "found"),
+    [
+        (lambda image: image + image, r"holds \d+ bytes after its image, which would not be compared"),
+        (lambda image: image + b"x", "holds 1 bytes after its image"),
+        (lambda image: image[:33] + chunk(b"acTL", bytes(8)) + image[33:], "an animated PNG, or a part of one"),
+        (lambda image: image[:-12] + chunk(b"fcTL", bytes(26)) + image[-12:], "an animated PNG, or a part of one"),
+        (
+            lambda image: image[:-12] + chunk(b"fcTL", bytes(26)) + chunk(b"fdAT", bytes(9)) + image[-12:],
+            "an animated PNG, or a part of one",
+        ),
+    ],
+)
+def test_no_second_image_hides_in_a_png(tmp_path, hide, found):
+    path = png(tmp_path / "a.png", np.arange(42, dtype=np.uint8).reshape(6, 7))
+    path.write_bytes(hide(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"a\.png: {found}"):
+        load(tmp_path)
+
+
+def test_no_second_image_hides_in_a_nifti(tmp_path):
+    image = nib.Nifti1Image(np.arange(20, dtype=np.uint8).reshape(4, 5), None)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"where it was scanned"))
+    content = image.to_bytes()
+    for name, one in (("a.nii", content), ("a.nii.gz", gzip.compress(content))):
+        path = tmp_path / name
+        path.write_bytes(one + one)
+        with pytest.raises(ValueError, match=rf"{name}: holds {len(content)} bytes after its image, which would not be compared"):
+            load(tmp_path)
+        # what stands between header and pixels, and zeros up to a round size, are no image
+        path.write_bytes(one + bytes(100))
+        assert len(load(tmp_path)) == 1
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", ".gitkeep", ".localized", ".directory"])
+def test_no_image_hides_under_a_name_of_clutter(tmp_path, name):
+    grey(tmp_path, 1)
+    volume = nib.Nifti1Image(np.zeros((4, 5), np.uint8), None).to_bytes()
+    image = (tmp_path / "scan8.png").read_bytes()
+    for content in (image, b"\xff\xd8\xff\xe0", b"II*\0", b"PK\3\4", gzip.compress(volume), volume, bytes(128) + b"DICM"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: an image under a name that operating systems use; expected nothing but"):
+            load(tmp_path)
+
+
+def test_links_to_themselves_and_names_that_are_no_text(tmp_path):
+    grey(tmp_path, 1)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    with pytest.raises(ValueError, match=r"loop\.png: no image file; expected nothing but"):
+        load(tmp_path, patients=tmp_path / "patients.csv")
+    (tmp_path / "loop.png").unlink()
+    shutil.copy(tmp_path / "scan8.png", os.fsencode(tmp_path) + b"/\xff.png")
+    with pytest.raises(ValueError, match=r"the name '\\udcff\.png' is not in UTF-8; .* rename the file"):
         load(tmp_path)
 
 
