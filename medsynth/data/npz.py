@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from medsynth.imageset import ImageSet
+from medsynth.data.archive import read_arrays
+from medsynth.imageset import ImageSet, saved_meta
 from medsynth.vocabulary import CT_WINDOW, ROLES
 from medsynth.words import did_you_mean
 
 MASKS = ("label", "labels", "mask", "masks", "segmentation")  # arrays of planes that are no images
+_COLUMNS = ("patient", "role", "split", "license")
 _CLIPPED = 0.001  # share of an image's values that may lie outside the window before it is asked what they are
 _BRIGHT = 0.05  # of CT: bone, contrast and metal stay below; codes taken for HU do not
 
@@ -118,21 +118,15 @@ def _read(path: Path) -> dict[str, np.ndarray] | ImageSet:
     if not path.exists():
         beside = sorted(p.name for p in path.parent.glob("*.npz"))
         raise FileNotFoundError(f"{path}: no such file; {did_you_mean(path.name, beside)}")
-    broken = (
-        f"{path.name}: not a readable .npz of plain (unpickled) arrays: the file may be truncated; copy it again, or save it "
-        "again with numpy.savez"
-    )
-    if not zipfile.is_zipfile(path):
-        raise ValueError(broken)
+    arrays = read_arrays(path)
+    if not saved_meta(arrays):
+        return arrays
     try:
-        with np.load(path, allow_pickle=False) as f:
-            arrays = {} if "meta" in f.files else {key: f[key] for key in f.files}
-        found = arrays or ImageSet.load(path)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{broken} ({error})") from error
-    if isinstance(found, dict) and not all(isinstance(v, np.ndarray) for v in found.values()):
-        raise ValueError(broken)
-    return found
+        return ImageSet.from_arrays(arrays, path.name)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name}: not as ImageSet.save writes it ({error!r}); save the set again") from error
+    except ValueError as error:
+        raise ValueError(str(error) if path.name in str(error) else f"{path.name}: {error}") from error
 
 
 def _key(path: Path, arrays: dict[str, np.ndarray]) -> str:
@@ -140,12 +134,20 @@ def _key(path: Path, arrays: dict[str, np.ndarray]) -> str:
     key = next((k for k in ("image", "volume") if k in arrays), None)
     if key is None:
         raise ValueError(f"{path.name}: arrays {sorted(arrays)}; expected 'image' or 'volume', and 'patient'")
-    unread = [k for k, v in arrays.items() if k != key and v.ndim > 2 and k not in MASKS]
-    if unread:
-        raise ValueError(
-            f"{path.name}: {unread[0]!r} of shape {arrays[unread[0]].shape} stands beside {key!r} and would not be compared "
-            f"with; save it to a file of its own, or call it {MASKS[0]!r} if it holds no images"
-        )
+    n = len(np.atleast_1d(arrays[key]))
+    if not arrays[key].size:
+        raise ValueError(f"{path.name}: {key} holds {'images of no pixels' if n else 'no images'}; expected at least one")
+    for name, array in arrays.items():
+        if name == key or (name in MASKS and array.ndim > 1):
+            continue
+        if array.shape != (n,) and (name in _COLUMNS or array.ndim == 1 or array.shape == (n, 1)):
+            raise ValueError(f"{path.name}: {name!r} has shape {array.shape}; expected ({n},), one entry for each {key}")
+        # a column, a size or a place per row, or one word or number on all, of no records: too little to be images
+        if array.shape not in ((), (n,), (n, 2), (n, 3)) or array.dtype.kind == "V":
+            raise ValueError(
+                f"{path.name}: {name!r} of shape {array.shape} stands beside {key!r} and would not be compared "
+                f"with; save it to a file of its own, or call it {MASKS[0]!r} if it holds no images"
+            )
     return key
 
 
@@ -159,13 +161,6 @@ def _image_set(
     if arrays[key].ndim != len(axes):
         raise ValueError(f"{path.name}: {key} has shape {arrays[key].shape}; expected ({', '.join(axes)}), one channel")
     n = len(arrays[key])
-    if not n:
-        raise ValueError(f"{path.name}: {key} holds no images; expected at least one")
-    for column in ("patient", "role", "split", "license"):
-        if column in arrays and arrays[column].shape != (n,):
-            raise ValueError(
-                f"{path.name}: {column!r} has shape {arrays[column].shape}; expected ({n},), one entry for each {key}"
-            )
     known = KNOWN.get(path.stem, Known("unknown", "private", modality))
     if modality and known.modality != modality:
         raise ValueError(f"{path.name}: holds {known.modality}, not {modality}; give a set of that modality")

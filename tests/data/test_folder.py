@@ -669,7 +669,10 @@ def test_every_row_of_a_private_file_counts(tmp_path):
 def test_no_array_of_images_in_a_file_goes_unread(tmp_path, role):
     images = np.zeros((4, 8, 8), np.uint8)
     path = tmp_path / "ward.npz"
-    for name, array in (("volume", np.zeros((4, 3, 8, 8), np.uint8)), ("follow_up", images), ("image_2", np.zeros((9, 8, 8)))):
+    others = {"volume": np.zeros((4, 3, 8, 8), np.uint8), "follow_up": images, "image_2": np.zeros((9, 8, 8))}
+    # as rows of pixels, and as records
+    others |= {"flat": images.reshape(4, -1), "records": np.zeros(4, [("pixels", np.uint8, (8, 8))])}
+    for name, array in others.items():
         np.savez(path, image=images, patient=np.arange(4), **{name: array})
         with pytest.raises(
             ValueError, match=rf"ward\.npz: '{name}' of shape \(.*\) stands beside 'image' and would not be compared"

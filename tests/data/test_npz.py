@@ -62,6 +62,10 @@ def test_floats_must_lie_in_0_to_1(tmp_path):
         ({"role": np.array(["private"] * 5)}, r"'role' has shape \(5,\)"),
         ({"split": np.array(["train"] * 7)}, r"'split' has shape \(7,\)"),
         ({"image": np.zeros((0, 8, 8), np.float32)}, "image holds no images; expected at least one"),
+        ({"image": np.zeros((6, 0, 8), np.uint8)}, "image holds images of no pixels; expected at least one"),
+        ({"age": np.zeros((6, 1))}, r"'age' has shape \(6, 1\); expected \(6,\), one entry for each image"),
+        ({"age": np.zeros(5)}, r"'age' has shape \(5,\)"),
+        ({"split": np.array("train")}, r"'split' has shape \(\)"),
     ],
 )
 def test_no_image_is_left_out_because_a_column_is_short(tmp_path, column, problem):
@@ -142,9 +146,10 @@ def test_columns_and_missing_values(tmp_path):
     s = load_npz(
         write(
             tmp_path, "mine", sex=np.array(["M", "F", "", "M", "?", "F"]), age=np.array([50, np.nan, 3, 4, 5, 6]),
-            kvp=np.arange(6), pair=np.zeros((6, 2)), short=np.arange(3), split=np.array(["train"] * 4 + ["test"] * 2),
+            kvp=np.arange(6), original_hw=np.zeros((6, 2)), year=np.array(2020), split=np.array(["train"] * 4 + ["test"] * 2),
         )
     )  # fmt: skip
+    # a size per image and a word on all are no column of the table
     assert s.attributes.dtypes.astype(str).to_dict() == {"sex": "Int64", "age": "float64", "kvp": "Int64", "licence": "string"}
     assert s.attributes["sex"].isna().tolist() == [False, False, True, False, True, False]
     assert s.attributes["sex"].dropna().tolist() == [1, 0, 1, 0]
