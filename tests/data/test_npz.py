@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth.data.npz import KNOWN, known_folder, load_npz, without_noncommercial
+from medsynth.data.npz import KNOWN, known_folder, load_all, load_npz, without_noncommercial
 from medsynth.resample import resize
 from medsynth.vocabulary import CT_WINDOW
 
@@ -204,6 +204,7 @@ RADIOGRAPHS = np.random.default_rng(0).integers(0, 4081, (6, 8, 8)).astype(np.in
 @pytest.mark.parametrize("modality", ["xray", "mr", "pet"])
 def test_int16_is_hounsfield_of_ct_alone(tmp_path, modality):
     quiet = np.full((6, 8, 8), 40, np.int16)
+    quiet[:, :4] = -1000
     with pytest.raises(ValueError, match=rf"mine\.npz: images of {modality} in int16, .*; scale them to uint8"):
         load_npz(write(tmp_path, "mine", image=quiet), modality=modality)
     assert load_npz(write(tmp_path, "mine", image=quiet), modality="ct").unit == "HU"
@@ -221,8 +222,56 @@ def test_int16_of_which_much_would_be_clipped_is_asked_about(tmp_path):
     ct = np.full((6, 8, 8), -50, np.int16)
     ct[:, :2], ct[:, 7, 7] = -1024, 900
     assert load_npz(write(tmp_path, "mine", image=ct), modality="ct").images.min() == -1000
-    with pytest.raises(ValueError, match="say that it is CT, or give the window"):
+    with pytest.raises(ValueError, match=r"say that it is CT \(--modality ct\), or give the window"):
         load_npz(write(tmp_path, "mine", image=ct))
+
+
+HOUNSFIELD = np.linspace(-1024, 300, 384).astype(np.int16).reshape(6, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("image", "modality", "found"),
+    [
+        (RADIOGRAPHS // 16, "", "no pixel is below 0 HU, where CT shows air and fat; subtract the offset if these are codes"),
+        (RADIOGRAPHS // 16, "ct", "no pixel is below 0 HU, .*"),
+        # eight bits around zero, which nobody called CT
+        (
+            RADIOGRAPHS // 16 - 128,
+            "",
+            r"hardly a pixel is below -500 HU, where CT shows air; say that it is CT \(--modality ct\)",
+        ),
+        (HOUNSFIELD - 1024, "ct", "0 % of the pixels are above 0 HU, where .*; add the offset if it was subtracted twice"),
+    ],
+)
+def test_int16_that_is_not_as_ct_is_asked_about(tmp_path, image, modality, found):
+    with pytest.raises(ValueError, match=rf"mine\.npz: int16 is read as HU, but {found}; other images belong in uint8 or float"):
+        load_npz(write(tmp_path, "mine", image=image), modality=modality)
+
+
+def test_the_whole_set_says_whether_it_is_ct(tmp_path):
+    # padding outside a scanner's circle, a slice of air and a slice of bone
+    image = HOUNSFIELD.copy()
+    image[:, :2], image[0], image[1, 0] = -3024, -1000, 700
+    assert load_npz(write(tmp_path, "mine", image=image), modality="ct").range == CT_WINDOW
+    assert load_npz(write(tmp_path, "mine", image=HOUNSFIELD // 2), modality="ct").unit == "HU"
+    # soft tissue between 0 and 80, by whoever gave that window
+    assert load_npz(write(tmp_path, "mine", image=RADIOGRAPHS // 51), modality="ct", window=(0.0, 80.0)).range == (0.0, 80.0)
+
+
+@pytest.mark.parametrize("image", [np.zeros((6, 8, 8), np.uint8), np.zeros((6, 8, 8), np.float32)])
+def test_a_window_is_of_hounsfield_units(tmp_path, image):
+    with pytest.raises(
+        ValueError, match=rf"mine\.npz: a window clips Hounsfield units, .* dtype {image.dtype}; leave out --window"
+    ):
+        load_npz(write(tmp_path, "mine", image=image), window=(-160.0, 240.0))
+
+
+@pytest.mark.parametrize("word", ["Private", "privat", ""])
+def test_a_role_that_is_none_is_named(tmp_path, word):
+    path = write(tmp_path, "mine", role=np.array(["private"] * 5 + [word]))
+    for loader in (load_npz, load_all):
+        with pytest.raises(ValueError, match=rf"mine\.npz: role holds \['{word}'\]; expected \('public', 'private', 'eval'\)"):
+            loader(path, role="private")
 
 
 def test_a_file_of_another_modality_is_refused(tmp_path):
