@@ -115,7 +115,7 @@ def test_nifti_axes_spacing_and_orientation(tmp_path):
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 1, 1)])
 def test_a_nifti_of_one_slice_is_an_image(tmp_path, shape):
-    image = np.arange(20, dtype=np.uint16).reshape(shape)
+    image = np.arange(20, dtype=np.uint16).reshape(shape) * 3000
     nifti(tmp_path / "a.nii", image, (0.5, 0.6, 9.0, 1.0))
     found = load(tmp_path)
     np.testing.assert_array_equal(found.images[0, 0], image.reshape(4, 5).T)
@@ -134,7 +134,7 @@ def test_metres_and_missing_spacing(tmp_path):
 
 
 def test_byte_order_does_not_matter(tmp_path):
-    image = np.arange(20, dtype=">u2").reshape(4, 5)
+    image = np.arange(20, dtype=">u2").reshape(4, 5) * np.array(3000, ">u2")
     header = nib.Nifti1Header(endianness=">")
     header.set_data_dtype(np.uint16)
     nib.Nifti1Image(image, None, header).to_filename(tmp_path / "a.nii")
@@ -705,20 +705,45 @@ def test_loose_files_in_a_release_are_named(release, loose):
             loader(release)
 
 
-@pytest.mark.parametrize("bits", [8, 10, 12])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 15])
 def test_what_twelve_bits_in_sixteen_stand_for_must_be_said(tmp_path, bits):
     codes = np.random.default_rng(0).integers(0, 2**bits, (3, 6, 7)).astype(np.uint16)
     for i, image in enumerate(codes):
         png(tmp_path / f"{i}.png", image)
     ct = {"range": (-1024.0, 3071.0), "unit": "HU"}
-    with pytest.raises(ValueError, match=rf"largest code is {codes.max()}; .* give --codes LOW HIGH, .* 0 4095"):
+    told = rf"no code of its 16 bit files is above {codes.max()}, so 65535 may not be their upper end; give"
+    with pytest.raises(ValueError, match=rf"{told} --codes LOW HIGH, for instance --codes 0 4095"):
         load(tmp_path, values=Values(**ct))
-    found = load(tmp_path, values=Values(**ct, codes=(0, 4095)))
+    for loader in (load, load_candidates):
+        with pytest.raises(ValueError, match=rf"{told} --range LOW HIGH and --codes LOW HIGH"):
+            loader(tmp_path)
+    found = load(tmp_path, values=Values((-1024, 2.0**bits - 1025), "HU", codes=(0, 2**bits - 1)))
     np.testing.assert_array_equal(found.images[:, 0], codes - 1024.0)
     spread = load(tmp_path, values=Values(**ct, codes=(0, 65535)))
     np.testing.assert_allclose(spread.images[:, 0], -1024 + codes / 65535 * 4095, atol=1e-3)
-    # without a range they are codes and nothing else
-    np.testing.assert_array_equal(load(tmp_path).images[:, 0], codes)
+    # one bright pixel in the folder, and they are spread over all
+    png(tmp_path / "9.png", np.full((6, 7), 40000, np.uint16))
+    np.testing.assert_array_equal(load(tmp_path).images[:3, 0], codes)
+
+
+def test_what_half_empty_nifti_files_hold_must_be_said(tmp_path):
+    image = np.arange(20, dtype=np.uint16).reshape(4, 5) * 50
+    nifti(tmp_path / "a.nii", image)
+    with pytest.raises(ValueError, match=r"16 bit files is above 950, .*; give --range LOW HIGH, for instance --range 0 4095"):
+        load(tmp_path)
+    assert load(tmp_path, values=Values((0, 1000))).range == (0, 1000)
+    nifti(tmp_path / "a.nii", image.astype(np.uint8))
+    assert load(tmp_path).range == (0, 255)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_window_is_no_range(tmp_path, depth):
+    grey(tmp_path, depth=depth)
+    for loader in (load, load_candidates):
+        with pytest.raises(
+            ValueError, match=r"scan8\.png: a window clips values, and PNG files hold codes; give --range LOW HIGH"
+        ):
+            loader(tmp_path, values=Values((-160, 240), "HU", clip=True))
 
 
 def test_codes_that_do_not_fit(tmp_path):
