@@ -24,8 +24,10 @@ _BRIGHT = 0.05  # of CT: bone, contrast and metal stay below; codes taken for HU
 
 @dataclass(frozen=True)
 class Known:
-    """What a public file means: its licence, the role its rows may play, and names for its label codes."""
+    """What a public file means: how much it holds, its licence, the role its rows may play, and names for its label codes."""
 
+    images: int
+    patients: int
     licence: str  # where no column says it row by row
     role: str  # "by row" where a column says it
     modality: str
@@ -34,12 +36,14 @@ class Known:
 
 
 KNOWN = {
-    "cxr_kermany_128": Known("CC BY 4.0", "by row", "xray", ("none", "pneumonia_bacterial", "pneumonia_viral"), "subtype"),
-    "cxr_nih1000_64": Known("NIH Clinical Center, attribution", "public", "xray", ("none", "abnormal")),
-    "cxr_covid_256": Known("by row", "public", "xray"),
-    "ct_tcia_hu_256": Known("by row", "private", "ct"),
-    "mri_acdc_3d": Known("CC BY-NC-SA 4.0", "private", "mr"),
-    "mri_hippocampus_3d": Known("CC BY-SA 4.0", "public", "mr"),
+    "cxr_kermany_128": Known(
+        4977, 3478, "CC BY 4.0", "by row", "xray", ("none", "pneumonia_bacterial", "pneumonia_viral"), "subtype"
+    ),
+    "cxr_nih1000_64": Known(773, 224, "NIH Clinical Center, attribution", "public", "xray", ("none", "abnormal")),
+    "cxr_covid_256": Known(243, 144, "by row", "public", "xray"),
+    "ct_tcia_hu_256": Known(533, 49, "by row", "private", "ct"),
+    "mri_acdc_3d": Known(170, 85, "CC BY-NC-SA 4.0", "private", "mr"),
+    "mri_hippocampus_3d": Known(221, 221, "CC BY-SA 4.0", "public", "mr"),
 }
 
 
@@ -173,7 +177,13 @@ def _image_set(
     if arrays[key].ndim != len(axes):
         raise ValueError(f"{path.name}: {key} has shape {arrays[key].shape}; expected ({', '.join(axes)}), one channel")
     n = len(arrays[key])
-    known = KNOWN.get(path.stem, Known("unknown", "private", modality))
+    people = len(np.unique(arrays["patient"]))
+    known = KNOWN.get(path.stem, Known(n, people, "unknown", "private", modality))
+    if (n, people) != (known.images, known.patients):
+        raise ValueError(
+            f"{path.name}: is called like the public set of {known.images} images of {known.patients} patients, but holds {n} of "
+            f"{people}; rename it, because the name stands for that set's licence and roles"
+        )
     if modality and known.modality != modality:
         raise ValueError(f"{path.name}: holds {known.modality}, not {modality}; give a set of that modality")
     rows = np.arange(n)[rows] if rows is not None else _rows_of(path.name, arrays, known, role)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth.data.npz import KNOWN, known_folder, load_all, load_npz, without_noncommercial
+from medsynth.data.npz import KNOWN, known_folder, load_all, load_npz, load_unowned, without_noncommercial
 from medsynth.resample import resize
 from medsynth.vocabulary import CT_WINDOW
 
@@ -18,6 +18,11 @@ def write(folder: Path, name: str, n: int = 6, **arrays: object) -> Path:
     }  # fmt: skip
     np.savez_compressed(folder / f"{name}.npz", **{k: v for k, v in (base | arrays).items() if v is not None})
     return folder / f"{name}.npz"
+
+
+@pytest.fixture(autouse=True)
+def _public_sets_are_as_written(public_sets_of):
+    public_sets_of(6, 3)
 
 
 def test_uint8_becomes_0_to_1(tmp_path):
@@ -186,6 +191,18 @@ def test_errors_say_what_to_do(tmp_path):
     for left_out in ("image", "patient"):
         with pytest.raises(ValueError, match=r"odd.npz: arrays \[.*\]; expected 'image' or 'volume', and 'patient'"):
             load_npz(write(tmp_path, "odd", **{left_out: None}))
+
+
+@pytest.mark.parametrize(("images", "patients"), [(7, 3), (6, 2)])
+def test_another_set_under_the_name_of_a_public_one_is_named(tmp_path, public_sets_of, images, patients):
+    public_sets_of(images, patients)
+    path = write(tmp_path, "cxr_nih1000_64")
+    told = rf"nih1000_64\.npz: is called like the public set of {images} images of {patients} patients, but holds 6 of 3; rename"
+    for loader in (load_npz, load_all):
+        with pytest.raises(ValueError, match=told):
+            loader(path, role="public")
+    with pytest.raises(ValueError, match=told):
+        load_unowned(path)
 
 
 def test_the_registry_is_of_one_piece():
