@@ -55,8 +55,8 @@ def _measured(where: str, key: str, values: np.ndarray) -> np.ndarray:
     # NaN, a missing value, is on neither side
     odd += values[(numbers < low) | (numbers > high)].tolist()
     if odd:
+        found = ", ".join(dict.fromkeys(map(str, odd[:5])))
         raise ValueError(
-            f"{where}: column {key!r} holds {', '.join(map(str, odd[:5]))}; expected {low} to {high} {unit} as numbers, and NaN "
-            "where it is not known"
+            f"{where}: column {key!r} holds {found}; expected {low} to {high} {unit} as numbers, and NaN where it is not known"
         )
     return numbers
