@@ -18,7 +18,11 @@ def typed(table: pd.DataFrame, n: int, name: str) -> pd.DataFrame:
     for column in table:
         values = table[column].reset_index(drop=True)
         # inferred from the values: a hole makes pandas store booleans and integers as objects
-        out[str(column)] = values.astype(_TYPES.get(pd.api.types.infer_dtype(values, skipna=True), "string"))
+        kind = _TYPES.get(pd.api.types.infer_dtype(values, skipna=True), "string")
+        try:
+            out[str(column)] = values.astype(kind)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"{name}: column {str(column)!r} does not fit into {kind} ({error}); save it as text") from error
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -235,24 +235,41 @@ class ImageSet:
 
     @classmethod
     def load(cls, path: str | Path) -> ImageSet:
-        """Read a file written by `save`; raises ValueError for any other file.
+        """Read a file written by `save`; raises ValueError for any other file."""
+        with np.load(path, allow_pickle=False) as f:
+            return cls.from_arrays({key: f[key] for key in f.files}, str(path))
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], where: str) -> ImageSet:
+        """The set whose arrays `save` wrote into the file `where`; raises ValueError where some are missing or too many.
 
         Files of format 1 do not say modality, origin and orientation: theirs are scans of an unknown modality.
         """
-        with np.load(path, allow_pickle=False) as f:
-            if "meta" not in f or json.loads(str(f["meta"])).get("format") not in _FORMATS:
-                raise ValueError(f"{path}: not an ImageSet file; expected one written by ImageSet.save")
-            meta = json.loads(str(f["meta"]))
-            table = pd.DataFrame(index=range(len(f["patient"])))
-            for i, (column, dtype) in enumerate(meta["attributes"]):
-                table[column] = from_arrays(f[f"attribute_{i}"], f[f"missing_{i}"], dtype)
-            spacing = None if meta["spacing"] is None else tuple(meta["spacing"])
-            return cls(
-                images=f["images"], patient=f["patient"], split=f["split"], unit=meta["unit"], range=tuple(meta["range"]),
-                name=meta["name"], role=meta["role"], spacing=spacing, modality=meta.get("modality", ""),
-                origin=meta.get("origin", "scan"), people=meta.get("people"), orientation=meta.get("orientation"),
-                attributes=table,
-            )  # fmt: skip
+        if (meta := saved_meta(arrays)).get("format") not in _FORMATS:
+            raise ValueError(f"{where}: not an ImageSet file; expected one written by ImageSet.save")
+        columns = [f"{part}_{i}" for i in range(len(meta["attributes"])) for part in ("attribute", "missing")]
+        expected = {"meta", "images", "patient", "split", *columns}
+        if odd := sorted(expected.symmetric_difference(arrays)):
+            found = "is missing" if odd[0] in expected else "is no part of a saved set, and would not be compared with"
+            raise ValueError(f"{where}: the array {odd[0]!r} {found}; expected a file as ImageSet.save writes it")
+        table = pd.DataFrame(index=range(len(arrays["patient"])))
+        for i, (column, dtype) in enumerate(meta["attributes"]):
+            table[column] = from_arrays(arrays[f"attribute_{i}"], arrays[f"missing_{i}"], dtype)
+        spacing = None if meta["spacing"] is None else tuple(meta["spacing"])
+        return cls(
+            images=arrays["images"], patient=arrays["patient"], split=arrays["split"], unit=meta["unit"],
+            range=tuple(meta["range"]), name=meta["name"], role=meta["role"], spacing=spacing, modality=meta.get("modality", ""),
+            origin=meta.get("origin", "scan"), people=meta.get("people"), orientation=meta.get("orientation"), attributes=table,
+        )  # fmt: skip
+
+
+def saved_meta(arrays: Mapping[str, np.ndarray]) -> dict:
+    """What ImageSet.save says of a set beside its arrays; empty where another program wrote them."""
+    try:
+        meta = json.loads(str(arrays["meta"]))
+    except (KeyError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) and str(meta.get("format")).startswith("medsynth.ImageSet/") else {}
 
 
 def concatenate(sets: Sequence[ImageSet], name: str) -> ImageSet:

@@ -10,7 +10,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ.get("MEDSYNTH_TEST_THREADS", "1")
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -128,6 +128,17 @@ def shipped(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The package ships the tiny weights during this test."""
     monkeypatch.setattr("medsynth.models.weights.weights_folder", lambda: tiny_weights)
     return tiny_weights
+
+
+@pytest.fixture
+def public_sets_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """A function that sets how many images of how many patients the files hold that are called like public sets."""
+    from medsynth.data import npz
+
+    def hold(images: int, patients: int) -> None:
+        monkeypatch.setattr(npz, "KNOWN", {k: replace(v, images=images, patients=patients) for k, v in npz.KNOWN.items()})
+
+    return hold
 
 
 @pytest.fixture

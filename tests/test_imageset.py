@@ -96,6 +96,11 @@ def test_columns_become_one_of_four_types(make_set, given_values, dtype):
     assert str(make_set(2, attributes=pd.DataFrame({"x": given_values})).attributes["x"].dtype) == dtype
 
 
+def test_numbers_that_fit_no_column_are_named(make_set):
+    with pytest.raises(ValueError, match=r"tiny: column 'uid' does not fit into Int64 \(.*\); save it as text"):
+        make_set(2, attributes=pd.DataFrame({"uid": np.full(2, 2**64 - 1, dtype=np.uint64)}))
+
+
 def test_booleans_with_holes_stay_booleans(make_set):
     s = make_set(3, attributes=pd.DataFrame({"x": np.array([True, None, False], dtype=object)}))
     assert s.attributes["x"].tolist() == [True, pd.NA, False]

@@ -15,7 +15,7 @@ from medsynth.data.patients import natural, read_patients
 from medsynth.data.release_folder import MANIFEST, load_release, stacked
 from medsynth.imageset import ImageSet
 
-_TWELVE_BITS = 4095  # what CT and detectors deliver, and nearly black if it is taken for the foot of sixteen bits
+_HALF = 32768  # 16 bits of which the upper half is empty: ten to fourteen from a detector are nearly black if taken for sixteen
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Values:
 
     range: PNG: what the codes stand for; NIfTI: the interval that values must lie in. None: by the files' type.
     codes: PNG: the codes of the range's two ends; None: 0 and the largest that files of this type can hold.
-    clip: values outside `range` are set to its ends (a window) instead of being an error; of NIfTI, and of CT in an .npz file.
+    clip: values outside `range` are set to its ends (a window) instead of being an error; only of NIfTI, and of CT in .npz files.
     """
 
     range: tuple[float, float] | None = None
@@ -105,8 +105,9 @@ def _load_folder(
     try:
         return _load_plain(path, role, modality, patients, values, refused)
     except ValueError as error:
-        # both sets tend to have a file of the name that an error is about
-        raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        # both sets tend to have a file of the name that an error is about; other kinds cannot be made of a text alone
+        kind = type(error) if isinstance(error, UnreadableError) else ValueError
+        raise kind(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def _load_plain(
@@ -115,7 +116,7 @@ def _load_plain(
     kept: list[str] = []
     rows: list[np.ndarray] = []
     first: _Kind | None = None
-    largest = 0
+    largest = 0.0
     names = image_files(path, besides=patients)
     people = None if patients is None else read_patients(patients, names)
     for name in names:
@@ -125,7 +126,7 @@ def _load_plain(
             first = first or found
             first.require(found)
             rows.append(found.pixels(picture).astype(np.float32))
-            largest = max(largest, int(picture.stored.max()) if found.files == "png16" else 0)
+            largest = max(largest, float(picture.stored.max()))
             kept.append(name)
         except UnreadableError as error:
             if refused is None:
@@ -133,10 +134,9 @@ def _load_plain(
             refused[name] = error.reason
     if first is None:
         raise ValueError(f"{path}: none of its {len(names)} files can be read; the first is {names[0]}")
-    if first.files == "png16" and values.range and not values.codes and largest <= _TWELVE_BITS:
+    if advice := _half_empty(first, largest, values):
         raise ValueError(
-            f"{path}: 16 bit PNG files whose largest code is {largest}; --range says what values stand at the ends, but not at "
-            f"which codes: give --codes LOW HIGH, for instance --codes 0 4095, or --codes 0 65535 if they are spread over all"
+            f"{path}: no code of its 16 bit files is above {largest:g}, so 65535 may not be their upper end; {advice}"
         )
     # patients are numbered over all files, so that a damaged one does not renumber the others
     people_or_files = {n: n for n in names} if people is None else people
@@ -150,6 +150,16 @@ def _load_plain(
         unit=values.unit, range=first.range, spacing=first.spacing, name=path.name, role=role, modality=modality,
         orientation=first.orientation, attributes=table,
     )  # fmt: skip
+
+
+def _half_empty(kind: _Kind, largest: float, values: Values) -> str:
+    """What to say of files of 16 bits that do not use them, where nobody said it."""
+    if largest >= _HALF or values.codes:
+        return ""
+    if kind.files == "png16":
+        meaning = "" if values.range else "--range LOW HIGH and "
+        return f"give {meaning}--codes LOW HIGH, for instance --codes 0 4095, or --codes 0 65535 if they are spread over all"
+    return "give --range LOW HIGH, for instance --range 0 4095" if kind.range == (0.0, 65535.0) and not values.range else ""
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,11 @@ class _Kind:
     def of(cls, name: str, picture: Picture, values: Values) -> _Kind:
         files = "nifti16"
         if kind_of(Path(name)) == PNG:
+            if values.clip:
+                raise ValueError(
+                    f"{name}: a window clips values, and PNG files hold codes; give --range LOW HIGH, the values at their ends, "
+                    "or clip them before you save them"
+                )
             files = "png8" if picture.stored.dtype == np.uint8 else "png16"
         interval = values.range or picture.span
         if interval is None:

@@ -18,6 +18,7 @@ from medsynth.imageset import ImageSet
 PNG, NIFTI = "PNG", "NIfTI"
 SUFFIXES = {".png": PNG, ".nii": NIFTI, ".nii.gz": NIFTI}  # a DICOM reader enters here, and in `read`
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_FRAMES = (b"acTL", b"fcTL", b"fdAT")  # chunks of animated PNG; Pillow overlooks some
 _WORLD = ("RL", "AP", "SI")
 _NIFTI_2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
@@ -47,6 +48,7 @@ class Picture:
     stored: (h, w) or (d, h, w), the numbers in the file; a NIfTI may say that they stand for slope * stored + intercept.
     span: the least and greatest value that the file's type can hold; None where that says nothing about the values.
     spacing: mm per axis of `stored`; orientation: NIfTI axis codes in stored order, e.g. "RAS". None where not known.
+    besides: what there is in the file that may be another image, "" if nothing.
     """
 
     stored: np.ndarray
@@ -55,6 +57,7 @@ class Picture:
     orientation: str | None = None
     slope: float = 1.0
     intercept: float = 0.0
+    besides: str = ""
 
     @property
     def values(self) -> np.ndarray:
@@ -69,45 +72,63 @@ def kind_of(path: Path) -> str | None:
 
 
 def read(path: Path) -> Picture:
-    """Read one file; UnreadableError if it is damaged, ValueError if it is not one greyscale image or volume."""
+    """Read one file; UnreadableError if it is damaged, ValueError if it is not one greyscale image or volume, and no more."""
+    picture = _read(path)
+    if picture.besides:
+        raise ValueError(
+            f"{path.name}: holds {picture.besides}, which would not be compared with; expected one image and nothing after it: "
+            "save each image to a file of its own"
+        )
+    return picture
+
+
+def _read(path: Path) -> Picture:
     return _read_png(path) if kind_of(path) == PNG else _read_nifti(path)
 
 
 def _read_png(path: Path) -> Picture:
     content = path.read_bytes()
-    if content[:8] != b"\x89PNG\r\n\x1a\n" or not _intact(content):
+    chunks, end = _chunks(content)
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or not chunks:
         raise UnreadableError(f"{path.name}: cannot be read: not a PNG file, or a damaged one")
     depth, colour = content[24], content[25]
     if colour != 0:
         raise ValueError(f"{path.name}: a PNG in {_COLOURS.get(colour, 'unknown colours')}; expected grey: convert it to grey")
     if depth not in (8, 16):
         raise ValueError(f"{path.name}: a PNG of {depth} bit; expected 8 or 16 bit grey: convert it to 8 bit grey")
+    if any(kind in _FRAMES for kind, _ in chunks):
+        raise ValueError(f"{path.name}: an animated PNG, or a part of one; expected one opaque grey image: convert it to grey")
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            pixels = np.array(image)
-            frames, transparent = getattr(image, "n_frames", 1), "transparency" in image.info
+            pixels, transparent = np.array(image), "transparency" in image.info
     except _DAMAGED as error:
         raise UnreadableError(f"{path.name}: cannot be read ({_one_line(error)})") from error
-    if frames != 1 or transparent:
-        found = "an animated PNG" if frames != 1 else "a PNG with a transparent grey value"
-        raise ValueError(f"{path.name}: {found}; expected one opaque grey image: convert it to grey")
-    return Picture(pixels, (0.0, float(2**depth - 1)))
+    if transparent:
+        raise ValueError(f"{path.name}: a PNG with a transparent grey value; expected one opaque grey image: convert it to grey")
+    return Picture(pixels, (0.0, float(2**depth - 1)), besides=_after(content[end:]))
 
 
-def _intact(content: bytes) -> bool:
-    """Whether a PNG starts with a header, ends with its last chunk, and all checksums hold: Pillow forgives some that do not."""
-    at, kind = 8, b""
+def _chunks(content: bytes) -> tuple[list[tuple[bytes, bytes]], int]:
+    """(kind, body) of a PNG's chunks, and where the last ends; none where a header, an end or a checksum is amiss."""
+    # Pillow forgives some checksums that do not hold
+    at, kind, chunks = 8, b"", []
     while kind != b"IEND":
         length, kind = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
         end = at + 8 + length
         if len(kind) < 4 or (at == 8) != (kind == b"IHDR") or zlib.crc32(content[at + 4 : end]) != _checksum(content, end):
-            return False
+            return [], at
+        chunks.append((kind, content[at + 8 : end]))
         at = end + 4
-    return True
+    return chunks, at
 
 
 def _checksum(content: bytes, at: int) -> int:
     return int.from_bytes(content[at : at + 4]) if len(content) >= at + 4 else -1
+
+
+def _after(rest: bytes) -> str:
+    # zeros fill a file up to a round size
+    return f"{len(rest)} bytes after its image" if any(rest) else ""
 
 
 def _read_nifti(path: Path) -> Picture:
@@ -124,6 +145,7 @@ def _read_nifti(path: Path) -> Picture:
         header, affine = image.header, image.affine
         zooms, length = header.get_zooms(), header.get_xyzt_units()[0]
         placed = bool(header["sform_code"]) or bool(header["qform_code"])
+        besides = _after(content[image.dataobj.offset + raw.nbytes :])
     except (*_DAMAGED, KeyError) as error:
         raise UnreadableError(f"{path.name}: cannot be read ({_one_line(error)})") from error
     if raw.dtype.kind not in "uif":
@@ -144,6 +166,7 @@ def _read_nifti(path: Path) -> Picture:
         orientation=None if None in codes else "".join(codes),
         slope=slope,
         intercept=intercept,
+        besides=besides,
     )
 
 
@@ -238,7 +261,7 @@ class Encoding:
         """The pixel values of a file of this encoding, float32; UnreadableError if it is damaged, ValueError if it is another."""
         if kind_of(path) != (NIFTI if self.files == "nifti16" else PNG):
             raise ValueError(f"{path.name}: expected a file named *{self.suffix}")
-        stored = read(path).stored
+        stored = _read(path).stored
         expected = np.dtype(np.uint8 if self.files == "png8" else np.uint16)
         if stored.dtype.newbyteorder("=") != expected or stored.shape != self.shape:
             raise ValueError(f"{path.name}: {stored.dtype} of shape {stored.shape}; the manifest says {expected} of {self.shape}")
@@ -269,20 +292,14 @@ def as_read(images: ImageSet) -> ImageSet:
 
 
 def _besides_png(content: bytes) -> str:
-    at, kinds, packed = 8, [], b""
-    while at < len(content):
-        length, kind = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
-        kinds.append(kind)
-        if kind == b"IHDR" and content[at + 18 : at + 21] != bytes(3):
-            return "pixels packed in an unusual way"
-        packed += content[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
-        at += 12 + length
-        if kind == b"IEND":
-            break
-    odd = [kind for kind in kinds if kind not in (b"IHDR", b"IDAT", b"IEND")]
-    if odd or at < len(content):
-        return f"a chunk {odd[0].decode('ascii', 'replace')!r}" if odd else f"{len(content) - at} bytes after its end"
+    chunks, end = _chunks(content)
     width, height, depth = int.from_bytes(content[16:20]), int.from_bytes(content[20:24]), content[24]
+    if content[26:29] != bytes(3):
+        return "pixels packed in an unusual way"
+    odd = [kind for kind, _ in chunks if kind not in (b"IHDR", b"IDAT", b"IEND")]
+    if odd or end < len(content):
+        return f"a chunk {odd[0].decode('ascii', 'replace')!r}" if odd else f"{len(content) - end} bytes after its end"
+    packed = b"".join(body for kind, body in chunks if kind == b"IDAT")
     return _unpacked(packed, zlib.MAX_WBITS, height * (1 + width * depth // 8))[1]
 
 

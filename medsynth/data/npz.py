@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from medsynth.imageset import ImageSet
+from medsynth.data.archive import read_arrays
+from medsynth.data.columns import LICENCE, table_of
+from medsynth.imageset import ImageSet, saved_meta
 from medsynth.vocabulary import CT_WINDOW, ROLES
 from medsynth.words import did_you_mean
 
 MASKS = ("label", "labels", "mask", "masks", "segmentation")  # arrays of planes that are no images
+_COLUMNS = ("patient", "role", "split", *LICENCE)
 _CLIPPED = 0.001  # share of an image's values that may lie outside the window before it is asked what they are
+_AIR = -500  # HU: above are fat, water and bone
+_SOME = 0.01  # share of pixels; of real CT slices at least 4 % are above 0 HU, of slices less an offset of 1024 at most 0.7 %
 _BRIGHT = 0.05  # of CT: bone, contrast and metal stay below; codes taken for HU do not
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a public file means: its licence, the role its rows may play, and names for its label codes."""
+    """What a public file means: how much it holds, its licence, the role its rows may play, and names for its label codes."""
 
+    images: int
+    patients: int
     licence: str  # where no column says it row by row
     role: str  # "by row" where a column says it
     modality: str
@@ -31,12 +36,14 @@ class Known:
 
 
 KNOWN = {
-    "cxr_kermany_128": Known("CC BY 4.0", "by row", "xray", ("none", "pneumonia_bacterial", "pneumonia_viral"), "subtype"),
-    "cxr_nih1000_64": Known("NIH Clinical Center, attribution", "public", "xray", ("none", "abnormal")),
-    "cxr_covid_256": Known("by row", "public", "xray"),
-    "ct_tcia_hu_256": Known("by row", "private", "ct"),
-    "mri_acdc_3d": Known("CC BY-NC-SA 4.0", "private", "mr"),
-    "mri_hippocampus_3d": Known("CC BY-SA 4.0", "public", "mr"),
+    "cxr_kermany_128": Known(
+        4977, 3478, "CC BY 4.0", "by row", "xray", ("none", "pneumonia_bacterial", "pneumonia_viral"), "subtype"
+    ),
+    "cxr_nih1000_64": Known(773, 224, "NIH Clinical Center, attribution", "public", "xray", ("none", "abnormal")),
+    "cxr_covid_256": Known(243, 144, "by row", "public", "xray"),
+    "ct_tcia_hu_256": Known(533, 49, "by row", "private", "ct"),
+    "mri_acdc_3d": Known(170, 85, "CC BY-NC-SA 4.0", "private", "mr"),
+    "mri_hippocampus_3d": Known(221, 221, "CC BY-SA 4.0", "public", "mr"),
 }
 
 
@@ -69,6 +76,7 @@ def load_npz(
         return _with_role(_of_modality(found, modality), role)
     if "patient" not in found:
         raise ValueError(f"{path.name}: arrays {sorted(found)}; expected 'image' or 'volume', and 'patient'")
+    _roles(path, found)
     return _image_set(path, found, role, modality, window)
 
 
@@ -80,7 +88,7 @@ def load_all(
     found = _read(path)
     if isinstance(found, ImageSet):
         return _with_role(_of_modality(found, modality), role)
-    if "role" in found and (others := set(np.ravel(found["role"]).tolist()) - {role}):
+    if "role" in found and (others := _roles(path, found) - {role}):
         raise ValueError(
             f"{path.name}: holds rows of role {', '.join(map(repr, sorted(others)))}, which would not be compared with; "
             f"save the {role} rows to a file of their own"
@@ -118,20 +126,22 @@ def _read(path: Path) -> dict[str, np.ndarray] | ImageSet:
     if not path.exists():
         beside = sorted(p.name for p in path.parent.glob("*.npz"))
         raise FileNotFoundError(f"{path}: no such file; {did_you_mean(path.name, beside)}")
-    broken = (
-        f"{path.name}: not a readable .npz of plain (unpickled) arrays: the file may be truncated; copy it again, or save it "
-        "again with numpy.savez"
-    )
-    if not zipfile.is_zipfile(path):
-        raise ValueError(broken)
+    arrays = read_arrays(path)
+    if not saved_meta(arrays):
+        return arrays
     try:
-        with np.load(path, allow_pickle=False) as f:
-            arrays = {} if "meta" in f.files else {key: f[key] for key in f.files}
-        found = arrays or ImageSet.load(path)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{broken} ({error})") from error
-    if isinstance(found, dict) and not all(isinstance(v, np.ndarray) for v in found.values()):
-        raise ValueError(broken)
+        return ImageSet.from_arrays(arrays, path.name)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name}: not as ImageSet.save writes it ({error!r}); save the set again") from error
+    except ValueError as error:
+        raise ValueError(str(error) if path.name in str(error) else f"{path.name}: {error}") from error
+
+
+def _roles(path: Path, arrays: dict[str, np.ndarray]) -> set[str]:
+    """The roles that rows play; ValueError for a word that is no role."""
+    found = set(np.ravel(arrays.get("role", [])).tolist())
+    if unknown := sorted(map(str, found - set(ROLES))):
+        raise ValueError(f"{path.name}: role holds {unknown}; expected {ROLES}")
     return found
 
 
@@ -140,12 +150,20 @@ def _key(path: Path, arrays: dict[str, np.ndarray]) -> str:
     key = next((k for k in ("image", "volume") if k in arrays), None)
     if key is None:
         raise ValueError(f"{path.name}: arrays {sorted(arrays)}; expected 'image' or 'volume', and 'patient'")
-    unread = [k for k, v in arrays.items() if k != key and v.ndim > 2 and k not in MASKS]
-    if unread:
-        raise ValueError(
-            f"{path.name}: {unread[0]!r} of shape {arrays[unread[0]].shape} stands beside {key!r} and would not be compared "
-            f"with; save it to a file of its own, or call it {MASKS[0]!r} if it holds no images"
-        )
+    n = len(np.atleast_1d(arrays[key]))
+    if not arrays[key].size:
+        raise ValueError(f"{path.name}: {key} holds {'images of no pixels' if n else 'no images'}; expected at least one")
+    for name, array in arrays.items():
+        if name == key or (name in MASKS and array.ndim > 1):
+            continue
+        if array.shape != (n,) and (name in _COLUMNS or array.ndim == 1 or array.shape == (n, 1)):
+            raise ValueError(f"{path.name}: {name!r} has shape {array.shape}; expected ({n},), one entry for each {key}")
+        # a column, a size or a place per row, or one word or number on all, of no records: too little to be images
+        if array.shape not in ((), (n,), (n, 2), (n, 3)) or array.dtype.kind == "V":
+            raise ValueError(
+                f"{path.name}: {name!r} of shape {array.shape} stands beside {key!r} and would not be compared "
+                f"with; save it to a file of its own, or call it {MASKS[0]!r} if it holds no images"
+            )
     return key
 
 
@@ -159,20 +177,19 @@ def _image_set(
     if arrays[key].ndim != len(axes):
         raise ValueError(f"{path.name}: {key} has shape {arrays[key].shape}; expected ({', '.join(axes)}), one channel")
     n = len(arrays[key])
-    if not n:
-        raise ValueError(f"{path.name}: {key} holds no images; expected at least one")
-    for column in ("patient", "role", "split", "license"):
-        if column in arrays and arrays[column].shape != (n,):
-            raise ValueError(
-                f"{path.name}: {column!r} has shape {arrays[column].shape}; expected ({n},), one entry for each {key}"
-            )
-    known = KNOWN.get(path.stem, Known("unknown", "private", modality))
+    people = len(np.unique(arrays["patient"]))
+    known = KNOWN.get(path.stem, Known(n, people, "unknown", "private", modality))
+    if (n, people) != (known.images, known.patients):
+        raise ValueError(
+            f"{path.name}: is called like the public set of {known.images} images of {known.patients} patients, but holds {n} of "
+            f"{people}; rename it, because the name stands for that set's licence and roles"
+        )
     if modality and known.modality != modality:
         raise ValueError(f"{path.name}: holds {known.modality}, not {modality}; give a set of that modality")
     rows = np.arange(n)[rows] if rows is not None else _rows_of(path.name, arrays, known, role)
     images, unit, interval = _values(path.name, arrays[key][rows], known.modality, window)
     columns = {k: v[rows] for k, v in arrays.items() if v.ndim == 1 and len(v) == len(arrays[key])}
-    table = _table(columns, known, len(rows))
+    table = _table(path.name, columns, len(rows), known)
     return ImageSet(
         images=images[:, None],
         patient=arrays["patient"][rows],
@@ -220,6 +237,11 @@ def _with_role(images: ImageSet, role: str) -> ImageSet:
 def _values(
     name: str, raw: np.ndarray, modality: str, window: tuple[float, float] | None
 ) -> tuple[np.ndarray, str, tuple[float, float]]:
+    if window and raw.dtype != np.int16:
+        raise ValueError(
+            f"{name}: a window clips Hounsfield units, which are int16 in an .npz file, but these images have dtype {raw.dtype}; "
+            "leave out --window, or give CT as int16"
+        )
     if raw.dtype == np.uint8:
         return raw.astype(np.float32) / 255, "1", (0.0, 1.0)
     if raw.dtype == np.int16:
@@ -238,36 +260,46 @@ def _values(
 def _hounsfield(
     name: str, raw: np.ndarray, modality: str, window: tuple[float, float] | None
 ) -> tuple[np.ndarray, str, tuple[float, float]]:
-    """int16 as HU; ValueError for another modality, or where clipping to a window that nobody gave would take much away."""
+    """int16 as HU; ValueError for another modality, or where values are not as in CT of a body, or would be clipped unasked."""
     if modality not in ("ct", ""):
         raise ValueError(
             f"{name}: images of {modality} in int16, which is read as Hounsfield units of CT; "
             "scale them to uint8 (0..255) or float (0..1)"
         )
+    if odd := _unlike_ct(raw, modality, window):
+        raise ValueError(f"{name}: int16 is read as HU, but {odd}; other images belong in uint8 or float")
+    low, high = window or CT_WINDOW
+    return np.clip(raw.astype(np.float32), low, high), "HU", (float(low), float(high))
+
+
+def _unlike_ct(raw: np.ndarray, modality: str, window: tuple[float, float] | None) -> str:
+    """What is odd about the pixels of a whole set as HU of a body, and what to do; "" if nothing."""
     low, high = window or CT_WINDOW
     # outside a scanner's field of view CT is below air, and of that any share may be
     outside = raw > high if modality == "ct" else (raw < low) | (raw > high)
     share, most = float(outside.mean()), _BRIGHT if modality == "ct" else _CLIPPED
     if window is None and share > most:
-        values = f"values span [{raw.min()}, {raw.max()}], and {100 * share:.2g} % would be clipped to [{low:g}, {high:g}] HU"
-        ways = (
-            "subtract the offset if these are codes, or give the window" if modality else "say that it is CT, or give the window"
+        ways = "subtract the offset if these are codes" if modality else "say that it is CT (--modality ct)"
+        return (
+            f"its values span [{raw.min()}, {raw.max()}], and {100 * share:.2g} % would be clipped to [{low:g}, {high:g}] HU; "
+            f"{ways}, or give the window (--window LOW HIGH)"
         )
-        raise ValueError(
-            f"{name}: int16 is read as HU, but its {values}; {ways} (--window LOW HIGH); other images belong in uint8 or float"
+    if low < 0 and raw.min() >= 0:
+        return "no pixel is below 0 HU, where CT shows air and fat; subtract the offset if these are codes"
+    if not modality and window is None and float((raw < _AIR).mean()) < _SOME:
+        return f"hardly a pixel is below {_AIR} HU, where CT shows air; say that it is CT (--modality ct)"
+    if high > 0 and (share := float((raw > 0).mean())) < _SOME:
+        return (
+            f"{100 * share:.2g} % of the pixels are above 0 HU, where CT shows muscle, organs and bone; add the offset if it was "
+            "subtracted twice"
         )
-    return np.clip(raw.astype(np.float32), low, high), "HU", (float(low), float(high))
+    return ""
 
 
-def _table(columns: dict[str, np.ndarray], known: Known, n: int) -> pd.DataFrame:
-    licence = columns.pop("license", None)
-    for key in ("patient", "split", "role"):
-        columns.pop(key, None)
-    table = pd.DataFrame(columns, index=range(n))
-    if "sex" in table and columns["sex"].dtype.kind == "U":
-        table["sex"] = table["sex"].map({"M": 1, "F": 0}).astype("Int64")
+def _table(where: str, columns: dict[str, np.ndarray], n: int, known: Known) -> pd.DataFrame:
+    said = {k: v for k, v in columns.items() if k not in ("patient", "split", "role")}
+    table = table_of(where, said, n, known.licence)
     if known.findings and known.label_column in columns:
         codes = columns[known.label_column].astype(int)
         table["finding"] = [known.findings[c] if 0 <= c < len(known.findings) else None for c in codes]
-    table["licence"] = known.licence if licence is None else licence
     return table

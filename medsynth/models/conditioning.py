@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,8 @@ from torch import nn
 
 from medsynth.imageset import ImageSet
 from medsynth.vocabulary import FINDINGS, MODALITIES
+
+log = logging.getLogger(__name__)
 
 # Fixed, public scales (location, spread), so that no statistic of a private set enters a model.
 SCALES: dict[str, tuple[float, float]] = {
@@ -79,6 +83,8 @@ def conditions_of(images: ImageSet, names: Sequence[str]) -> np.ndarray:
     table = images.attributes
     # a finding outside the vocabulary is unknown, not "none of these"
     finding = table["finding"].where(table["finding"].isin(FINDINGS)) if "finding" in table else None
+    if finding is not None and set(names) & set(FINDINGS):
+        _say_what_is_not_asked_by(images.name, tuple(sorted(set(table["finding"][finding.isna()].dropna().astype(str)))))
     out = np.full((len(images), len(names)), np.nan, np.float32)
     for k, name in enumerate(names):
         if name in MODALITIES:
@@ -90,6 +96,13 @@ def conditions_of(images: ImageSet, names: Sequence[str]) -> np.ndarray:
         elif name in table:
             out[:, k] = _numbers(table[name])
     return out
+
+
+@cache
+def _say_what_is_not_asked_by(name: str, findings: tuple[str, ...]) -> None:
+    """Once for each set, what would otherwise be lost in silence."""
+    if findings:
+        log.warning("%s: findings %s are taken for unknown; expected some of %s", name, ", ".join(findings), ", ".join(FINDINGS))
 
 
 def _numbers(column: pd.Series) -> np.ndarray:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
+import shutil
 import struct
 import zlib
 from dataclasses import replace
@@ -113,7 +115,7 @@ def test_nifti_axes_spacing_and_orientation(tmp_path):
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 1, 1)])
 def test_a_nifti_of_one_slice_is_an_image(tmp_path, shape):
-    image = np.arange(20, dtype=np.uint16).reshape(shape)
+    image = np.arange(20, dtype=np.uint16).reshape(shape) * 3000
     nifti(tmp_path / "a.nii", image, (0.5, 0.6, 9.0, 1.0))
     found = load(tmp_path)
     np.testing.assert_array_equal(found.images[0, 0], image.reshape(4, 5).T)
@@ -132,7 +134,7 @@ def test_metres_and_missing_spacing(tmp_path):
 
 
 def test_byte_order_does_not_matter(tmp_path):
-    image = np.arange(20, dtype=">u2").reshape(4, 5)
+    image = np.arange(20, dtype=">u2").reshape(4, 5) * np.array(3000, ">u2")
     header = nib.Nifti1Header(endianness=">")
     header.set_data_dtype(np.uint16)
     nib.Nifti1Image(image, None, header).to_filename(tmp_path / "a.nii")
@@ -583,6 +585,67 @@ def test_no_image_hides(tmp_path):
         load(tmp_path)
 
 
+def chunk(kind: bytes, body: bytes = b"") -> bytes:
+    return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("hide", "found"),
+    [
+        (lambda image: image + image, r"holds \d+ bytes after its image, which would not be compared"),
+        (lambda image: image + b"x", "holds 1 bytes after its image"),
+        (lambda image: image[:33] + chunk(b"acTL", bytes(8)) + image[33:], "an animated PNG, or a part of one"),
+        (lambda image: image[:-12] + chunk(b"fcTL", bytes(26)) + image[-12:], "an animated PNG, or a part of one"),
+        (
+            lambda image: image[:-12] + chunk(b"fcTL", bytes(26)) + chunk(b"fdAT", bytes(9)) + image[-12:],
+            "an animated PNG, or a part of one",
+        ),
+    ],
+)
+def test_no_second_image_hides_in_a_png(tmp_path, hide, found):
+    path = png(tmp_path / "a.png", np.arange(42, dtype=np.uint8).reshape(6, 7))
+    path.write_bytes(hide(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"a\.png: {found}"):
+        load(tmp_path)
+
+
+def test_no_second_image_hides_in_a_nifti(tmp_path):
+    image = nib.Nifti1Image(np.arange(20, dtype=np.uint8).reshape(4, 5), None)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"where it was scanned"))
+    content = image.to_bytes()
+    for name, one in (("a.nii", content), ("a.nii.gz", gzip.compress(content))):
+        path = tmp_path / name
+        path.write_bytes(one + one)
+        with pytest.raises(ValueError, match=rf"{name}: holds {len(content)} bytes after its image, which would not be compared"):
+            load(tmp_path)
+        # what stands between header and pixels, and zeros up to a round size, are no image
+        path.write_bytes(one + bytes(100))
+        assert len(load(tmp_path)) == 1
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", ".gitkeep", ".localized", ".directory"])
+def test_no_image_hides_under_a_name_of_clutter(tmp_path, name):
+    grey(tmp_path, 1)
+    volume = nib.Nifti1Image(np.zeros((4, 5), np.uint8), None).to_bytes()
+    image = (tmp_path / "scan8.png").read_bytes()
+    for content in (image, b"\xff\xd8\xff\xe0", b"II*\0", b"PK\3\4", gzip.compress(volume), volume, bytes(128) + b"DICM"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: an image under a name that operating systems use; expected nothing but"):
+            load(tmp_path)
+
+
+def test_links_to_themselves_and_names_that_are_no_text(tmp_path):
+    grey(tmp_path, 1)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    with pytest.raises(ValueError, match=r"loop\.png: no image file; expected nothing but"):
+        load(tmp_path, patients=tmp_path / "patients.csv")
+    (tmp_path / "loop.png").unlink()
+    shutil.copy(tmp_path / "scan8.png", os.fsencode(tmp_path) + b"/\xff.png")
+    with pytest.raises(ValueError, match=r"the name '\\udcff\.png' is not in UTF-8; .* rename the file"):
+        load(tmp_path)
+
+
 def test_every_row_of_a_private_file_counts(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
     path = tmp_path / "ward.npz"
@@ -606,7 +669,10 @@ def test_every_row_of_a_private_file_counts(tmp_path):
 def test_no_array_of_images_in_a_file_goes_unread(tmp_path, role):
     images = np.zeros((4, 8, 8), np.uint8)
     path = tmp_path / "ward.npz"
-    for name, array in (("volume", np.zeros((4, 3, 8, 8), np.uint8)), ("follow_up", images), ("image_2", np.zeros((9, 8, 8)))):
+    others = {"volume": np.zeros((4, 3, 8, 8), np.uint8), "follow_up": images, "image_2": np.zeros((9, 8, 8))}
+    # as rows of pixels, and as records
+    others |= {"flat": images.reshape(4, -1), "records": np.zeros(4, [("pixels", np.uint8, (8, 8))])}
+    for name, array in others.items():
         np.savez(path, image=images, patient=np.arange(4), **{name: array})
         with pytest.raises(
             ValueError, match=rf"ward\.npz: '{name}' of shape \(.*\) stands beside 'image' and would not be compared"
@@ -639,20 +705,45 @@ def test_loose_files_in_a_release_are_named(release, loose):
             loader(release)
 
 
-@pytest.mark.parametrize("bits", [8, 10, 12])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 15])
 def test_what_twelve_bits_in_sixteen_stand_for_must_be_said(tmp_path, bits):
     codes = np.random.default_rng(0).integers(0, 2**bits, (3, 6, 7)).astype(np.uint16)
     for i, image in enumerate(codes):
         png(tmp_path / f"{i}.png", image)
     ct = {"range": (-1024.0, 3071.0), "unit": "HU"}
-    with pytest.raises(ValueError, match=rf"largest code is {codes.max()}; .* give --codes LOW HIGH, .* 0 4095"):
+    told = rf"no code of its 16 bit files is above {codes.max()}, so 65535 may not be their upper end; give"
+    with pytest.raises(ValueError, match=rf"{told} --codes LOW HIGH, for instance --codes 0 4095"):
         load(tmp_path, values=Values(**ct))
-    found = load(tmp_path, values=Values(**ct, codes=(0, 4095)))
+    for loader in (load, load_candidates):
+        with pytest.raises(ValueError, match=rf"{told} --range LOW HIGH and --codes LOW HIGH"):
+            loader(tmp_path)
+    found = load(tmp_path, values=Values((-1024, 2.0**bits - 1025), "HU", codes=(0, 2**bits - 1)))
     np.testing.assert_array_equal(found.images[:, 0], codes - 1024.0)
     spread = load(tmp_path, values=Values(**ct, codes=(0, 65535)))
     np.testing.assert_allclose(spread.images[:, 0], -1024 + codes / 65535 * 4095, atol=1e-3)
-    # without a range they are codes and nothing else
-    np.testing.assert_array_equal(load(tmp_path).images[:, 0], codes)
+    # one bright pixel in the folder, and they are spread over all
+    png(tmp_path / "9.png", np.full((6, 7), 40000, np.uint16))
+    np.testing.assert_array_equal(load(tmp_path).images[:3, 0], codes)
+
+
+def test_what_half_empty_nifti_files_hold_must_be_said(tmp_path):
+    image = np.arange(20, dtype=np.uint16).reshape(4, 5) * 50
+    nifti(tmp_path / "a.nii", image)
+    with pytest.raises(ValueError, match=r"16 bit files is above 950, .*; give --range LOW HIGH, for instance --range 0 4095"):
+        load(tmp_path)
+    assert load(tmp_path, values=Values((0, 1000))).range == (0, 1000)
+    nifti(tmp_path / "a.nii", image.astype(np.uint8))
+    assert load(tmp_path).range == (0, 255)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_window_is_no_range(tmp_path, depth):
+    grey(tmp_path, depth=depth)
+    for loader in (load, load_candidates):
+        with pytest.raises(
+            ValueError, match=r"scan8\.png: a window clips values, and PNG files hold codes; give --range LOW HIGH"
+        ):
+            loader(tmp_path, values=Values((-160, 240), "HU", clip=True))
 
 
 def test_codes_that_do_not_fit(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth.data.npz import KNOWN, known_folder, load_npz, without_noncommercial
+from medsynth.data.npz import KNOWN, known_folder, load_all, load_npz, load_unowned, without_noncommercial
 from medsynth.resample import resize
 from medsynth.vocabulary import CT_WINDOW
 
@@ -18,6 +18,11 @@ def write(folder: Path, name: str, n: int = 6, **arrays: object) -> Path:
     }  # fmt: skip
     np.savez_compressed(folder / f"{name}.npz", **{k: v for k, v in (base | arrays).items() if v is not None})
     return folder / f"{name}.npz"
+
+
+@pytest.fixture(autouse=True)
+def _public_sets_are_as_written(public_sets_of):
+    public_sets_of(6, 3)
 
 
 def test_uint8_becomes_0_to_1(tmp_path):
@@ -62,6 +67,10 @@ def test_floats_must_lie_in_0_to_1(tmp_path):
         ({"role": np.array(["private"] * 5)}, r"'role' has shape \(5,\)"),
         ({"split": np.array(["train"] * 7)}, r"'split' has shape \(7,\)"),
         ({"image": np.zeros((0, 8, 8), np.float32)}, "image holds no images; expected at least one"),
+        ({"image": np.zeros((6, 0, 8), np.uint8)}, "image holds images of no pixels; expected at least one"),
+        ({"age": np.zeros((6, 1))}, r"'age' has shape \(6, 1\); expected \(6,\), one entry for each image"),
+        ({"age": np.zeros(5)}, r"'age' has shape \(5,\)"),
+        ({"split": np.array("train")}, r"'split' has shape \(\)"),
     ],
 )
 def test_no_image_is_left_out_because_a_column_is_short(tmp_path, column, problem):
@@ -142,9 +151,10 @@ def test_columns_and_missing_values(tmp_path):
     s = load_npz(
         write(
             tmp_path, "mine", sex=np.array(["M", "F", "", "M", "?", "F"]), age=np.array([50, np.nan, 3, 4, 5, 6]),
-            kvp=np.arange(6), pair=np.zeros((6, 2)), short=np.arange(3), split=np.array(["train"] * 4 + ["test"] * 2),
+            kvp=np.arange(6), original_hw=np.zeros((6, 2)), year=np.array(2020), split=np.array(["train"] * 4 + ["test"] * 2),
         )
     )  # fmt: skip
+    # a size per image and a word on all are no column of the table
     assert s.attributes.dtypes.astype(str).to_dict() == {"sex": "Int64", "age": "float64", "kvp": "Int64", "licence": "string"}
     assert s.attributes["sex"].isna().tolist() == [False, False, True, False, True, False]
     assert s.attributes["sex"].dropna().tolist() == [1, 0, 1, 0]
@@ -183,6 +193,18 @@ def test_errors_say_what_to_do(tmp_path):
             load_npz(write(tmp_path, "odd", **{left_out: None}))
 
 
+@pytest.mark.parametrize(("images", "patients"), [(7, 3), (6, 2)])
+def test_another_set_under_the_name_of_a_public_one_is_named(tmp_path, public_sets_of, images, patients):
+    public_sets_of(images, patients)
+    path = write(tmp_path, "cxr_nih1000_64")
+    told = rf"nih1000_64\.npz: is called like the public set of {images} images of {patients} patients, but holds 6 of 3; rename"
+    for loader in (load_npz, load_all):
+        with pytest.raises(ValueError, match=told):
+            loader(path, role="public")
+    with pytest.raises(ValueError, match=told):
+        load_unowned(path)
+
+
 def test_the_registry_is_of_one_piece():
     assert all(k.role in ("public", "private", "by row") for k in KNOWN.values())
     # the roles table: these two files hold the patients at stake
@@ -199,6 +221,7 @@ RADIOGRAPHS = np.random.default_rng(0).integers(0, 4081, (6, 8, 8)).astype(np.in
 @pytest.mark.parametrize("modality", ["xray", "mr", "pet"])
 def test_int16_is_hounsfield_of_ct_alone(tmp_path, modality):
     quiet = np.full((6, 8, 8), 40, np.int16)
+    quiet[:, :4] = -1000
     with pytest.raises(ValueError, match=rf"mine\.npz: images of {modality} in int16, .*; scale them to uint8"):
         load_npz(write(tmp_path, "mine", image=quiet), modality=modality)
     assert load_npz(write(tmp_path, "mine", image=quiet), modality="ct").unit == "HU"
@@ -216,8 +239,56 @@ def test_int16_of_which_much_would_be_clipped_is_asked_about(tmp_path):
     ct = np.full((6, 8, 8), -50, np.int16)
     ct[:, :2], ct[:, 7, 7] = -1024, 900
     assert load_npz(write(tmp_path, "mine", image=ct), modality="ct").images.min() == -1000
-    with pytest.raises(ValueError, match="say that it is CT, or give the window"):
+    with pytest.raises(ValueError, match=r"say that it is CT \(--modality ct\), or give the window"):
         load_npz(write(tmp_path, "mine", image=ct))
+
+
+HOUNSFIELD = np.linspace(-1024, 300, 384).astype(np.int16).reshape(6, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("image", "modality", "found"),
+    [
+        (RADIOGRAPHS // 16, "", "no pixel is below 0 HU, where CT shows air and fat; subtract the offset if these are codes"),
+        (RADIOGRAPHS // 16, "ct", "no pixel is below 0 HU, .*"),
+        # eight bits around zero, which nobody called CT
+        (
+            RADIOGRAPHS // 16 - 128,
+            "",
+            r"hardly a pixel is below -500 HU, where CT shows air; say that it is CT \(--modality ct\)",
+        ),
+        (HOUNSFIELD - 1024, "ct", "0 % of the pixels are above 0 HU, where .*; add the offset if it was subtracted twice"),
+    ],
+)
+def test_int16_that_is_not_as_ct_is_asked_about(tmp_path, image, modality, found):
+    with pytest.raises(ValueError, match=rf"mine\.npz: int16 is read as HU, but {found}; other images belong in uint8 or float"):
+        load_npz(write(tmp_path, "mine", image=image), modality=modality)
+
+
+def test_the_whole_set_says_whether_it_is_ct(tmp_path):
+    # padding outside a scanner's circle, a slice of air and a slice of bone
+    image = HOUNSFIELD.copy()
+    image[:, :2], image[0], image[1, 0] = -3024, -1000, 700
+    assert load_npz(write(tmp_path, "mine", image=image), modality="ct").range == CT_WINDOW
+    assert load_npz(write(tmp_path, "mine", image=HOUNSFIELD // 2), modality="ct").unit == "HU"
+    # soft tissue between 0 and 80, by whoever gave that window
+    assert load_npz(write(tmp_path, "mine", image=RADIOGRAPHS // 51), modality="ct", window=(0.0, 80.0)).range == (0.0, 80.0)
+
+
+@pytest.mark.parametrize("image", [np.zeros((6, 8, 8), np.uint8), np.zeros((6, 8, 8), np.float32)])
+def test_a_window_is_of_hounsfield_units(tmp_path, image):
+    with pytest.raises(
+        ValueError, match=rf"mine\.npz: a window clips Hounsfield units, .* dtype {image.dtype}; leave out --window"
+    ):
+        load_npz(write(tmp_path, "mine", image=image), window=(-160.0, 240.0))
+
+
+@pytest.mark.parametrize("word", ["Private", "privat", ""])
+def test_a_role_that_is_none_is_named(tmp_path, word):
+    path = write(tmp_path, "mine", role=np.array(["private"] * 5 + [word]))
+    for loader in (load_npz, load_all):
+        with pytest.raises(ValueError, match=rf"mine\.npz: role holds \['{word}'\]; expected \('public', 'private', 'eval'\)"):
+            loader(path, role="private")
 
 
 def test_a_file_of_another_modality_is_refused(tmp_path):

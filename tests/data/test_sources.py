@@ -91,7 +91,8 @@ def test_the_splits_of_a_file_are_respected(tmp_path):
     assert sorted(set(s.test.patient.tolist())) == [7, 8, 9]
 
 
-def test_roles_by_row_give_the_unseen_patients(tmp_path):
+def test_roles_by_row_give_the_unseen_patients(tmp_path, public_sets_of):
+    public_sets_of(20, 10)
     role = np.array(["public"] * 4 + ["private"] * 8 + ["eval"] * 8)
     split = np.array(["train"] * 12 + ["val"] * 4 + ["test"] * 4)
     s = private_and_test(CONFIG, write(tmp_path, "cxr_kermany_128", role=role, split=split, subtype=np.zeros(20, int)))

@@ -295,6 +295,18 @@ def test_thorax_condition_column_by_column(make_set):
     assert made["bmi"].isna().all()
 
 
+def test_findings_that_nobody_can_ask_for_are_said_once(make_set, caplog):
+    table = pd.DataFrame({"finding": pd.array(["none", "Nodule", None, "todo"], dtype="string")})
+    s = make_set(4, attributes=table, name="ward")
+    for _ in range(2):
+        conditions_of(s, THORAX)
+    (said,) = caplog.messages
+    assert said.startswith("ward: findings Nodule, todo are taken for unknown; expected some of none, nodule")
+    conditions_of(make_set(4), THORAX)
+    conditions_of(make_set(4, attributes=table, name="hearts"), ("age",))
+    assert len(caplog.messages) == 1
+
+
 def test_thorax_condition_of_real_images_without_attributes(make_set):
     s = make_set(4, attributes=pd.DataFrame({"licence": ["generated"] * 4}), origin="scan")
     made = pd.DataFrame(conditions_of(s, THORAX), columns=THORAX)

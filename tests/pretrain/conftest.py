@@ -1,5 +1,6 @@
 """What tests of public and unseen people share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 
 
 @pytest.fixture
-def real_folder(tmp_path: Path) -> Path:
+def real_folder(tmp_path: Path, public_sets_of: Callable[[int, int], None]) -> Path:
     """Files of the names and conventions of the real sets, with other content: patients 0 to 7."""
     rng = np.random.default_rng(0)
     n = 8
+    public_sets_of(n, n)
     base = {"patient": np.arange(n), "label": np.arange(n) % 2, "split": np.array(["train"] * 4 + ["val"] * 2 + ["test"] * 2)}
 
     def write(name: str, size: int, **arrays: object) -> None:
