@@ -15,7 +15,8 @@ FRAMES = {"image", "feimage", "foreignobject", "img", "canvas", "object", "embed
 # data as an address, in CSS too; XML entities, which may stand for any markup
 HIDDEN = re.compile(r"data:\s*image/[\w.+-]+\s*[;,]|url\(\s*[\"']?\s*data:|<!entity\b", re.IGNORECASE)
 PAINT = {"style", "class", "fill", "fill-opacity", "opacity", "stroke", "stop-color"}
-CELLS, PAINTS = 1000, 24  # more elements of one kind in more paints than any plot: a picture, drawn cell by cell
+# more elements of one kind in more paints than any plot, or so many rectangles at all: a picture, drawn cell by cell
+CELLS, PAINTS = 1000, 24
 
 
 def has_pictures(markup: str) -> bool:
@@ -28,8 +29,8 @@ def has_pictures(markup: str) -> bool:
     except AssertionError:
         # a declaration that the parser does not know; nobody can say what it shows
         return True
-    cells = any(len(paints) > CELLS and len(set(paints)) > PAINTS for paints in elements.paints.values())
-    return elements.framed or cells
+    many = {name: len(set(paints)) for name, paints in elements.paints.items() if len(paints) > CELLS}
+    return elements.framed or "rect" in many or max(many.values(), default=0) > PAINTS
 
 
 class _Elements(HTMLParser):
@@ -44,7 +45,8 @@ class _Elements(HTMLParser):
         name = tag.rpartition(":")[2]
         # an SVG file that is linked to is looked at by itself
         self.framed |= name in FRAMES and not (name == "img" and (dict(attrs).get("src") or "").endswith(".svg"))
-        if paint := tuple(pair for pair in attrs if pair[0] in PAINT):
+        paint = tuple(pair for pair in attrs if pair[0] in PAINT)
+        if paint or name == "rect":
             self.paints[name].append(paint)
 
 

@@ -51,15 +51,17 @@ def test_plots_tables_and_words_are_no_pictures(markup):
     assert not has_pictures(markup)
 
 
-@pytest.mark.parametrize(
-    "cell", ['<rect fill="#0000{k:02x}"/>', '<path style="fill: rgb({k},{k},{k})"/>', '<rect class="c{k}"/>']
-)
+@pytest.mark.parametrize("cell", ['<path style="fill: rgb({k}, 0, 0)"/>', '<use opacity="0.{k}"/>', '<td class="c{k}">'])
 def test_a_picture_drawn_cell_by_cell_is_one(cell):
-    many = "".join(cell.format(k=k % 64) for k in range(4096))
-    assert has_pictures(f"<svg>{many}</svg>")
+    assert has_pictures("".join(cell.format(k=k % 64) for k in range(4096)))
     # few kinds of points, however many, and a few dozen of any kind are a plot
-    assert not has_pictures(f"<svg>{''.join(cell.format(k=k % 7) for k in range(4096))}</svg>")
-    assert not has_pictures(f"<svg>{''.join(cell.format(k=k) for k in range(255))}</svg>")
+    assert not has_pictures("".join(cell.format(k=k % 7) for k in range(4096)))
+    assert not has_pictures("".join(cell.format(k=k) for k in range(255)))
+
+
+def test_so_many_rectangles_are_a_picture_of_any_paint():
+    assert has_pictures('<svg fill="#000">' + '<rect x="1"/>' * 4096 + "</svg>")
+    assert not has_pictures('<svg fill="#000">' + '<rect x="1"/>' * 255 + "</svg>")
 
 
 def test_what_draws_an_image_as_cells_is_found(tmp_path):
