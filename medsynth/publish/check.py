@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,16 +69,10 @@ def _named(code: ast.Module) -> Iterator[str]:
 def _committed(root: Path) -> Iterator[str]:
     """What git has, or would take, beside chapters and published runs: other notebooks, pages and what lies among them."""
     for path in _files(root):
-        place = path.relative_to(root)
         if path.suffix == ".ipynb" and not path.is_symlink():
-            try:
-                cells = list(pictures_in(read_notebook(path)))
-            except ValueError as error:
-                yield str(error).replace(f"{root}/", "")
-                continue
-            yield from (f"{place}: {cell} shows a picture; remove it" for cell in cells)
+            yield from _shown(path, root, lambda _: "; remove it")
         elif why := _no_text(path) or (path.suffix != ".py" and _pictured(path)):
-            yield f"{place}: {why}"
+            yield f"{path.relative_to(root)}: {why}"
 
 
 def _files(root: Path) -> list[Path]:
@@ -110,20 +104,22 @@ def _executed(root: Path) -> Iterator[str]:
     """Chapters executed on somebody's data (and the book made of them) may not hold a picture of any kind."""
     for pattern in ("runs/*.ipynb", "*/chapters/*.ipynb", "*/arms/**/*.ipynb"):
         for path in sorted((root / "build").glob(pattern)):
-            place = path.relative_to(root)
-            try:
-                notebook = read_notebook(path)
-            except ValueError as error:
-                yield str(error).replace(f"{root}/", "")
-                continue
-            given = _ran_on_data(notebook)
-            why = "in a chapter that ran on real data" if given else "and does not say that it ran on phantoms"
-            if given is not False:
-                yield from (f"{place}: {cell} shows a picture {why}" for cell in pictures_in(notebook))
+            yield from _shown(path, root, _ran_on)
 
 
-def _ran_on_data(notebook: nbformat.NotebookNode) -> bool | None:
-    """Whether an executed copy was given somebody's data; None where it does not say."""
+def _shown(path: Path, root: Path, against: Callable[[nbformat.NotebookNode], str]) -> Iterator[str]:
+    """The cells of a notebook that show a picture, with what is `against` it; none where nothing is."""
+    try:
+        notebook = read_notebook(path)
+    except ValueError as error:
+        yield str(error).replace(f"{root}/", "")
+        return
+    if why := against(notebook):
+        yield from (f"{path.relative_to(root)}: {cell} shows a picture{why}" for cell in pictures_in(notebook))
+
+
+def _ran_on(notebook: nbformat.NotebookNode) -> str:
+    """What speaks against a picture in an executed copy; "" where it ran on phantoms."""
     said = notebook.metadata.get("medsynth", {}).get("data")
     given: dict[str, object] = {}
     for cell in (c for c in notebook.cells if tagged(c, "parameters") or tagged(c, "injected-parameters")):
@@ -132,8 +128,8 @@ def _ran_on_data(notebook: nbformat.NotebookNode) -> bool | None:
                 target = node.targets[0] if isinstance(node, ast.Assign) else node.target
                 given[ast.unparse(target)] = getattr(node.value, "value", "unknown")
     if said or any(given.get(parameter) for parameter in AREAS.values()):
-        return True
-    return None if said is None and not given else False
+        return " in a chapter that ran on real data"
+    return " and does not say that it ran on phantoms" if said is None and not given else ""
 
 
 def _published(root: Path) -> Iterator[str]:

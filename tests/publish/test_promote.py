@@ -174,6 +174,11 @@ def test_a_commit_is_one_of_the_history_where_git_knows_it(project, own):
     git("commit", "-m", "all")
     elsewhere = "made at commit aaaaaaaaaa, which HEAD does not descend from; merge it, or run it again here"
     refused(project, f"second: {elsewhere}", f"second-curve: {elsewhere}")
+    # a copy without history cannot tell
+    shallow = project / ".git" / "shallow"
+    shallow.write_text(git("rev-parse", "HEAD"))
+    assert publish(project, name="another") == ["second", "second-curve"]
+    shallow.unlink()
     for name in ("second", "second-curve"):
         edit(own, name, commit=git("rev-parse", "HEAD").strip())
     assert publish(project) == ["second", "second-curve"]
