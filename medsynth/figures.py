@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -268,8 +267,3 @@ def _rows(table: Iterable[Row] | pd.DataFrame) -> list[dict[str, Any]]:
     if isinstance(table, pd.DataFrame):
         return table.to_dict("records")
     return [{"arm": r.arm, "value": r.value, "low": r.low, "high": r.high} for r in table]
-
-
-def has_pictures(svg: str) -> bool:
-    """Whether an SVG holds a raster image; plots in the house style hold none."""
-    return re.search(r"<image\b", svg) is not None

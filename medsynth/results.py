@@ -175,15 +175,15 @@ def _write(
 def read_results(folder: str | Path, name: str) -> Results:
     """Read a table and its sidecar.
 
-    Raises FileNotFoundError if either is missing; ValueError if they do not belong together, if the sidecar does not say what the
-    table holds, or if rows lack a column of the schema.
+    Raises FileNotFoundError if either is missing; ValueError if they cannot be read or do not belong together, if the sidecar
+    does not say what the table holds, or if rows lack a column of the schema.
     """
     csv = Path(folder) / f"{name}.csv"
     if not csv.exists():
         raise FileNotFoundError(f"{csv}: no such results; {did_you_mean(name, table_names(folder))}")
     if not csv.with_suffix(".json").exists():
         raise FileNotFoundError(f"{csv}: its sidecar {name}.json is missing; run the chapter that wrote it again")
-    sidecar = json.loads(csv.with_suffix(".json").read_text())
+    sidecar = read_sidecar(csv.with_suffix(".json"))
     found = file_hash(csv)
     if found != sidecar.get("csv_sha256"):
         raise ValueError(
@@ -196,12 +196,32 @@ def read_results(folder: str | Path, name: str) -> Results:
             f"{csv}: its sidecar calls it {kind!r}; expected {ROWS!r} or {FIGURE!r}: run the chapter that wrote it again"
         )
     # an arm called "NA" or "02" is a name, and an empty unit is a unit
-    rows = pd.read_csv(csv, keep_default_na=False, na_values=[""], dtype={c: "str" for c in NAMES})
+    try:
+        rows = pd.read_csv(csv, keep_default_na=False, na_values=[""], dtype={c: "str" for c in NAMES})
+    except ValueError as error:
+        raise ValueError(f"{csv}: not a table ({error}); run the chapter that wrote it again") from error
     missing = [c for c in COLUMNS if c not in rows] if kind == ROWS else []
     if missing:
         raise ValueError(f"{csv}: rows without a column {', '.join(missing)}; run the chapter that wrote it again")
     rows = rows.assign(**{c: rows[c].fillna("") for c in NAMES if c in rows})
     return Results(rows.astype({c: "Int64" for c in ("n", "seed") if c in rows}), sidecar)
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """What a sidecar says; ValueError naming the file if it is no JSON object, or its parameters are none."""
+    try:
+        sidecar = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error}); run the chapter that wrote it again") from error
+    if not isinstance(sidecar, dict) or not isinstance(sidecar.get("parameters", {}), dict):
+        raise ValueError(f"{path}: no sidecar; expected a JSON object with an object 'parameters': run the chapter again")
+    return sidecar
+
+
+def of_people(sidecar: Mapping[str, Any]) -> bool:
+    """Whether somebody was scanned for the numbers of a table; older sidecars say it by the licence of phantoms."""
+    people = sidecar.get("people")
+    return sidecar.get("data_licence") != "generated" if people is None else bool(people)
 
 
 def table_names(folder: str | Path) -> list[str]:
@@ -299,12 +319,13 @@ def show_value(
 
 def provenance() -> dict[str, Any]:
     """Versions, commit, device and time of the process that measures."""
-    commit = _git("rev-parse", "HEAD")
+    here = Path(__file__).parent
+    commit = git(here, "rev-parse", "HEAD")
     return {
         "versions": package_versions(),
         "commit": commit,
         # results that were just written are no change to what wrote them
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)results"))
+        "dirty": bool(git(here, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)results"))
         if commit
         else None,
         "device": _device(),
@@ -312,9 +333,10 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _git(*arguments: str) -> str | None:
+def git(folder: Path, *arguments: str) -> str | None:
+    """What git answers in a folder; None where it cannot."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     return None
 

@@ -183,6 +183,37 @@ def test_a_kill_between_table_and_sidecar_is_noticed(tmp_path, monkeypatch):
         read_results(tmp_path, "quality")
 
 
+@pytest.mark.parametrize("content", ["[]", "{", "\xe9", '{"parameters": 3}'])
+def test_a_sidecar_that_cannot_be_read_is_named(tmp_path, content):
+    write_results(tmp_path, "quality", [row()], **SIDECAR)
+    (tmp_path / "quality.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"quality\.json: no .*; (run|expected)"):
+        read_results(tmp_path, "quality")
+
+
+def test_a_table_that_cannot_be_read_is_named(tmp_path):
+    path = write_results(tmp_path, "quality", [row()], **SIDECAR)
+    path.write_bytes(b"\x89PNG\xff")
+    facts = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(facts | {"csv_sha256": file_hash(path)}))
+    with pytest.raises(ValueError, match=r"quality\.csv: not a table"):
+        read_results(tmp_path, "quality")
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "people"),
+    [
+        ({"data_licence": "generated"}, False),
+        ({"data_licence": "CC BY 4.0; generated"}, True),
+        ({"data_licence": "CC BY 4.0", "people": False}, False),
+        ({"data_licence": "CC BY 4.0", "people": None}, True),
+        ({}, True),
+    ],
+)
+def test_a_sidecar_says_whether_somebody_was_scanned(sidecar, people):
+    assert results.of_people(sidecar) is people
+
+
 @pytest.fixture
 def runs(tmp_path):
     write_results(tmp_path / "published" / "xray", "quality", [row(dataset="xray", value=1.0), row(arm="PCA")], **SIDECAR)

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -93,7 +94,11 @@ def find_chapter(name: str, known: Sequence[str]) -> str:
 
 
 def parse_data(assignments: Sequence[str]) -> dict[str, Path]:
-    """`thorax=PATH` texts: notebook parameter -> existing file, absolute, in the order of AREAS; of "real" the folder of all."""
+    """`thorax=PATH` texts: notebook parameter -> existing file, absolute, in the order of AREAS; of "real" the folder of all.
+
+    Raises ValueError or FileNotFoundError for what is no such text, and for a file without arrays of the names that images of
+    patients have; what the arrays hold is looked at when a chapter reads them.
+    """
     found = {}
     for text in assignments:
         area, _, path = text.partition("=")
@@ -103,15 +108,34 @@ def parse_data(assignments: Sequence[str]) -> dict[str, Path]:
             known_folder(path)
         elif not Path(path).is_file():
             raise FileNotFoundError(f"--data {text!r}: no file at {path}; expected an .npz file (data/README.md)")
+        elif not _holds_images(Path(path)):
+            raise ValueError(f"--data {text!r}: not an .npz file of 'image' or 'volume', and 'patient' (data/README.md)")
         if AREAS[area] in found:
             raise ValueError(f"--data {text!r}: {area} has a file already, {found[AREAS[area]].name}; expected one for each area")
         found[AREAS[area]] = Path(path).resolve()
     return {parameter: found[parameter] for parameter in AREAS.values() if parameter in found}
 
 
+def _holds_images(path: Path) -> bool:
+    """Whether a file has arrays of the names that images of patients have, or those of a set that was saved."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        return False
+    return "meta" in names or ("patient" in names and bool(names & {"image", "volume"}))
+
+
 def build_folder(root: Path, profile: str, data: Mapping[str, Path]) -> Path:
-    """Where one profile on one choice of data puts everything it makes, e.g. build/laptop-mine."""
-    return root / "build" / "-".join([profile, *(path.stem for path in data.values())])
+    """Where one profile on one choice of data puts everything it makes: build/laptop-mine, or build/laptop-ct=mine-mr=yours.
+
+    Radiographs alone are named by their file; other choices say the area. No two choices of areas and names share a folder.
+    """
+    areas = {parameter: area for area, parameter in AREAS.items()}
+    # a sign in the name of a file is doubled, so that a single one stands behind an area
+    named = {areas[parameter]: path.stem.replace("=", "==") for parameter, path in data.items()}
+    parts = list(named.values()) if list(named) == ["thorax"] else [f"{area}={stem}" for area, stem in named.items()]
+    return root / "build" / "-".join([profile, *parts])
 
 
 def needs(root: Path, profile: str, chapter: str) -> dict[str, int]:
@@ -138,6 +162,7 @@ def make_plan(root: Path, profile: str, *, data: Mapping[str, Path] | None = Non
     sources = chapter_sources(root)
     wanted = [find_chapter(only, list(sources))] if only else list(sources)
     in_arms = {find_chapter(name, list(sources)) for name in settings.arms}
+    _all_taken(data or {}, {name: set(declared_parameters(sources[name])) for name in wanted})
     folder = build_folder(root, profile, data or {})
     package, sizes = Path(medsynth.__file__).parent, root / "profiles" / f"{profile}.yaml"
 
@@ -167,6 +192,17 @@ def make_plan(root: Path, profile: str, *, data: Mapping[str, Path] | None = Non
             raise ValueError(f"{sources[name]}: its arms in profile {profile} are {arms}; expected names that differ")
         runs.append(run(name, "chapters", arms))
     return Plan(root, folder, profile, tuple(runs))
+
+
+def _all_taken(data: Mapping[str, Path], chapters: Mapping[str, set[str]]) -> None:
+    """ValueError for data that none of the chapters takes, which would run on phantoms under the name of the data."""
+    taken = {name: [area for area, parameter in AREAS.items() if parameter in declared] for name, declared in chapters.items()}
+    for area, parameter in AREAS.items():
+        if parameter in data and not any(area in areas for areas in taken.values()):
+            said = "; ".join(f"{name} takes {', '.join(areas)}" for name, areas in taken.items() if areas)
+            raise ValueError(
+                f"--data {area}={data[parameter]}: no chapter that is to run takes it; {said or 'they take no data'}"
+            )
 
 
 def stages(source: Path, settings: Profile) -> list[Arms]:

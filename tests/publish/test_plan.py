@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from stub_project import add_arms, make_project
 
 from medsynth.config import load_profile
 from medsynth.data.npz import KNOWN as KNOWN_FILES
 from medsynth.downstream.tasks import TASKS
-from medsynth.phantoms.thorax.thorax import SITES
+from medsynth.phantoms.thorax.thorax import SITES, thorax
 from medsynth.publish import plan as reproduce
 from medsynth.publish.notebook import declared_arms
 from medsynth.publish.plan import (
@@ -50,21 +51,47 @@ def test_an_unknown_chapter_names_the_closest(tmp_path):
         chapter_sources(tmp_path)
 
 
+def save(path, *names):
+    """An .npz file with arrays of these names."""
+    np.savez(path, **dict.fromkeys(names or ("image", "patient"), np.zeros(1)))
+    return path
+
+
 def test_data_is_an_area_and_a_file(tmp_path):
-    file = tmp_path / "mine.npz"
-    file.touch()
+    file, other = save(tmp_path / "mine.npz"), save(tmp_path / "other.npz", "patient", "volume", "label")
     assert parse_data([f"thorax={file}"]) == {"data": file}
-    other = tmp_path / "other.npz"
-    other.touch()
-    several = parse_data([f"mr={other}", f"ct={file}"])
-    assert list(several.items()) == [("ct", file), ("mr", other)]
-    assert build_folder(tmp_path, "smoke", several) == tmp_path / "build" / "smoke-mine-other"
+    assert list(parse_data([f"mr={other}", f"ct={file}"]).items()) == [("ct", file), ("mr", other)]
     with pytest.raises(ValueError, match=r"ct has a file already, mine\.npz"):
         parse_data([f"ct={file}", f"ct={other}"])
     with pytest.raises(ValueError, match="expected AREA=PATH with an area of thorax, ct, mr, real"):
         parse_data(["torax=x"])
     with pytest.raises(FileNotFoundError, match="no file at"):
         parse_data([f"thorax={file}.gone"])
+
+
+def test_a_file_without_images_of_patients_is_no_data(tmp_path):
+    script = tmp_path / "run.sh"
+    script.write_text("#!/bin/sh\n")
+    for file in (script, save(tmp_path / "a.npz", "image"), save(tmp_path / "b.npz", "patient", "label")):
+        with pytest.raises(ValueError, match=f"{file.name}': not an .npz file of 'image' or 'volume', and 'patient'"):
+            parse_data([f"thorax={file}"])
+    saved = thorax(patients=1, size=32).save(tmp_path / "saved.npz")
+    assert parse_data([f"thorax={saved}"]) == {"data": saved}
+
+
+def test_each_choice_of_data_has_a_folder_of_its_own(tmp_path):
+    choices = {
+        "smoke": {},
+        "smoke-x-y": {"data": "x-y"},
+        "smoke-mr=x-y": {"mr": "x-y"},
+        "smoke-mr==x-y": {"data": "mr=x-y"},
+        "smoke-thorax=x-ct=y": {"data": "x", "ct": "y"},
+        "smoke-ct=x-mr=y": {"ct": "x", "mr": "y"},
+        "smoke-real=x": {"real": "x"},
+    }
+    for folder, data in choices.items():
+        files = {parameter: tmp_path / f"{stem}.npz" for parameter, stem in data.items()}
+        assert build_folder(tmp_path, "smoke", files) == tmp_path / "build" / folder
 
 
 def test_real_sets_are_a_folder_that_lacks_none(tmp_path):
@@ -74,9 +101,9 @@ def test_real_sets_are_a_folder_that_lacks_none(tmp_path):
     folder.mkdir()
     for name in KNOWN_FILES:
         (folder / f"{name}.npz").touch()
+    save(folder / "ct_tcia_hu_256.npz")
     found = parse_data([f"real={folder}", f"ct={folder / 'ct_tcia_hu_256.npz'}"])
     assert found == {"ct": folder / "ct_tcia_hu_256.npz", "real": folder}
-    assert build_folder(tmp_path, "full", {"real": folder}) == tmp_path / "build" / "full-sets"
     (folder / "mri_acdc_3d.npz").unlink()
     with pytest.raises(FileNotFoundError, match=r"sets: lacks mri_acdc_3d\.npz"):
         parse_data([f"real={folder}"])
@@ -98,13 +125,19 @@ def test_a_plan_gives_chapters_what_they_declare(project):
     assert "data" in second.depends
     assert "data" not in first.depends
     assert [c.name for c in make_plan(project, "smoke", only="1").chapters] == ["01_second"]
-    # a file for another area is no business of these chapters
-    (project / "head.npz").write_text("1")
-    both = make_plan(project, "smoke", data={"data": project / "mine.npz", "ct": project / "head.npz"})
-    assert [set(c.depends) & {"data", "ct"} for c in both.chapters] == [set(), {"data"}]
-    assert both.folder == project / "build" / "smoke-mine-head"
     with pytest.raises(ValueError, match="did you mean 'smoke'"):
         make_plan(project, "smok")
+
+
+def test_data_that_no_chapter_takes_are_an_error(project):
+    file = project / "mine.npz"
+    file.write_text("1")
+    with pytest.raises(ValueError, match=r"--data mr=.*mine\.npz: no chapter that is to run takes it; 01_second takes thorax"):
+        make_plan(project, "smoke", data={"data": file, "mr": file})
+    with pytest.raises(ValueError, match=r"--data thorax=.*: no chapter that is to run takes it; they take no data"):
+        make_plan(project, "smoke", data={"data": file}, only="first")
+    # of several chapters, one is enough
+    assert make_plan(project, "smoke", data={"data": file}).folder == project / "build" / "smoke-mine"
 
 
 def test_a_chapter_starts_with_an_empty_folder(project, monkeypatch):

@@ -1,6 +1,8 @@
 """From build/ to results/published/: what is copied, and everything that stands against it, planted one by one."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,10 +12,11 @@ from typer.testing import CliRunner
 from medsynth import cli
 from medsynth.hashes import file_hash
 from medsynth.publish.check import problems
-from medsynth.publish.promote import promote
+from medsynth.publish.promote import NAMED_TERMS, TERMS, promote
 from medsynth.results import Estimate, Row, read_results, write_figure_data, write_results
 from medsynth.runs import write_json
 
+ROOT = Path(__file__).resolve().parents[2]
 PICTURE = '<svg><image href="data:image/png;base64,AA"/></svg>'
 PLOT = "<svg><path/></svg>"
 CLEAN = {"commit": "a" * 40, "dirty": False}
@@ -42,6 +45,7 @@ def write_run(folder, *, value=0.5, chapter="second", svg=PLOT, licence="CC BY 4
 @pytest.fixture
 def project(tmp_path):
     root = make_project(tmp_path)
+    (root / "profiles" / "full.yaml").write_text((root / "profiles" / "smoke.yaml").read_text())
     write_notebook(root / "build" / "full" / "chapters" / "01_second.ipynb", "1 + 1")
     write_run(root / "build" / "full" / "results" / "01_second")
     return root
@@ -124,11 +128,19 @@ def test_a_run_is_called_by_a_plain_name(project, name):
     [
         ({"dirty": True}, "second: made with changes that are not in commit aaaaaaaaaa"),
         ({"dirty": None}, "second: made with changes that are not in commit"),
-        ({"commit": None}, "second: made at an unknown commit"),
+        ({"commit": None}, "second: made at an unknown commit, None"),
+        ({"commit": "deadbeef"}, "second: made at an unknown commit, 'deadbeef'"),
         ({"data_licence": "unknown"}, "second: the licence of its data is 'unknown'"),
         ({"data_licence": "CC BY 4.0; unknown"}, "second: the licence of its data is 'CC BY 4.0; unknown'"),
         ({"data_licence": ""}, "second: the licence of its data is ''"),
-        ({"parameters": {"profile": "smoke"}}, "second: profile 'smoke', whose numbers mean nothing"),
+        ({"data_licence": None}, "second: the licence of its data is None"),
+        ({"data_licence": "Unknown"}, "second: the licence of its data is 'Unknown'; expected 'generated' or terms that allow"),
+        ({"data_licence": "by row"}, "second: the licence of its data is 'by row'"),
+        ({"data_licence": "nan; generated"}, "second: the licence of its data is 'nan; generated'"),
+        ({"data_licence": "all rights reserved, do not publish"}, "second: the licence of its data is 'all rights reserved"),
+        ({"parameters": {"profile": "smoke"}}, "second: profile 'smoke', whose numbers are not published; run it in one of full"),
+        ({"parameters": {"profile": "/elsewhere/tiny.yaml"}}, "second: profile '/elsewhere/tiny.yaml', whose numbers"),
+        ({"parameters": {}}, "second: profile None, whose numbers"),
         ({"kind": ""}, "xray-full/second.csv: its sidecar calls it ''"),
         ({"csv_sha256": "0" * 64}, "xray-full/second.csv: sha256"),
     ],
@@ -138,6 +150,44 @@ def test_what_a_sidecar_says_against_it_is_a_reason(project, own, changes, reaso
     # without rows beside it, a figure's data are of no chapter
     alone = ["no rows of a chapter 'second' stand beside it"] * (changes.keys() & {"kind", "csv_sha256"} != set())
     refused(project, reason, *alone)
+
+
+@pytest.mark.parametrize("terms", ["NIH Clinical Center, attribution; generated", "CC BY; CC BY-NC-SA 4.0", "CC0 1.0"])
+def test_terms_of_known_sets_allow_publication(project, own, terms):
+    write_run(own, licence=terms)
+    assert publish(project) == ["second", "second-curve"]
+
+
+def test_terms_of_all_that_is_published_allow_it():
+    sidecars = [json.loads(path.read_text()) for path in (ROOT / "results" / "published").glob("*/*.json")]
+    terms = {part for sidecar in sidecars for part in sidecar["data_licence"].split("; ")}
+    assert sidecars and all(TERMS.fullmatch(part) or part in NAMED_TERMS for part in terms)
+
+
+def test_a_commit_is_one_of_the_history_where_git_knows_it(project, own):
+    def git(*arguments):
+        named = ["-c", "user.name=n", "-c", "user.email=e"]
+        return subprocess.run(["git", "-C", str(project), *named, *arguments], check=True, capture_output=True, text=True).stdout
+
+    git("init")
+    git("add", "notebooks")
+    git("commit", "-m", "all")
+    elsewhere = "made at commit aaaaaaaaaa, which HEAD does not descend from; merge it, or run it again here"
+    refused(project, f"second: {elsewhere}", f"second-curve: {elsewhere}")
+    # a copy without history cannot tell
+    shallow = project / ".git" / "shallow"
+    shallow.write_text(git("rev-parse", "HEAD"))
+    assert publish(project, name="another") == ["second", "second-curve"]
+    shallow.unlink()
+    for name in ("second", "second-curve"):
+        edit(own, name, commit=git("rev-parse", "HEAD").strip())
+    assert publish(project) == ["second", "second-curve"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"parameters": []}'])
+def test_a_sidecar_that_is_none_is_a_reason(project, own, content):
+    (own / "second.json").write_text(content)
+    refused(project, "xray-full/second.json: no", "no rows of a chapter 'second' stand beside it")
 
 
 def test_rows_without_their_sidecar_are_a_reason(project, own):
@@ -174,12 +224,61 @@ def test_another_commits_tables_are_replaced_only_when_asked(project, own):
     write_run(own, value=0.625)
     for name in ("second", "second-curve"):
         edit(own, name, commit="b" * 40)
-    old = "published already, of commit aaaaaaaaaa; --replace puts this one in its place"
+    old = "published already, of commit aaaaaaaaaa, with other commit and rows; --replace puts this one in its place"
     refused(project, f"second: {old}", f"second-curve: {old}")
     publish(project, replace=True)
     found = read_results(project / "results" / "published" / "xray-full", "second")
     assert (found.rows.value.item(), found.sidecar["commit"]) == (0.625, "b" * 40)
     assert problems(project) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"data_licence": "CC BY-NC-SA 4.0"}, "data"),
+        ({"inputs": {"private mr": "ab"}}, "data"),
+        ({"people": False}, "data"),
+        ({"parameters": {"profile": "full", "steps": 3}}, "parameters"),
+    ],
+)
+def test_tables_of_other_data_are_replaced_only_when_asked_even_at_one_commit(project, own, changes, differs):
+    publish(project)
+    edit(own, "second", **changes)
+    refused(project, f"second: published already, of commit aaaaaaaaaa, with other {differs}; --replace puts")
+    publish(project, replace=True)
+    assert changes.items() <= read_results(project / "results" / "published" / "xray-full", "second").sidecar.items()
+
+
+def test_what_is_published_already_keeps_its_date_and_notes(project, own):
+    publish(project)
+    edit(project / "results" / "published" / "xray-full", "second", notes="looked at")
+    before = held(project)
+    edit(own, "second", created="2999-01-01T00:00:00Z")
+    publish(project)
+    assert held(project) == before
+
+
+def test_a_replaced_chapter_leaves_nothing_of_the_run_before_it(project, own):
+    write_run(project / "results" / "published" / "xray-full", chapter="first")
+    (project / "results" / "published" / "xray-full" / "first-curve.png").unlink()
+    publish(project)
+    for file in own.glob("second-curve.*"):
+        file.unlink()
+    edit(own, "second", commit="b" * 40)
+    assert publish(project, replace=True) == ["second", "second-curve (removed)"]
+    left = {path.name for path in (project / "results" / "published" / "xray-full").iterdir()}
+    assert left == {"second.csv", "second.json", "first.csv", "first.json"} | {f"first-curve.{k}" for k in ("csv", "json", "svg")}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("generated", "CC BY 4.0"), ("CC BY 4.0", "generated")])
+def test_a_run_is_of_phantoms_or_of_people(project, own, ours, theirs):
+    published = project / "results" / "published" / "xray-full"
+    write_run(published, chapter="first", licence=theirs)
+    (published / "first-curve.png").unlink()
+    write_run(own, licence=ours)
+    kinds = ("people", "phantoms") if ours == "generated" else ("phantoms", "people")
+    refused(project, f"xray-full: holds tables of {kinds[0]}, and these are of {kinds[1]}; choose a run of its own (--name)")
+    assert publish(project, name="another") == ["second", "second-curve"]
 
 
 def test_a_chapter_that_failed_half_way_is_a_reason(project, own):
