@@ -145,6 +145,13 @@ def presentations(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
         yield f"{name}, inverted", laid.with_images(inverted(laid), name=f"{laid.name}/inverted")
 
 
+def every_way(images: ImageSet) -> Iterator[ImageSet]:
+    """Every presentation of the images, and its mirror image: all ways to store one picture, where no gallery holds any."""
+    for _, laid in presentations(images):
+        yield laid
+        yield laid.with_images(laid.images[..., ::-1])
+
+
 def inverted(images: ImageSet) -> np.ndarray:
     """The images in the other polarity: `range` mirrored, black for white, float32."""
     low, high = images.range
