@@ -115,7 +115,7 @@ def test_the_private_set_altered_cannot_stand_for_others(apart, tmp_path, cache)
 
 def test_others_are_people_and_no_candidates(apart, tmp_path, cache):
     private, others, candidates, _ = apart
-    with pytest.raises(ValueError, match="^--others: others is synthetic, and a synthetic image is nobody's"):
+    with pytest.raises(ValueError, match=r"^--others: others is synthetic, and a synthetic image is nobody's"):
         release((private, others, candidates), replace(others, origin="synthetic"), tmp_path / "out")
     with pytest.raises(ValueError, match=r"^--others: row 23 stand among the candidates too \(1 of 24\)"):
         release((private, others, candidates), with_one(others, np.rot90(candidates.images[1, 0])), tmp_path / "out")

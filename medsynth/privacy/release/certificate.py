@@ -14,12 +14,14 @@ import json
 import math
 import re
 import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
 from medsynth.config import parse
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE
 from medsynth.hashes import sha256
 from medsynth.imageset import ImageSet
+from medsynth.runs import VERSIONED
 
 FORMAT = "medsynth.certificate/3"
 _OLDER = {
@@ -48,6 +50,8 @@ NOT_TRIED = (
     "autoencoder or a generator makes of an image, and three alterations at once"
 )
 _NAME = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(README)}|{IMAGES}/[0-9]{{6,}}(\.png|\.nii\.gz)")
+_HEX = re.compile("[0-9a-f]{64}")
+_VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)*(\+[a-z0-9.]{0,24})?")
 STATEMENT = (
     "This is not differential privacy. A gate leaves a hole around every private image, and a hole can be found: whoever holds a "
     "patient's image, and knows how many images would lie near it had no gate been used, can take their absence as a sign that "
@@ -141,6 +145,8 @@ def read_certificate(content: bytes) -> Certificate:
         )
     if certificate.about != about(certificate.tau):
         raise ValueError(f"it begins with {certificate.about!r}; expected {about(certificate.tau)!r}")
+    if said := next((what for what, is_plain in _plain(certificate) if not is_plain), None):
+        raise ValueError(f"its {said}; whatever else it says, nobody could check")
     names = [entry.name for entry in certificate.files]
     if odd := next((name for name in names if not _NAME.fullmatch(name)), None):
         raise ValueError(f"it names the file {odd!r}; expected {MANIFEST}, {README} and numbered files in {IMAGES}")
@@ -150,6 +156,21 @@ def read_certificate(content: bytes) -> Certificate:
         if field.name in _FIXED and getattr(certificate, field.name) != field.default:
             raise ValueError(f"its {field.name} is not that of {FORMAT!r}: {getattr(certificate, field.name)!r}")
     return certificate
+
+
+def _plain(certificate: Certificate) -> Iterator[tuple[str, bool]]:
+    """What each field must be that could hold a remark, and whether it is."""
+    named = [version.partition(" ") for version in certificate.versions]
+    yield "commitment must be 64 hex digits", bool(_HEX.fullmatch(certificate.commitment))
+    yield "key must be 64 hex digits", certificate.signed_by is None or bool(_HEX.fullmatch(certificate.signed_by))
+    yield (
+        "versions must be of packages that decide numbers, each once, as in 'numpy 2.1.0'",
+        (
+            len({name for name, *_ in named}) == len(named)
+            and all(name in ("python", *VERSIONED) and _VERSION.fullmatch(number) for name, _, number in named)
+        ),
+    )
+    yield "tau.how must be one line that can be printed", certificate.tau.how.isprintable()
 
 
 def commitment(images: ImageSet, key: bytes) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from medsynth.data.folder import Values
 from medsynth.data.imagefile import Encoding
-from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, write_manifest
+from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, manifest, write_manifest
 from medsynth.evaluation.statistics import Estimate, clopper_pearson
 from medsynth.hashes import file_hash, sha256
 from medsynth.imageset import ImageSet
@@ -94,6 +94,8 @@ def certify(
     threshold = TauEntry(float(tau), how, calibrated)
     comparable(candidates, private)
     encoding = Encoding.for_images(candidates)
+    # what no manifest may say is an error before hours of judging
+    manifest(encoding)
     signer = None if sign is None else load_private_key(Path(sign))
     free_place(out)
     temporary = out.absolute().with_name(f".{out.absolute().name}.{secrets.token_hex(8)}")
