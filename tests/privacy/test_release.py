@@ -151,6 +151,19 @@ def test_the_audit_is_for_the_owner_alone(made, mixed, private):
     assert body["candidates"]["number"] == 11 and body["private"]["patients"] == 3
 
 
+def test_who_was_not_measured_has_no_nearest_patient(tmp_path, make_set, private):
+    """A patient's number may be -1, which stands for nobody in verdicts."""
+    candidates = make_set(3, (1, SIDE, SIDE), seed=1)
+    flat = candidates.images.copy()
+    flat[2] = 0.5
+    numbered = replace(private, patient=np.arange(6) - 6, split=None)
+    made = make(tmp_path / "out", candidates.with_images(flat), numbered)
+    with open(made.folder / "audit" / "candidates.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert (rows[2]["reason"], rows[2]["nearest_patient"]) == ("constant", "")
+    assert all(row["nearest_patient"] in {"-6", "-5", "-4", "-3", "-2", "-1"} for row in rows[:2])
+
+
 def test_what_a_gate_costs_other_people_stands_in_the_audit_alone(tmp_path, make_set, mixed, private):
     near = np.clip(private.images[:3] + 0.01, 0, 1)
     images = np.concatenate([near, make_set(9, (1, SIDE, SIDE), seed=2).images])

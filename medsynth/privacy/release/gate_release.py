@@ -17,7 +17,8 @@ from medsynth.privacy.gate.calibration import calibrate, may_miss, one_per_patie
 from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map
 from medsynth.privacy.gate.gate import Gate, PixelCopies
 from medsynth.privacy.gate.thresholds import Threshold, kind_of, threshold_for
-from medsynth.privacy.release.certify import Release, certify, comparable, free_place
+from medsynth.privacy.release.certify import Release, certify, comparable
+from medsynth.runs import free_place
 
 MISS = 0.01  # share of copies, altered in any one way, that a threshold found on other people may let pass
 # Of tau: what was saved, compressed, cropped or brightened again lies nearer, nobody else of the radiographs and phantoms does
