@@ -21,6 +21,18 @@ from medsynth.config import parse
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE
 from medsynth.hashes import sha256
 from medsynth.imageset import ImageSet
+from medsynth.privacy.gate.alterations import (
+    BLUR,
+    DEPTH,
+    GAIN,
+    GAMMA,
+    JPEG_QUALITY,
+    NOISE,
+    OFFSET,
+    ROTATION,
+    SHIFT,
+    ZOOM,
+)
 from medsynth.runs import VERSIONED
 
 FORMAT = "medsynth.certificate/3"
@@ -41,13 +53,17 @@ _EXACTNESS = (
 _FIXED = ("exactness", "commitment_is", "statement", "mode")  # what no certificate of this format may say otherwise
 NOT_CALIBRATED = "NOT CALIBRATED: synthetic images beyond a distance that was given by hand; what copies it lets pass is unknown"
 TRIED = (
-    "mirrored, shifted, turned, zoomed, blurred, brighter or darker, of other gamma, with noise, as JPEG, and two of these at "
-    "once; stacks also moved along their depth. How much of each was drawn by chance"
+    f"mirrored, shifted by up to {SHIFT:.0%} of a side, turned by up to {ROTATION:g} degrees, zoomed from {ZOOM[0]:g} to "
+    f"{ZOOM[1]:g}, blurred by up to 1/{1 / BLUR:g} of the width, brighter or darker by up to {OFFSET:.0%} of the range, of "
+    f"contrast changed by up to {GAIN:.0%}, of gamma {GAMMA[0]:g} to {GAMMA[1]:g}, with noise of {NOISE:.0%} of the range, as "
+    f"JPEG of quality {JPEG_QUALITY}, and two of these at once; stacks also moved along their depth by up to 1/{1 / DEPTH:g} of "
+    "it, or by one plane. How much of each was drawn by chance"
 )
 NOT_TRIED = (
-    "an alteration at its largest strength, copies of a part of an image, crops beyond the scaling above, overlays, text and "
-    "boxes, blends with another image, uneven shading, local contrast (CLAHE) and other tone curves, elastic warps, what an "
-    "autoencoder or a generator makes of an image, and three alterations at once"
+    "anything beyond these bounds, such as larger turns and shifts, shrinking, stretching of one side, shear, strong blur or "
+    "noise, few grey levels; an alteration at its largest strength, copies of a part of an image, crops beyond the scaling "
+    "above, overlays, text and boxes, blends with another image, uneven shading, local contrast (CLAHE) and other tone curves, "
+    "elastic warps, what an autoencoder or a generator makes of an image, and three alterations at once"
 )
 _NAME = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(README)}|{IMAGES}/[0-9]{{6,}}(\.png|\.nii\.gz)")
 _HEX = re.compile("[0-9a-f]{64}")
@@ -199,7 +215,7 @@ def readme(certificate: Certificate) -> str:
 
 What is guaranteed
   There are {certificate.released} images in {IMAGES}/. Each, as the file you have, was compared with every image of a private set
-  in {versions} versions: as it is, and mirrored, turned, shifted, scaled, brighter or darker; and each in {ways}
+  in {versions} versions: as it is, and mirrored, turned, shifted, scaled, brighter or darker by small steps; and each in {ways}
   presentations: turned, laid on its side and inverted, since files rarely say which way is up, or whether white is dense.
   Measured by the feature map "{certificate.encoder.name}", none lies within tau = {certificate.tau.value:.6g} of any of them.
   That takes for granted that computed features err by less than a bound, which was measured on several machines.
@@ -212,6 +228,7 @@ What is not guaranteed
   Distance is what this one feature map sees: an image can be far in it and still show what somebody recognises. The maps that
   come with medsynth look at 64 x 64 pixels, whatever the size of the image.
   Another scan of the same patient is not a copy, and may pass.
+  A plane of a private stack is looked for pixel by pixel alone: one that was changed by one grey level may pass.
 {untried}
   A threshold lets a share of altered copies pass; how tau was chosen says what share was aimed at.
   Nothing is said about what the images reveal on average, such as how frequent a disease is in the private set.

@@ -21,8 +21,8 @@ from medsynth.privacy.release.certify import Release, certify, comparable
 from medsynth.runs import free_place
 
 MISS = 0.01  # share of copies, altered in any one way, that a threshold found on other people may let pass
-# Of tau: what was saved, compressed, cropped or brightened again lies nearer, nobody else of the radiographs and phantoms does
-_AGAIN, _AGAIN_ELSEWHERE = {"encoder": 0.5}, 0.1  # in maps that take everybody for everybody, only what was saved again
+# Of tau: what was saved, cropped, shifted or brightened again lies nearer, nobody else of public radiographs and of phantoms does
+_AGAIN, _AGAIN_ELSEWHERE = {"encoder": 0.6}, 0.1  # in maps that take everybody for everybody, only what was saved again
 _MOST = 0.5  # a gate that refuses more of some people than this share either tells nobody apart, or knows them
 _ROWS = 1000  # of a matrix of distances that is held at a time
 
