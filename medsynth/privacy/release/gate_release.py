@@ -22,8 +22,9 @@ from medsynth.runs import free_place
 
 MISS = 0.01  # share of copies, altered in any one way, that a threshold found on other people may let pass
 # Of tau: what was saved, cropped, shifted or brightened again lies nearer, nobody else of public radiographs and of phantoms does
-_AGAIN, _AGAIN_ELSEWHERE = {"encoder": 0.6}, 0.1  # in maps that take everybody for everybody, only what was saved again
-_MOST = 0.5  # a gate that refuses more of some people than this share either tells nobody apart, or knows them
+_AGAIN = 0.6
+_SAVED_AGAIN = 0.1  # of tau, where the map takes everybody for everybody: what was saved or compressed again lies nearer
+_MOST = 0.5  # a gate that refuses more than this share of people whom its map tells apart knows them
 _ROWS = 1000  # of a matrix of distances that is held at a time
 
 
@@ -61,9 +62,7 @@ def gate_release(
         # a pair of alterations is the rarer thing: three times as many may pass, as in the thresholds that ship
         found = calibrate(measured_in, strangers, seed=0, miss=miss, pair_miss=min(3 * miss, 0.5))
         threshold = Threshold(found.tau, found.sentence())
-        again = _AGAIN.get(key, _AGAIN_ELSEWHERE) * threshold.tau
-        _not_private(strangers, private, measured_in, threshold.tau, again)
-        _each_once(strangers, measured_in, again)
+        _nobody_twice(strangers, private, measured_in, threshold.tau)
     else:
         threshold = _that_ships(measured_in, private, kind)
     # before, so that no release is without its line
@@ -106,8 +105,12 @@ def _of_other_people(others: ImageSet, private: ImageSet, candidates: ImageSet, 
     return replace(one_per_patient(ledger.read(others, stage="gate", output="threshold")), name="a set of the sender's")
 
 
-def _not_private(others: ImageSet, private: ImageSet, phi: FeatureMap, tau: float, again: float) -> None:
-    """ValueError where images of other people are private ones again, saved in another way or altered."""
+def _nobody_twice(others: ImageSet, private: ImageSet, phi: FeatureMap, tau: float) -> None:
+    """ValueError where an image of other people is a private one again, saved in another way or altered, or is there twice."""
+    apart, nearest = _nearest_other(others, phi)
+    # where most lie farther from each other than a copy from its original, to lie near says something
+    told_apart = bool(np.median(apart) > tau)
+    again = tau * (_AGAIN if told_apart else _SAVED_AGAIN)
     found = Gate(private, phi, tau).judge(others)
     hers = np.flatnonzero((found.reason == "copy") | (found.distance <= again))
     if len(hers):
@@ -115,33 +118,32 @@ def _not_private(others: ImageSet, private: ImageSet, phi: FeatureMap, tau: floa
             f"--others: {_names(others, hers)} show what private images show ({len(hers)} of {len(others)}): people of the "
             "private set cannot stand for others; leave them out"
         )
-    close = found.refused
-    if close.low > _MOST and _told_apart(others, phi, tau):
+    if told_apart and found.refused.low > _MOST:
         raise ValueError(
-            f"--others: {round(close.value * len(others))} of {len(others)} images lie within the threshold of private ones, "
-            "which other people do not: they are of people of the private set, altered; give images of people who are not in it"
+            f"--others: {int((~found.accepted).sum())} of {len(others)} images lie within the threshold of private ones, which "
+            "other people do not: they are of people of the private set, altered; give images of people who are not in it"
+        )
+    if apart.min() <= again:
+        pair = np.sort([apart.argmin(), nearest[apart.argmin()]])
+        raise ValueError(
+            f"--others: {_names(others, pair)} are one image of, as it is said, two people; a threshold counts on each being "
+            "another: leave one out, or give the patient numbers"
         )
 
 
-def _told_apart(others: ImageSet, phi: FeatureMap, tau: float) -> bool:
-    """Whether a gate around one half of the people lets pass most of the other half: in some maps everybody is like everybody."""
-    half = np.arange(len(others)) % 2 == 0
-    return Gate(others.select(half), phi, tau).judge(others.select(~half)).refused.value <= _MOST
-
-
-def _each_once(others: ImageSet, phi: FeatureMap, again: float) -> None:
-    """ValueError where one image is there as two people, in whatever orientation and polarity."""
-    upright = phi(others)
+def _nearest_other(others: ImageSet, phi: FeatureMap) -> tuple[np.ndarray, np.ndarray]:
+    """Distance from each image, in whatever orientation and polarity, to the nearest other one, and its row; (n,) each."""
+    upright, n = phi(others), len(others)
+    distance, nearest = np.full(n, np.inf), np.zeros(n, dtype=int)
     for features in map(phi, every_way(others)):
-        for first in range(0, len(others), _ROWS):
-            near = cdist(features[first : first + _ROWS], upright) <= again
-            row, other = np.nonzero(near)
-            pair = next((sorted((i + first, j)) for i, j in zip(row, other, strict=True) if i + first != j), None)
-            if pair:
-                raise ValueError(
-                    f"--others: {_names(others, np.array(pair))} are one image of, as it is said, two people; a threshold counts "
-                    "on each being another: leave one out, or give the patient numbers"
-                )
+        for first in range(0, n, _ROWS):
+            rows = np.arange(first, min(first + _ROWS, n))
+            measured = cdist(features[rows], upright)
+            measured[rows - first, rows] = np.inf
+            least = measured.argmin(1)
+            nearer = measured[rows - first, least] < distance[rows]
+            distance[rows[nearer]], nearest[rows[nearer]] = measured.min(1)[nearer], least[nearer]
+    return distance, nearest
 
 
 def _names(images: ImageSet, rows: np.ndarray) -> str:
