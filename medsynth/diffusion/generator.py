@@ -225,7 +225,7 @@ class Generator:
             if like.role == "private" and not any(e.role == "private" for e in entries):
                 raise ValueError(f"it was made from private images, but the entries of {_CARD} do not say how they were read")
         except _DAMAGED as error:
-            said = str(error) or type(error).__name__
+            said = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{folder}: a damaged generator, or one of another version: {said}") from error
         return cls(like, model, autoencoder, refiner, *settings, card["licence"], entries)
 

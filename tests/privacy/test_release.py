@@ -321,7 +321,7 @@ def test_a_margin_that_the_installed_map_finds_too_narrow(copy):
 
 def test_certificates_of_older_formats_say_so(made):
     body = json.loads(made.certificate.to_bytes())
-    for older in ("1", "2"):
+    for older in ("1", "2", "3"):
         with pytest.raises(
             ValueError, match=rf"is of format 'medsynth.certificate/{older}', in which .*; make the release again"
         ):
@@ -548,7 +548,7 @@ def test_consistent_forgeries(copy, made, private):
     with pytest.raises(VerificationError, match=r"^images: 5 are there; the certificate says 4"):
         check(copy)
     for change in ({"mode": "dp"}, {"statement": "This is differential privacy."}, {"exactness": "none"}):
-        with pytest.raises(ValueError, match=f"its {next(iter(change))} is not that of 'medsynth.certificate/3'"):
+        with pytest.raises(ValueError, match=f"its {next(iter(change))} is not that of 'medsynth.certificate/4'"):
             read_certificate(replace(old, **change).to_bytes())
     for name in ("../audit/audit.json", "/etc/hosts", "images/../README.txt", "images/1.png", "images/000001.tiff", "extra.txt"):
         outside = tuple(replace(f, name=name) if f.name == "README.txt" else f for f in old.files)

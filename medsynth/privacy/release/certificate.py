@@ -35,10 +35,11 @@ from medsynth.privacy.gate.alterations import (
 )
 from medsynth.runs import VERSIONED
 
-FORMAT = "medsynth.certificate/3"
+FORMAT = "medsynth.certificate/4"
 _OLDER = {
     "medsynth.certificate/1": "images were compared as they lie",
     "medsynth.certificate/2": "images were compared in one polarity, and those that are not square in fewer orientations",
+    "medsynth.certificate/3": "README.txt does not say how far the alterations went that were tried",
 }
 AUDIT, CANDIDATES, KEY = "audit.json", "candidates.csv", "commitment.key"
 KEY_BYTES = 32  # of the key of the commitment
