@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import typer
 
 from medsynth.config import load_profile, project_root
 from medsynth.publish.notebook import ChapterError
+from medsynth.words import TRACEBACK, plain, unexpected
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -119,19 +121,28 @@ def promote(
 
 @app.command()
 def train(
-    images: Annotated[Path, typer.Argument(help="An .npz file of your images, or a folder of PNG or NIfTI files.")],
-    out: Annotated[Path, typer.Option(help="Where the generator goes: as private as the images.")],
+    images: Annotated[
+        Path, typer.Argument(help="An .npz file of your images, of splits its train rows, or a folder of PNG or NIfTI files.")
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder, where the generator goes: as private as the images.")],
     modality: Annotated[str, typer.Option(help="What the images are: xray, ct, mr or pet.")] = "xray",
     profile: ProfileOption = "laptop",
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train a generator on your images; a killed training goes on where it was."""
     from medsynth.data.folder import load
-    from medsynth.diffusion.generator import Generator
+    from medsynth.diffusion.generator import Generator, to_train_on
     from medsynth.ledger import Ledger
+    from medsynth.runs import free_place
 
+    # before hours of training
+    free_place(out)
+    _outside(out, images)
     settings = load_profile(profile)
-    ours = load(images, role="private", modality=modality)
+    everybody = load(images, role="private", modality=modality)
+    ours = to_train_on(everybody)
+    if len(ours) < len(everybody):
+        _say(f"{len(ours)} of {len(everybody)} images: those of split train")
     parts = {"denoiser": replace(settings.denoiser, spatial_dims=len(ours.spatial)), "diffusion": settings.diffusion}
     made = Generator.train(ours, **parts, sampling=settings.sampling, ledger=Ledger(), seed=seed)
     _say(f"trained on {len(ours)} images of {ours.patients} patients: {made.save(out)}, as private as they are")
@@ -148,14 +159,23 @@ def generate(
     """Draw images from a generator, asked for by public marginals of age, sex, BMI and findings."""
     from medsynth.diffusion.conditions import public_marginals
     from medsynth.diffusion.generator import Generator
+    from medsynth.runs import free_place, owner_alone
 
     if out.suffix != ".npz" or out.exists() or not out.parent.is_dir():
         raise ValueError(f"{out}: expected the name of a new .npz file in a folder that is there")
+    free_place(out)
     generator = Generator.load(run)
     reseeded = replace(generator, sampling=replace(generator.sampling, seed=seed))
-    drawn = reseeded.draw(public_marginals(generator.like, generator.names, n, seed=seed))
-    drawn.save(out)
-    out.chmod(0o600 if drawn.role == "private" else 0o644)
+    try:
+        drawn = reseeded.draw(public_marginals(generator.like, generator.names, n, seed=seed))
+    except MemoryError as error:
+        raise ValueError(
+            f"--n {n}: so many images of {run} do not fit into memory; draw fewer at a time, each time with another --seed"
+        ) from error
+    with owner_alone():
+        drawn.save(out)
+    if drawn.role != "private":
+        out.chmod(0o644)
     _say(f"{n} images: {out}")
     _say(generator.sentence)
 
@@ -216,9 +236,9 @@ def gate(
     """Release the candidates that keep their distance from every private image, with a certificate."""
     from medsynth.data.folder import Values, load, load_candidates
     from medsynth.ledger import Ledger
-    from medsynth.privacy.release.certify import free_place
     from medsynth.privacy.release.gate_release import MISS, gate_release
     from medsynth.results import show_value
+    from medsynth.runs import free_place
 
     if values and window:
         raise ValueError("--range and --window exclude each other: values outside are an error, or they are clipped")
@@ -236,8 +256,7 @@ def gate(
         raise ValueError(f"tau is {tau}; expected a positive, finite distance")
     # before anything is read: what can be known to fail takes no time and leaves no line in a ledger
     free_place(out)
-    for folder in (path for path in given if path.is_dir() and out.resolve().is_relative_to(path.resolve())):
-        raise ValueError(f"{out}: lies in {folder}, whose images it would mix with; choose a place outside")
+    _outside(out, *given)
     meaning = Values(values or window, unit, clip=window is not None, codes=codes)
     ours = load(private, role="private", modality=kind, patients=patients, values=meaning)
     theirs, unusable = load_candidates(candidates, modality=kind, values=meaning)
@@ -276,6 +295,12 @@ def verify(
         raise typer.Exit(1) from None
 
 
+def _outside(out: Path, *given: Path) -> None:
+    """ValueError where `out` lies in a folder of images that are read."""
+    for folder in (path for path in given if path.is_dir() and out.resolve().is_relative_to(path.resolve())):
+        raise ValueError(f"{out}: lies in {folder}, whose images it would mix with; choose a place outside")
+
+
 def _modality(said: str) -> str:
     """What images of `said` are: "phantom-ct" is CT, and a phantom heart MR. ValueError for what nobody knows."""
     from medsynth.vocabulary import MODALITIES
@@ -303,23 +328,20 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
-def _plain(error: Exception) -> str:
-    """What an error says; the system's own begin with the file that they are about and end without a number."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}; check the name and who may read or write it"
-    return str(error)
-
-
 def main() -> None:
-    """Entry point: an error of ours is one line and exit code 2 (1 for a failed chapter); `--debug` shows its traceback."""
+    """Entry point: an error is one line and exit code 2 (1 for a failed chapter, 3 for one that nobody expected).
+
+    `--debug`, and MEDSYNTH_TRACEBACK=1 in the environment, show its traceback.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         # unwinds, so that no half-made release and no private features stay behind; nohup has it ignored, and so it stays
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         app()
-    except (ChapterError, ValueError, OSError) as error:
-        if "--debug" in sys.argv:
+    except Exception as error:
+        if "--debug" in sys.argv or os.environ.get(TRACEBACK) == "1":
             raise
-        print(f"error: {_plain(error)}", file=sys.stderr, flush=True)
-        sys.exit(1 if isinstance(error, ChapterError) else 2)
+        expected = isinstance(error, ChapterError | ValueError | OSError | FloatingPointError)
+        print(f"error: {plain(error) if expected else unexpected(error)}", file=sys.stderr, flush=True)
+        sys.exit(1 if isinstance(error, ChapterError) else 2 if expected else 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -10,6 +11,9 @@ from pathlib import Path
 import yaml
 
 from medsynth.words import did_you_mean
+
+_FROM_ZERO = ("seed", "seeds", "warmup", "checkpoint_every")  # whole numbers of a profile that may be 0
+_ABOVE_ZERO = ("learning_rate", "epsilon_scale")  # numbers that may not
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,20 @@ def _convert(value: object, kind: typing.Any, where: str) -> object:
     return value
 
 
+def check_sizes(config: object, where: str) -> None:
+    """ValueError naming the first number that no run can have: a size or count below 1, or what is negative or not finite."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            check_sizes(value, f"{where}.{f.name}")
+        for item in value if isinstance(value, tuple) else (value,):
+            if type(item) is int and item < (least := 0 if f.name in _FROM_ZERO else 1):
+                raise ValueError(f"{where}.{f.name}: found {item}; expected at least {least}")
+            if type(item) is float and not (0 <= item < math.inf and (item or f.name not in _ABOVE_ZERO)):
+                expected = "above 0" if f.name in _ABOVE_ZERO else "not below 0"
+                raise ValueError(f"{where}.{f.name}: found {item}; expected a finite number, {expected}")
+
+
 def _names(cls: type) -> str:
     return ", ".join(f.name for f in fields(cls))
 
@@ -247,9 +265,28 @@ def load_profile(name: str, folder: Path | None = None) -> Profile:
     if name not in known:
         raise ValueError(f"profile {name!r} does not exist in {folder.name}/; {did_you_mean(name, known)}")
     path = folder / f"{name}.yaml"
-    where, found = f"{folder.name}/{path.name}", yaml.safe_load(path.read_text()) or {}
+    where = f"{folder.name}/{path.name}"
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8"), _OnceEach) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = f"line {mark.line + 1}: " if (mark := getattr(error, "problem_mark", None)) else ""
+        raise ValueError(f"{where}: not YAML that can be read: {place}{getattr(error, 'problem', error)}") from error
     if isinstance(found, dict):
         if "name" in found:
             raise ValueError(f"{where}: unknown key 'name'; a profile is named by its file, so remove it")
         found = {"name": name, **found}
-    return parse(Profile, found, where)
+    profile = parse(Profile, found, where)
+    check_sizes(profile, where)
+    return profile
+
+
+class _OnceEach(yaml.SafeLoader):
+    """YAML in which each key of a mapping stands once: of two, another reader takes the last and forgets the other."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        known: list[object] = []
+        for key, _ in node.value:
+            if (name := self.construct_object(key, deep=True)) in known:
+                raise yaml.constructor.ConstructorError(problem=f"{name!r} stands there twice", problem_mark=key.start_mark)
+            known.append(name)
+        return super().construct_mapping(node, deep)

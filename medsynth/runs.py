@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, is_dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, "torch.Tensor"]
 VERSIONED = ("medsynth", "torch", "monai", "diffusers", "opacus", "faiss-cpu", "numpy", "scipy", "pandas", "safetensors")
+
+_LONGEST_NAME = 255 - 18  # bytes; while it is written, a temporary name has a dot before it, and a dot and 16 digits behind
 
 
 def cache_folder() -> Path:
@@ -54,6 +57,44 @@ def atomic_path(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def free_place(out: Path) -> None:
+    """FileNotFoundError where a folder for `out` is missing, FileExistsError if something is there, ValueError for a bad name."""
+    if out.resolve() == Path.cwd():
+        # the finished folder takes the place of an empty one, and that of the folder one stands in cannot be taken
+        raise ValueError(f"{out}: is the current folder; name a new one in it, or beside it")
+    if (size := len(os.fsencode(out.name))) > _LONGEST_NAME:
+        raise ValueError(f"{out.name[:20]}…: a name of {size} bytes; expected at most {_LONGEST_NAME}; choose a shorter one")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out}: its folder {out.parent} does not exist; make it first")
+    if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
+        raise FileExistsError(f"{out}: is there already and not an empty folder; choose another name or remove it")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, *, mode: int = 0o777) -> Iterator[Path]:
+    """A temporary folder beside a free place `out` that becomes `out` only if the block succeeds. Raises as `free_place` does."""
+    free_place(out)
+    temporary = out.absolute().with_name(f".{out.absolute().name}.{secrets.token_hex(8)}")
+    temporary.mkdir(mode=mode)
+    try:
+        yield temporary
+        os.sync()
+        # onto an empty folder this succeeds, onto any other it fails and changes nothing
+        os.rename(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def owner_alone() -> Iterator[None]:
+    """Files that are made in this block can be opened by their owner alone, from the beginning."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def write_json(path: Path, value: object) -> None:

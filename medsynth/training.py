@@ -165,7 +165,9 @@ def fit(
             # one synchronisation per 50 steps is enough to notice a diverged run
             mean = float(torch.stack(recent).mean())
             if not math.isfinite(mean):
-                raise FloatingPointError(f"{label}: loss is {mean} before step {step + 1}; lower the learning rate")
+                raise FloatingPointError(
+                    f"{label}: loss is {mean} before step {step + 1}; lower the learning rate, or mend what is not finite"
+                )
             recent = recent[-50:]
         if workspace and checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
             workspace.save_checkpoint(step + 1, _state(model, optimiser, average))

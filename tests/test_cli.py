@@ -1,10 +1,19 @@
+import lzma
+import os
 import runpy
+import stat
 import sys
+import zipfile
+import zlib
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 from stub_project import make_project
 
 from medsynth import cli
+from medsynth.config import SamplingConfig
+from medsynth.imageset import ImageSet
 from medsynth.publish.notebook import ChapterError
 
 
@@ -14,7 +23,7 @@ def call(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(make_project(tmp_path))
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["medsynth", *arguments])
+        monkeypatch.setattr(sys, "argv", ["medsynth", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             cli.main()
         return (end.value.code, *capsys.readouterr())
@@ -86,6 +95,117 @@ def test_debug_shows_the_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["medsynth", "--debug", "reproduce", "--profile", "smok"])
     with pytest.raises(ValueError, match="smok"):
         cli.main()
+
+
+def test_the_environment_shows_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_project(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["medsynth", "reproduce", "--profile", "smok"])
+    monkeypatch.setenv("MEDSYNTH_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="smok"):
+        cli.main()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, zipfile.BadZipFile, zlib.error, MemoryError, lzma.LZMAError])
+def test_what_nobody_expected_is_one_line_too(call, monkeypatch, error):
+    def fails(*_, **__):
+        raise error("so\nit is")
+
+    monkeypatch.setattr("medsynth.publish.engine.run_plan", fails)
+    code, out, err = call("reproduce", "--profile", "smoke")
+    assert (code, out) == (3, "")
+    assert err == f"error: unexpected {error.__name__}: so it is; set MEDSYNTH_TRACEBACK=1 in the environment to see where\n"
+
+
+def test_a_training_that_diverges_is_no_surprise(call, monkeypatch):
+    def diverges(*_, **__):
+        raise FloatingPointError("denoiser: loss is nan")
+
+    monkeypatch.setattr("medsynth.publish.engine.run_plan", diverges)
+    assert call("reproduce", "--profile", "smoke") == (2, "", "error: denoiser: loss is nan\n")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What was given to trainings, none of which takes place."""
+    given = []
+
+    def train(images, **_):
+        given.append(images)
+        return SimpleNamespace(save=lambda out: out, sentence="so")
+
+    monkeypatch.setattr("medsynth.diffusion.generator.Generator.train", train)
+    return given
+
+
+def test_a_training_sees_the_rows_of_split_train_alone(call, trained, make_set, cache):
+    make_set(12).save("ward.npz")
+    code, out, _ = call("train", "ward.npz", "--out", "g", "--profile", "smoke")
+    assert (code, out.splitlines()[0]) == (0, "8 of 12 images: those of split train")
+    assert set(trained[0].split) == {"train"} and "trained on 8 images of 4 patients: g" in out
+    make_set(12, split=None).save("plain.npz")
+    assert call("train", "plain.npz", "--out", "g", "--profile", "smoke")[1].startswith("trained on 12 images of 6 patients")
+    make_set(4, split=["val", "val", "test", "test"]).save("rest.npz")
+    code, _, err = call("train", "rest.npz", "--out", "g", "--profile", "smoke")
+    assert code == 2 and "no image of split train, only of test, val; mark those to train on" in err
+
+
+def test_a_training_goes_to_a_place_that_is_free_before_it_begins(call, trained, make_set, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "generator.json").write_text("mine")
+    make_set(12).save("ward.npz")
+    for out, said in (
+        ("", "is the current folder"),
+        ("ward.npz", "ward.npz: is there already"),
+        ("taken", "taken: is there already and not an empty folder"),
+        ("x" * 245, "a name of 245 bytes"),
+        ("gone/g", "its folder gone does not exist"),
+    ):
+        code, _, err = call("train", "ward.npz", "--out", out, "--profile", "smoke")
+        assert code == 2 and said in err
+    (tmp_path / "pngs").mkdir()
+    assert "pngs/g: lies in pngs, whose images it would mix with" in call("train", "pngs", "--out", "pngs/g")[2]
+    assert not trained and (tmp_path / "taken" / "generator.json").read_text() == "mine"
+
+
+@pytest.fixture
+def generator(monkeypatch, make_set):
+    """What `generate` loads: it draws four images of a role that can be changed."""
+
+    @dataclass
+    class Stub:
+        like: ImageSet
+        sampling: SamplingConfig
+        names: tuple[str, ...] = ("age",)
+        sentence: str = "so"
+
+        def draw(self, _):
+            return self.like
+
+    stub = Stub(make_set(4, role="private"), SamplingConfig(images=1))
+    monkeypatch.setattr("medsynth.diffusion.generator.Generator.load", lambda _: stub)
+    return stub
+
+
+def test_private_draws_are_nobody_elses_while_they_are_written(call, generator, monkeypatch, tmp_path):
+    modes, replace_file = [], os.replace
+
+    def note(source, target):
+        modes.append(stat.S_IMODE(os.stat(source).st_mode))
+        replace_file(source, target)
+
+    monkeypatch.setattr("os.replace", note)
+    assert call("generate", "g", "--out", "drawn.npz")[0] == 0
+    generator.like = replace(generator.like, role="public")
+    assert call("generate", "g", "--out", "public.npz")[0] == 0
+    assert modes[0] == 0o600 and [stat.S_IMODE((tmp_path / f).stat().st_mode) for f in ("drawn.npz", "public.npz")] == [
+        0o600, 0o644
+    ]  # fmt: skip
+    assert "a name of 245 bytes; expected at most 237" in call("generate", "g", "--out", "x" * 241 + ".npz")[2]
+
+
+def test_more_images_than_memory_holds(call, generator):
+    code, _, err = call("generate", "g", "--out", "drawn.npz", "--n", 10**13)
+    assert code == 2 and "--n 10000000000000: so many images of g do not fit into memory; draw fewer at a time" in err
 
 
 def test_a_failed_chapter_is_code_one(call, monkeypatch):

@@ -137,6 +137,41 @@ def test_bad_profiles_are_named(tmp_path: Path, project: Path):
         load_profile("renamed", folder)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps: 40, batch", "steps: 0, batch", r"mine\.yaml\.diffusion\.steps: found 0; expected at least 1"),
+        ("steps: 40, batch", "steps: -1, batch", r"diffusion\.steps: found -1; expected at least 1"),
+        ("batch: 32", "batch: 0", r"diffusion\.batch: found 0"),
+        ("size: 32, private", "size: -32, private", r"thorax\.size: found -32"),
+        ("warmup: 10", "warmup: -1", r"diffusion\.warmup: found -1; expected at least 0"),
+        ("warmup: 10", "learning_rate: .nan", r"diffusion\.learning_rate: found nan; expected a finite number, above 0"),
+        ("warmup: 10", "learning_rate: 0.0", r"diffusion\.learning_rate: found 0\.0"),
+        ("[1.0, 2.0]", "[1.0, .inf]", r"evaluation\.guidances: found inf; expected a finite number, not below 0"),
+        ("denoiser: {}", "denoiser: {channels: [64, 0]}", r"denoiser\.channels: found 0"),
+        ("denoiser: {}", "denoiser: {}\ndenoiser: {}", r"not YAML that can be read: line 5: 'denoiser' stands there twice"),
+        ("warmup: 10", "batch: 4", r"not YAML that can be read: line 5: 'batch' stands there twice"),
+        ("denoiser: {}", "denoiser: {", r"not YAML that can be read: line 6: expected ',' or '}'"),
+    ],
+)
+def test_a_profile_in_which_nothing_would_be_trained(tmp_path: Path, project: Path, old: str, new: str, message: str):
+    mine = tmp_path / "mine.yaml"
+    text = (project / "profiles" / "smoke.yaml").read_text()
+    assert old in text
+    mine.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=message) as error:
+        load_profile(str(mine))
+    assert f"{tmp_path.name}/mine.yaml" in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_what_may_be_zero_in_a_profile(tmp_path: Path, project: Path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((project / "profiles" / "smoke.yaml").read_text().replace("warmup: 10, checkpoint_every: 20", "warmup: 0"))
+    assert load_profile(str(mine)).diffusion.warmup == 0
+    mine.write_text(mine.read_text().replace("warmup: 0", "checkpoint_every: 0, label_dropout: 0.0"))
+    assert load_profile(str(mine)).diffusion.checkpoint_every == 0
+
+
 def test_a_profile_of_ones_own_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Path):
     mine = tmp_path / "sizes" / "mine.yaml"
     mine.parent.mkdir()

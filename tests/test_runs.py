@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from medsynth.runs import (
     cache_folder,
     file_hash,
     find_run,
+    free_place,
     load_or_train,
     load_tensors,
+    new_folder,
+    owner_alone,
     package_versions,
     run_folder,
     save_tensors,
@@ -273,3 +277,50 @@ def test_versions_of_what_is_installed(monkeypatch):
     assert {"python", "torch", "numpy"} <= package_versions().keys()
     monkeypatch.setattr(runs, "VERSIONED", ("no-such-package",))
     assert package_versions().keys() == {"python"}
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("", ValueError, "is the current folder"),
+        ("gone/out", FileNotFoundError, "its folder gone does not exist"),
+        ("full", FileExistsError, "full: is there already and not an empty folder"),
+        ("full/file", FileExistsError, "file: is there already"),
+        ("link", FileExistsError, "link: is there already"),
+        ("x" * 238, ValueError, "xxx…: a name of 238 bytes; expected at most 237"),
+        ("ä" * 119, ValueError, "ä…: a name of 238 bytes"),
+        ("x" * 300, ValueError, "a name of 300 bytes"),
+    ],
+)
+def test_a_place_that_is_not_free(tmp_path, monkeypatch, name, error, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(error, match=said):
+        free_place(Path(name))
+    with pytest.raises(error, match=said), new_folder(Path(name)):
+        pytest.fail("it was begun")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "link"]
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out") as made:
+        (made / "file").write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    # the longest name that is free can be written, also where an empty folder is
+    longest = tmp_path / ("x" * 237)
+    longest.mkdir()
+    with new_folder(longest, mode=0o700) as made:
+        (made / "file").write_text("whole")
+        assert list(longest.iterdir()) == []
+    assert (longest / "file").read_text() == "whole" and stat.S_IMODE(longest.stat().st_mode) == 0o700
+    assert list(tmp_path.iterdir()) == [longest]
+
+
+def test_files_of_the_owner_alone_are_so_from_the_beginning(tmp_path):
+    with owner_alone(), atomic_path(tmp_path / "mine") as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+    with atomic_path(tmp_path / "anybodys") as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o644

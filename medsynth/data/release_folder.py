@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,33 @@ from medsynth.imageset import ImageSet
 MANIFEST, IMAGES = "manifest.json", "images"
 CERTIFICATE, SIGNATURE, README = "certificate.json", "certificate.sig", "README.txt"
 _FORMAT = "medsynth.release/1"
+_UNIT = re.compile(r"[\w%°*/^.·()\[\]-]{1,16}")
 
 
 def write_manifest(folder: Path, encoding: Encoding) -> None:
     """Say in a released folder what the codes in its images stand for."""
+    (folder / MANIFEST).write_bytes(manifest(encoding))
+
+
+def manifest(encoding: Encoding) -> bytes:
+    """The one file that says this of an encoding.
+
+    Raises ValueError for a unit that may be a remark, and for codes that are spread over the range in another way than ours.
+    """
+    if not _UNIT.fullmatch(encoding.unit):
+        raise ValueError(f"unit {encoding.unit!r}; expected its symbol, without blanks and of at most 16 letters, e.g. 'HU'")
+    low, high = encoding.range
+    spread = (high - low) / (255 if encoding.files == "png8" else 65535)
+    if encoding.step != spread and not (encoding.files == "nifti16" and spread < encoding.step == 1):
+        raise ValueError(
+            f"range {encoding.range} and step {encoding.step}; expected a step of {spread}, so that all codes are used"
+        )
     body = {
         "format": _FORMAT, "files": encoding.files, "unit": encoding.unit, "range": encoding.range, "step": encoding.step,
         "shape": encoding.shape, "spacing": encoding.spacing, "orientation": encoding.orientation,
         "meaning": "pixel value = range[0] + step * code, in `unit`; shape (h, w) or (d, h, w); spacing in mm per axis of shape",
     }  # fmt: skip
-    (folder / MANIFEST).write_text(json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    return (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
 
 def read_manifest(folder: Path) -> Encoding:

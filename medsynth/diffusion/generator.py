@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
-from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig, SamplingConfig, parse
+from medsynth.config import (
+    AutoencoderConfig,
+    DenoiserConfig,
+    DiffusionConfig,
+    RefinerConfig,
+    SamplingConfig,
+    check_sizes,
+    parse,
+)
 from medsynth.data.imagefile import as_read
 from medsynth.diffusion.cached import cached_latents
 from medsynth.diffusion.conditions import Conditions
@@ -25,16 +36,22 @@ from medsynth.models.conditioning import conditions_of, vocabulary_for
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import denoiser_kind, reconstruct, shipped_autoencoder, shipped_denoiser, shipped_refiner
-from medsynth.runs import load_tensors, save_tensors, write_json
+from medsynth.runs import load_tensors, new_folder, owner_alone, save_tensors, write_json
 from medsynth.training import best_device
 
 # The guide's; a generator that is trained for no more is not guided: between two that have hardly left the public weights lies
 # the way to the private set, and further on lies no better one
 GUIDE_STEPS = 300
 REFINER_SHARE = 0.4  # of the denoiser's training steps, for the refiner
+_LARGEST_VALUE = 1e6  # of an attribute: infinity, and what stands for it, end a training in numbers that are none
 _NEXT_ATTEMPT = 1_000_003  # added to the seed of the noise when a refused image is drawn again
 _FORMAT = "medsynth.generator/1"
 _CARD, _WEIGHTS, _LIKE = "generator.json", "weights.safetensors", "like.npz"
+# what readers of JSON, archives and tensors raise, and networks whose card asks for what there is not
+_DAMAGED = (
+    LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError, EOFError, MemoryError, zipfile.BadZipFile,
+    zlib.error, SafetensorError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,14 +87,24 @@ class Generator:
                 f"{images.name}: images of shape {images.images.shape[1:]}; expected {denoiser.spatial_dims} spatial axes, "
                 "as many as the denoiser has"
             )
+        if len(images.spatial) == 3 and images.spatial[0] == 1:
+            # nor could what it draws be written to files
+            raise ValueError(f"{images.name}: volumes of one plane; make them images, (n, h, w)")
         autoencoder, names = shipped_autoencoder(), vocabulary_for(images)
+        conditions = conditions_of(images, names)
+        if len(odd := np.argwhere(np.abs(conditions) > _LARGEST_VALUE)):
+            row, column = odd[0]
+            raise ValueError(
+                f"{images.name}: {names[column]} of row {row} is {conditions[row, column]:g}; expected a number that "
+                "can be meant, or none where it is not known"
+            )
         diffusion, sampling = replace(diffusion, seed=seed), replace(sampling, seed=seed)
         kind = denoiser_kind(images)
         start = kind if shipped_denoiser(kind).config == denoiser else None
 
         def trained(steps: int) -> Denoiser:
             model, _ = train_denoiser(
-                images, conditions_of(images, names), names, autoencoder=autoencoder, denoiser=denoiser,
+                images, conditions, names, autoencoder=autoencoder, denoiser=denoiser,
                 diffusion=replace(diffusion, steps=steps), ledger=ledger, start=start,
             )  # fmt: skip
             return model
@@ -150,21 +177,24 @@ class Generator:
         return images if self.refiner is None else refine(self.refiner, images, seed=seed)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the generator to a folder that its owner alone can open: weights learned from images are as private as they."""
+        """Write the generator to a new folder that its owner alone can open: weights learned from images are as private as they.
+
+        Raises as `free_place` does where something is there.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         parts = {"autoencoder": self.autoencoder, "model": self.model} | ({"refiner": self.refiner} if self.refiner else {})
         weights = {f"{part}.{k}": v for part, net in parts.items() for k, v in net.state_dict().items()}
         strong = self.model.strong if isinstance(self.model, Autoguided) else self.model
-        self.like.save(folder / _LIKE)
-        write_json(folder / _CARD, {
-            "format": _FORMAT, "denoiser": asdict(strong.config), "names": list(self.names), "people": self.model.people,
-            "guide": self.model.weight if isinstance(self.model, Autoguided) else None,
-            "autoencoder": asdict(self.autoencoder.config), "refiner": asdict(self.refiner.config) if self.refiner else None,
-            "diffusion": asdict(self.diffusion), "sampling": asdict(self.sampling), "licence": self.licence,
-            "entries": [asdict(e) for e in self.entries],
-            "weights_sha256": save_tensors(folder / _WEIGHTS, weights),
-        })  # fmt: skip
+        with new_folder(folder, mode=0o700) as made, owner_alone():
+            self.like.save(made / _LIKE)
+            write_json(made / _CARD, {
+                "format": _FORMAT, "denoiser": asdict(strong.config), "names": list(self.names), "people": self.model.people,
+                "guide": self.model.weight if isinstance(self.model, Autoguided) else None,
+                "autoencoder": asdict(self.autoencoder.config), "refiner": asdict(self.refiner.config) if self.refiner else None,
+                "diffusion": asdict(self.diffusion), "sampling": asdict(self.sampling), "licence": self.licence,
+                "entries": [asdict(e) for e in self.entries],
+                "weights_sha256": save_tensors(made / _WEIGHTS, weights),
+            })  # fmt: skip
         return folder
 
     @classmethod
@@ -189,11 +219,29 @@ class Generator:
                     net.load_state_dict(own)
                     net.to(best_device()).eval().requires_grad_(False)
             model.role, model.people = like.role, bool(card["people"])
-            settings = (parse(DiffusionConfig, card["diffusion"], _CARD), parse(SamplingConfig, card["sampling"], _CARD))
+            settings = parse(DiffusionConfig, card["diffusion"], _CARD), parse(SamplingConfig, card["sampling"], _CARD)
+            check_sizes(settings[1], f"{_CARD}.sampling")
             entries = tuple(parse(Entry, e, _CARD) for e in card["entries"])
-        except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-            raise ValueError(f"{folder}: a damaged generator, or one of another version: {error}") from error
+            if like.role == "private" and not any(e.role == "private" for e in entries):
+                raise ValueError(f"it was made from private images, but the entries of {_CARD} do not say how they were read")
+        except _DAMAGED as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{folder}: a damaged generator, or one of another version: {said}") from error
         return cls(like, model, autoencoder, refiner, *settings, card["licence"], entries)
+
+
+def to_train_on(images: ImageSet) -> ImageSet:
+    """The rows of split train, or all where there are no splits: what is measured on the others must not have been learned.
+
+    Raises ValueError where no row is of split train.
+    """
+    if not any(images.split):
+        return images
+    ours = images.in_split("train")
+    if not len(ours):
+        found = ", ".join(sorted(set(images.split.tolist()) - {""}))
+        raise ValueError(f"{images.name}: no image of split train, only of {found}; mark those to train on, or leave out split")
+    return ours
 
 
 def without_images(images: ImageSet) -> ImageSet:

@@ -1,5 +1,7 @@
 """A generator on its way from private images to accepted ones."""
 
+import json
+import stat
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from medsynth.diffusion import generator as synthesis
 from medsynth.diffusion.conditions import asked_for, of_rows, public_marginals
 from medsynth.diffusion.generator import Generator
 from medsynth.diffusion.guidance import Autoguided
+from medsynth.hashes import file_hash
 from medsynth.ledger import NONE, CoverError, Ledger, Mechanism
 from medsynth.privacy.gate.refill import draw_accepted
 from medsynth.privacy.gate.thresholds import Threshold, private_gate
@@ -183,6 +186,82 @@ def test_damaged_and_foreign_generators_are_named(generator, tmp_path):
     card.write_text(card.read_text().replace("generator/1", "generator/9"))
     with pytest.raises(ValueError, match=r"format 'medsynth\.generator/9'"):
         Generator.load(card.parent)
+
+
+def test_a_generator_is_saved_to_a_free_place_for_its_owner_alone(generator, tmp_path):
+    (tmp_path / "mine").mkdir(mode=0o755)
+    folder = generator.save(tmp_path / "mine")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {p.name: stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir()} == {
+        "generator.json": 0o600, "weights.safetensors": 0o600, "like.npz": 0o600,
+    }  # fmt: skip
+    with pytest.raises(FileExistsError, match="mine: is there already and not an empty folder"):
+        generator.save(folder)
+    assert list(tmp_path.glob(".*")) == []
+
+
+def card(**changes):
+    """Change what the card of a generator says; functions are applied to what it said."""
+
+    def change(folder):
+        said = json.loads((folder / "generator.json").read_text())
+        new = {key: value(said[key]) if callable(value) else value for key, value in changes.items()}
+        (folder / "generator.json").write_text(json.dumps(said | new))
+
+    return change
+
+
+def cut_weights(folder):
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    card(weights_sha256=file_hash(path))(folder)
+
+
+def cut_pixels(folder):
+    content = bytearray((folder / "like.npz").read_bytes())
+    # the first bytes of what is packed in there
+    content[60:120] = bytes(60)
+    (folder / "like.npz").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda g: (g / "like.npz").write_bytes((g / "like.npz").read_bytes()[:-40]),
+        lambda g: (g / "like.npz").write_bytes(b""),
+        lambda g: (g / "generator.json").write_text("[]"),
+        cut_pixels,
+        cut_weights,
+        card(denoiser=lambda said: said | {"spatial_dims": 4}),
+        card(sampling=lambda said: said | {"batch": 0}),
+        card(entries=[{"stage": 1}]),
+        card(entries=None),
+        card(names=["age"]),
+    ],
+)
+def test_whatever_is_damaged_is_a_damaged_generator(generator, tmp_path, damage):
+    damage(generator.save(tmp_path / "g"))
+    with pytest.raises(ValueError, match=r"g: a damaged generator, or one of another version: .") as error:
+        Generator.load(tmp_path / "g")
+    assert type(error.value) is ValueError and len(str(error.value).splitlines()) == 1
+
+
+def test_a_private_generator_says_what_read_its_images(generator, tmp_path):
+    card(entries=[])(generator.save(tmp_path / "g"))
+    with pytest.raises(ValueError, match=r"it was made from private images, but the entries of generator\.json do not say how"):
+        Generator.load(tmp_path / "g")
+
+
+def test_what_cannot_be_trained_on_is_said_before(private, settings, ledger, shipped, make_set, tiny):
+    for value in (np.inf, -np.inf, 1e38):
+        odd = private.attributes.assign(age=[50.0] * 7 + [value])
+        with pytest.raises(ValueError, match=r"ward: age of row 7 is -?(inf|1e\+38); expected a number that can be meant"):
+            Generator.train(replace(private, attributes=odd), **settings, ledger=ledger)
+    flat = make_set(4, (1, 1, 16, 16), role="private", name="flat", modality="mr")
+    volumes = settings | {"denoiser": replace(tiny.denoiser, spatial_dims=3)}
+    with pytest.raises(ValueError, match=r"flat: volumes of one plane; make them images, \(n, h, w\)"):
+        Generator.train(flat, **volumes, ledger=ledger)
+    assert not ledger.entries()
 
 
 def test_public_weights_draw_without_a_reading(private, shipped, ledger):

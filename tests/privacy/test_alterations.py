@@ -14,6 +14,7 @@ from medsynth.privacy.gate.alterations import (
     Variant,
     attack_pairs,
     attacked,
+    every_way,
     inverted,
     orientations,
     presentations,
@@ -171,6 +172,12 @@ def test_orientations_and_their_mirror_images_are_all_ways_to_lay_an_image(make_
     assert list(turned) == ["as it is", "axes 0 1, reversed 0", "axes 1 0", "axes 1 0, reversed 0"]
     # a quarter turn, up to a mirror
     assert (turned["axes 1 0, reversed 0"].images[0, 0] * 9).round().tolist() == [[2, 5, 8], [1, 4, 7], [0, 3, 6]]
+
+
+def test_every_way_is_every_orientation_mirrored_and_inverted(smooth):
+    shown = [images.images for images in every_way(smooth)]
+    assert len({x.tobytes() for x in shown}) == len(shown) == 2 * len(list(presentations(smooth)))
+    assert any(np.array_equal(x, smooth.images[..., ::-1]) for x in shown)
 
 
 def test_every_orientation_is_shown_in_both_polarities(smooth):

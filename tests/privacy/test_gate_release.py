@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from shared import RootMeanSquare
 
 from medsynth.data.sources import cached_thorax
 from medsynth.imageset import ImageSet
@@ -79,12 +80,47 @@ def test_a_private_person_among_the_others_is_found_however_she_was_saved(people
     assert len(str(error.value).splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("saved", ["8 bit", "JPEG", "half a code brighter"])
+@pytest.mark.parametrize("saved", SAVED_AGAIN)
 def test_one_image_of_two_of_the_others_is_found(people, saved, tmp_path, cache, once):
     others = people[1]
     with pytest.raises(ValueError, match=r"^--others: row 3 and row 14 are one image of, as it is said, two people"):
         release(people, with_one(others, SAVED_AGAIN[saved](others.images[3, 0])), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def apart(found, monkeypatch, make_set):
+    """A map and a threshold that tell noise from noise: 24 private images, 24 of other people, and two candidates."""
+    monkeypatch.setattr("medsynth.privacy.release.gate_release.feature_map", lambda _: RootMeanSquare())
+    given = {"tau": 0.1}
+    monkeypatch.setattr("medsynth.privacy.release.gate_release.calibrate", lambda *_, **__: replace(found, **given))
+    one_each = {"n": 24, "patient": np.arange(24), "split": None}
+    sets = [make_set(**one_each, seed=seed, name=name, role=role) for seed, name, role in
+            ((1, "ward", "private"), (2, "others", "eval"))]  # fmt: skip
+    return (*sets, replace(make_set(2, seed=3), origin="synthetic"), given)
+
+
+def test_the_private_set_altered_cannot_stand_for_others(apart, tmp_path, cache):
+    private, others, candidates, given = apart
+    noise = np.random.default_rng(0).normal(0, 0.02, private.images.shape)
+    altered = others.with_images(np.clip(private.images + noise, 0, 1))
+    for tau, said in ((0.1, "row 0 and row 1 show what"), (0.05, "24 of 24 images lie within the threshold of private ones")):
+        given["tau"] = tau
+        with pytest.raises(ValueError, match=f"^--others: {said}"):
+            release((private, others, candidates), altered, tmp_path / "out")
+    assert release((private, others, candidates), others, tmp_path / "out").released == 2
+    # where everybody is like everybody, it proves nothing of anyone; the gate then lets nothing pass
+    given["tau"] = 4.0
+    with pytest.raises(ValueError, match="none of 2 candidates was accepted"):
+        release((private, others, candidates), others, tmp_path / "again")
+
+
+def test_others_are_people_and_no_candidates(apart, tmp_path, cache):
+    private, others, candidates, _ = apart
+    with pytest.raises(ValueError, match=r"^--others: others is synthetic, and a synthetic image is nobody's"):
+        release((private, others, candidates), replace(others, origin="synthetic"), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"^--others: row 23 stand among the candidates too \(1 of 24\)"):
+        release((private, others, candidates), with_one(others, np.rot90(candidates.images[1, 0])), tmp_path / "out")
 
 
 def test_two_images_of_one_of_the_others_count_once(people, tmp_path, cache):

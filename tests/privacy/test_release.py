@@ -10,6 +10,7 @@ import shutil
 import stat
 import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +21,13 @@ from hypothesis import strategies as st
 from shared import RootMeanSquare, two_copies
 
 from medsynth.data.folder import Values, load
+from medsynth.data.imagefile import Encoding
+from medsynth.data.release_folder import manifest
 from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
+from medsynth.privacy.gate.alterations import gallery_names
 from medsynth.privacy.gate.gate import Gate
+from medsynth.privacy.release import certificate as certificate_module
 from medsynth.privacy.release import certify as certify_module
 from medsynth.privacy.release.certificate import FileEntry, commitment, read_certificate, readme
 from medsynth.privacy.release.certify import Release, certify
@@ -119,7 +124,7 @@ def test_the_certificate_holds_no_private_output(made):
     for text in (body["statement"], "There are 5 images", "tau = 0.2", "chosen for tests", "This is not differential privacy"):
         assert text in statement
     # neither the number of candidates (11), of refused ones (6), nor of private images or patients (6, 3) is told
-    told = {int(n) for n in re.findall(r"(?<![\d.\w])\d+(?![\d.\w])", statement)}
+    told = {int(n) for n in re.findall(r"(?<![\d.\w])\d+(?![\d.\w])", statement.replace(certificate_module.TRIED, ""))}
     # (there are eight presentations, and images are looked at with 64 x 64 pixels)
     assert told <= {5, 2, 8, 64}
 
@@ -144,6 +149,19 @@ def test_the_audit_is_for_the_owner_alone(made, mixed, private):
         assert np.abs(found.images[at] - original).max() < 1e-5
     body = json.loads((audit / "audit.json").read_text())
     assert body["candidates"]["number"] == 11 and body["private"]["patients"] == 3
+
+
+def test_who_was_not_measured_has_no_nearest_patient(tmp_path, make_set, private):
+    """A patient's number may be -1, which stands for nobody in verdicts."""
+    candidates = make_set(3, (1, SIDE, SIDE), seed=1)
+    flat = candidates.images.copy()
+    flat[2] = 0.5
+    numbered = replace(private, patient=np.arange(6) - 6, split=None)
+    made = make(tmp_path / "out", candidates.with_images(flat), numbered)
+    with open(made.folder / "audit" / "candidates.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert (rows[2]["reason"], rows[2]["nearest_patient"]) == ("constant", "")
+    assert all(row["nearest_patient"] in {"-6", "-5", "-4", "-3", "-2", "-1"} for row in rows[:2])
 
 
 def test_what_a_gate_costs_other_people_stands_in_the_audit_alone(tmp_path, make_set, mixed, private):
@@ -303,7 +321,7 @@ def test_a_margin_that_the_installed_map_finds_too_narrow(copy):
 
 def test_certificates_of_older_formats_say_so(made):
     body = json.loads(made.certificate.to_bytes())
-    for older in ("1", "2"):
+    for older in ("1", "2", "3"):
         with pytest.raises(
             ValueError, match=rf"is of format 'medsynth.certificate/{older}', in which .*; make the release again"
         ):
@@ -530,7 +548,7 @@ def test_consistent_forgeries(copy, made, private):
     with pytest.raises(VerificationError, match=r"^images: 5 are there; the certificate says 4"):
         check(copy)
     for change in ({"mode": "dp"}, {"statement": "This is differential privacy."}, {"exactness": "none"}):
-        with pytest.raises(ValueError, match=f"its {next(iter(change))} is not that of 'medsynth.certificate/3'"):
+        with pytest.raises(ValueError, match=f"its {next(iter(change))} is not that of 'medsynth.certificate/4'"):
             read_certificate(replace(old, **change).to_bytes())
     for name in ("../audit/audit.json", "/etc/hosts", "images/../README.txt", "images/1.png", "images/000001.tiff", "extra.txt"):
         outside = tuple(replace(f, name=name) if f.name == "README.txt" else f for f in old.files)
@@ -562,6 +580,85 @@ def hashes_redone(folder: Path) -> None:
         for f in found.files
     )
     path.write_bytes(replace(found, files=tuple(files)).to_bytes())
+
+
+def remark(**changes: object) -> Callable[[bytes], bytes]:
+    """A manifest of the same form that says something else."""
+    return lambda content: (json.dumps(json.loads(content) | changes, indent=1, sort_keys=True) + "\n").encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (remark(meaning="Someone, 12.3.1956"), "is not, byte for byte, the manifest of the encoding that it states"),
+        (lambda content: content.replace(b"{", b'{\n "unit": "Someone",', 1), "is not, byte for byte"),
+        (lambda content: content + b"\n\n", "is not, byte for byte"),
+        (lambda content: content.replace(b"65535", b"65535.0") + b" ", "is not, byte for byte"),
+        (remark(unit="Some One"), "unit 'Some One'; expected its symbol"),
+        (remark(range=[0.0, 1e30]), "expected a step of 1.5"),
+        (remark(step=1.0), r"range \(0\.0, 1\.0\) and step 1\.0; expected a step of"),
+    ],
+)
+def test_a_manifest_says_its_encoding_and_nothing_else(copy, change, found):
+    path = copy / "release" / "manifest.json"
+    path.write_bytes(change(path.read_bytes()))
+    hashes_redone(copy)
+    with pytest.raises(VerificationError, match=rf"^manifest\.json: .*{found}"):
+        check(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"commitment": "Some One"}, "commitment must be 64 hex digits"),
+        ({"signed_by": "ab " * 32}, "key must be 64 hex digits"),
+        ({"versions": ("numpy 2.1.0", "Someone 1956")}, "versions must be of packages"),
+        ({"versions": ("numpy 1956 Someone",)}, "versions must be of packages"),
+        ({"versions": ("numpy 1", "numpy 2")}, "versions must be of packages"),
+    ],
+)
+def test_a_certificate_has_no_room_for_remarks(made, change, found):
+    with pytest.raises(ValueError, match=f"its {found}"):
+        read_certificate(replace(made.certificate, **change).to_bytes())
+
+
+@pytest.mark.parametrize("how", ["chosen\nverified: all", "\x1b[31mchosen", "\u202echosen"])
+def test_how_tau_was_chosen_is_one_line(made, how):
+    with pytest.raises(ValueError, match=r"its tau\.how must be one line that can be printed"):
+        read_certificate(replace(made.certificate, tau=replace(made.certificate.tau, how=how)).to_bytes())
+
+
+def test_versions_as_packages_have_them():
+    for number in ("3.13.0", "2.9.1+cu128", "0.1.dev12+g1a2b3c4.d20260101", "1.0rc1", "3.12.3+", "2.0.post1"):
+        assert certificate_module._VERSION.fullmatch(number)
+
+
+def test_a_feature_map_and_its_gallery_are_called_what_they_are(tmp_path, copy, made, make_set, private):
+    rewrite(copy, plain=True, encoder=replace(made.certificate.encoder, name="Some One"))
+    with pytest.raises(VerificationError, match=r"^feature map 'pixels': its name is 'pixels for tests', .* 'Some One'"):
+        check(copy)
+    make(tmp_path / "real", make_set(2, (1, SIDE, SIDE), seed=1), private, gate=Gate)
+    real = read_certificate((tmp_path / "real" / "release" / "certificate.json").read_bytes())
+    assert "verified" in verify(tmp_path / "real", maps=lambda _: RootMeanSquare())
+    for what in ("transformations", "presentations"):
+        rewrite(tmp_path / "real", plain=True, **{what: (*getattr(real, what)[:-1], "Some One")})
+        with pytest.raises(VerificationError, match=f"^{what}: the installed ones are not the certificate's"):
+            verify(tmp_path / "real", maps=lambda _: RootMeanSquare())
+        rewrite(tmp_path / "real", plain=True, **{what: getattr(real, what)})
+
+
+@pytest.mark.parametrize("shape", [(1, SIDE, SIDE), (1, 6, SIDE, 5)])
+def test_a_gallery_has_its_names_whatever_its_images(make_set, shape):
+    images = make_set(1, shape, split=None)
+    gate = Gate(images, RootMeanSquare(), TAU)
+    assert gallery_names(images) == (gate.copies, gate.presentations)
+
+
+def test_a_unit_that_no_manifest_may_state_is_an_error_before_all_else(tmp_path, make_set, private):
+    with pytest.raises(ValueError, match="unit 'Some One'; expected its symbol"):
+        make(tmp_path / "out", make_set(2, (1, SIDE, SIDE), unit="Some One"), replace(private, unit="Some One"), gate=None)
+    for unit in ("HU", "SUV", "g/ml", "1", "%", "10^-3mm²/s", "µm", "Bq/ml"):
+        assert b'"unit"' in manifest(Encoding("png8", unit, (0.0, 1.0), 1 / 255, (8, 8)))
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -646,6 +743,17 @@ def test_what_was_not_tried_is_named(made):
     told = " ".join((made.folder / "release" / "README.txt").read_text().split())
     for kind in ("a part of an image", "overlays", "uneven shading", "CLAHE", "tone curves", "three alterations at once"):
         assert kind in told
+
+
+def test_what_was_tried_is_bounded(made):
+    told = " ".join((made.folder / "release" / "README.txt").read_text().split())
+    for bound in (
+        "shifted by up to 8% of a side", "turned by up to 10 degrees", "zoomed from 0.9 to 1.1", "up to 1/64 of the width",
+        "darker by up to 20% of the range", "gamma 0.7 to 1.4", "noise of 5% of the range", "JPEG of quality 50", "1/8 of it",
+        "brighter or darker by small steps", "anything beyond these bounds", "shrinking", "shear", "few grey levels",
+        "pixel by pixel alone: one that was changed by one grey level may pass",
+    ):  # fmt: skip
+        assert bound in told
 
 
 def test_another_feature_map(copy, made, private):

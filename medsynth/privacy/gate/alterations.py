@@ -115,6 +115,15 @@ def transformed_copies(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
             yield str(v), images if v == Variant() else images.with_images(varied(images, v), name=f"{images.name}/{v}")
 
 
+def gallery_names(images: ImageSet) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The transformed copies and the presentations of such images, by name; at least one image."""
+    # neither depends on how large planes are, and small ones are made at once
+    thin = np.zeros((1, 1, *images.spatial[:-2], *[4] * 2), dtype=np.float32)
+    first = images.select([0])
+    small = ImageSet(images=thin, patient=first.patient, unit="1", range=(0, 1), name=images.name)
+    return tuple(name for name, _ in transformed_copies(small)), tuple(name for name, _ in presentations(first))
+
+
 def orientations(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
     """Every way to order and reverse the axes of the images, as (name, set); the first changes nothing.
 
@@ -143,6 +152,13 @@ def presentations(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
     for name, laid in orientations(images):
         yield name, laid
         yield f"{name}, inverted", laid.with_images(inverted(laid), name=f"{laid.name}/inverted")
+
+
+def every_way(images: ImageSet) -> Iterator[ImageSet]:
+    """Every presentation of the images, and its mirror image: all ways to store one picture, where no gallery holds any."""
+    for _, laid in presentations(images):
+        yield laid
+        yield laid.with_images(laid.images[..., ::-1])
 
 
 def inverted(images: ImageSet) -> np.ndarray:

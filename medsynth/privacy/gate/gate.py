@@ -17,7 +17,7 @@ import numpy as np
 from medsynth.evaluation.statistics import Estimate, clopper_pearson
 from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
-from medsynth.privacy.gate.alterations import presentations, transformed_copies
+from medsynth.privacy.gate.alterations import every_way, presentations, transformed_copies
 from medsynth.privacy.gate.feature_table import (
     Copies,
     batched_features,
@@ -170,14 +170,13 @@ class PixelCopies:
     def owners(self, candidates: ImageSet) -> dict[int, int]:
         """Row -> patient of the candidates that are, or hold a plane of, a private image."""
         found: dict[int, int] = {}
-        for _, laid in presentations(candidates):
+        for laid in every_way(candidates):
             # one that was turned on its side has another shape, and so other pixels
             if laid.images.shape[1:] != self._shape:
                 continue
-            for mirror in (laid, laid.with_images(laid.images[..., ::-1])):
-                for row, digest in self._digests(mirror):
-                    if digest in self._patient_of:
-                        found.setdefault(row, self._patient_of[digest])
+            for row, digest in self._digests(laid):
+                if digest in self._patient_of:
+                    found.setdefault(row, self._patient_of[digest])
         return found
 
     def _digests(self, images: ImageSet) -> Iterator[tuple[int, str]]:

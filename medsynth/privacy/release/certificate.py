@@ -14,17 +14,32 @@ import json
 import math
 import re
 import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
 from medsynth.config import parse
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE
 from medsynth.hashes import sha256
 from medsynth.imageset import ImageSet
+from medsynth.privacy.gate.alterations import (
+    BLUR,
+    DEPTH,
+    GAIN,
+    GAMMA,
+    JPEG_QUALITY,
+    NOISE,
+    OFFSET,
+    ROTATION,
+    SHIFT,
+    ZOOM,
+)
+from medsynth.runs import VERSIONED
 
-FORMAT = "medsynth.certificate/3"
+FORMAT = "medsynth.certificate/4"
 _OLDER = {
     "medsynth.certificate/1": "images were compared as they lie",
     "medsynth.certificate/2": "images were compared in one polarity, and those that are not square in fewer orientations",
+    "medsynth.certificate/3": "README.txt does not say how far the alterations went that were tried",
 }
 AUDIT, CANDIDATES, KEY = "audit.json", "candidates.csv", "commitment.key"
 KEY_BYTES = 32  # of the key of the commitment
@@ -39,15 +54,21 @@ _EXACTNESS = (
 _FIXED = ("exactness", "commitment_is", "statement", "mode")  # what no certificate of this format may say otherwise
 NOT_CALIBRATED = "NOT CALIBRATED: synthetic images beyond a distance that was given by hand; what copies it lets pass is unknown"
 TRIED = (
-    "mirrored, shifted, turned, zoomed, blurred, brighter or darker, of other gamma, with noise, as JPEG, and two of these at "
-    "once; stacks also moved along their depth. How much of each was drawn by chance"
+    f"mirrored, shifted by up to {SHIFT:.0%} of a side, turned by up to {ROTATION:g} degrees, zoomed from {ZOOM[0]:g} to "
+    f"{ZOOM[1]:g}, blurred by up to 1/{1 / BLUR:g} of the width, brighter or darker by up to {OFFSET:.0%} of the range, of "
+    f"contrast changed by up to {GAIN:.0%}, of gamma {GAMMA[0]:g} to {GAMMA[1]:g}, with noise of {NOISE:.0%} of the range, as "
+    f"JPEG of quality {JPEG_QUALITY}, and two of these at once; stacks also moved along their depth by up to 1/{1 / DEPTH:g} of "
+    "it, or by one plane. How much of each was drawn by chance"
 )
 NOT_TRIED = (
-    "an alteration at its largest strength, copies of a part of an image, crops beyond the scaling above, overlays, text and "
-    "boxes, blends with another image, uneven shading, local contrast (CLAHE) and other tone curves, elastic warps, what an "
-    "autoencoder or a generator makes of an image, and three alterations at once"
+    "anything beyond these bounds, such as larger turns and shifts, shrinking, stretching of one side, shear, strong blur or "
+    "noise, few grey levels; an alteration at its largest strength, copies of a part of an image, crops beyond the scaling "
+    "above, overlays, text and boxes, blends with another image, uneven shading, local contrast (CLAHE) and other tone curves, "
+    "elastic warps, what an autoencoder or a generator makes of an image, and three alterations at once"
 )
 _NAME = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(README)}|{IMAGES}/[0-9]{{6,}}(\.png|\.nii\.gz)")
+_HEX = re.compile("[0-9a-f]{64}")
+_VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)*(\+[a-z0-9.]{0,24})?")
 STATEMENT = (
     "This is not differential privacy. A gate leaves a hole around every private image, and a hole can be found: whoever holds a "
     "patient's image, and knows how many images would lie near it had no gate been used, can take their absence as a sign that "
@@ -141,6 +162,8 @@ def read_certificate(content: bytes) -> Certificate:
         )
     if certificate.about != about(certificate.tau):
         raise ValueError(f"it begins with {certificate.about!r}; expected {about(certificate.tau)!r}")
+    if said := next((what for what, is_plain in _plain(certificate) if not is_plain), None):
+        raise ValueError(f"its {said}; whatever else it says, nobody could check")
     names = [entry.name for entry in certificate.files]
     if odd := next((name for name in names if not _NAME.fullmatch(name)), None):
         raise ValueError(f"it names the file {odd!r}; expected {MANIFEST}, {README} and numbered files in {IMAGES}")
@@ -150,6 +173,21 @@ def read_certificate(content: bytes) -> Certificate:
         if field.name in _FIXED and getattr(certificate, field.name) != field.default:
             raise ValueError(f"its {field.name} is not that of {FORMAT!r}: {getattr(certificate, field.name)!r}")
     return certificate
+
+
+def _plain(certificate: Certificate) -> Iterator[tuple[str, bool]]:
+    """What each field must be that could hold a remark, and whether it is."""
+    named = [version.partition(" ") for version in certificate.versions]
+    yield "commitment must be 64 hex digits", bool(_HEX.fullmatch(certificate.commitment))
+    yield "key must be 64 hex digits", certificate.signed_by is None or bool(_HEX.fullmatch(certificate.signed_by))
+    yield (
+        "versions must be of packages that decide numbers, each once, as in 'numpy 2.1.0'",
+        (
+            len({name for name, *_ in named}) == len(named)
+            and all(name in ("python", *VERSIONED) and _VERSION.fullmatch(number) for name, _, number in named)
+        ),
+    )
+    yield "tau.how must be one line that can be printed", certificate.tau.how.isprintable()
 
 
 def commitment(images: ImageSet, key: bytes) -> str:
@@ -178,7 +216,7 @@ def readme(certificate: Certificate) -> str:
 
 What is guaranteed
   There are {certificate.released} images in {IMAGES}/. Each, as the file you have, was compared with every image of a private set
-  in {versions} versions: as it is, and mirrored, turned, shifted, scaled, brighter or darker; and each in {ways}
+  in {versions} versions: as it is, and mirrored, turned, shifted, scaled, brighter or darker by small steps; and each in {ways}
   presentations: turned, laid on its side and inverted, since files rarely say which way is up, or whether white is dense.
   Measured by the feature map "{certificate.encoder.name}", none lies within tau = {certificate.tau.value:.6g} of any of them.
   That takes for granted that computed features err by less than a bound, which was measured on several machines.
@@ -191,6 +229,7 @@ What is not guaranteed
   Distance is what this one feature map sees: an image can be far in it and still show what somebody recognises. The maps that
   come with medsynth look at 64 x 64 pixels, whatever the size of the image.
   Another scan of the same patient is not a copy, and may pass.
+  A plane of a private stack is looked for pixel by pixel alone: one that was changed by one grey level may pass.
 {untried}
   A threshold lets a share of altered copies pass; how tau was chosen says what share was aimed at.
   Nothing is said about what the images reveal on average, such as how frequent a disease is in the private set.

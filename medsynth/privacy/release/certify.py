@@ -20,7 +20,7 @@ import numpy as np
 
 from medsynth.data.folder import Values
 from medsynth.data.imagefile import Encoding
-from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, write_manifest
+from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, manifest, write_manifest
 from medsynth.evaluation.statistics import Estimate, clopper_pearson
 from medsynth.hashes import file_hash, sha256
 from medsynth.imageset import ImageSet
@@ -41,7 +41,7 @@ from medsynth.privacy.release.certificate import (
     readme,
 )
 from medsynth.privacy.release.signature import load_private_key, public_half, signed
-from medsynth.runs import package_versions
+from medsynth.runs import new_folder, package_versions
 
 if TYPE_CHECKING:
     from medsynth.privacy.gate.feature_maps import FeatureMap
@@ -94,11 +94,10 @@ def certify(
     threshold = TauEntry(float(tau), how, calibrated)
     comparable(candidates, private)
     encoding = Encoding.for_images(candidates)
+    # what no manifest may say is an error before hours of judging
+    manifest(encoding)
     signer = None if sign is None else load_private_key(Path(sign))
-    free_place(out)
-    temporary = out.absolute().with_name(f".{out.absolute().name}.{secrets.token_hex(8)}")
-    temporary.mkdir()
-    try:
+    with new_folder(out) as temporary:
         release, audit, staged = (temporary / name for name in ("release", "audit", "staged"))
         (release / IMAGES).mkdir(parents=True)
         # nobody else may see candidates before they are judged: some are copies of patients
@@ -142,11 +141,6 @@ def certify(
         _write_audit(audit, content, key_bytes, candidates, private, values, refused, price, rows)
         for path in (*release.rglob("*"), release):
             os.utime(path, (_EPOCH, _EPOCH))
-        os.sync()
-        # onto an empty folder this succeeds, onto any other it fails and changes nothing
-        os.rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Release(out, len(names), dict(refused), read_certificate(content), price)
 
 
@@ -192,17 +186,6 @@ def comparable(candidates: ImageSet, private: ImageSet, files: str = "candidates
             raise ValueError(f"{what} of the {files} ({mine.name}) is {left}, of the private set ({its.name}) {right}; {action}")
 
 
-def free_place(out: Path) -> None:
-    """FileNotFoundError where a folder for `out` is missing, FileExistsError if something is there, ValueError for "."."""
-    if out.resolve() == Path.cwd():
-        # the finished folder takes the place of an empty one, and that of the folder one stands in cannot be taken
-        raise ValueError(f"{out}: is the current folder; name a new one in it, or beside it")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out}: its folder {out.parent} does not exist; make it first")
-    if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
-        raise FileExistsError(f"{out}: is there already and not an empty folder; choose another name or remove it")
-
-
 def _written(images: ImageSet, encoding: Encoding, order: list[int], staged: Path) -> ImageSet:
     """All images as files, in `order`, and what a recipient reads from them."""
     rows = np.empty((len(order), 1, *encoding.shape), dtype=np.float32)
@@ -240,7 +223,8 @@ def _rows(
     people = dict(zip(private.patient.tolist(), _patient_ids(private), strict=True))
     rows: list[list[object]] = [[]] * len(order)
     for i, row in enumerate(order):
-        patient = people.get(int(verdicts.patient[i]), "")
+        # any number may be a person's, so the one that stands for nobody says it only where nothing was measured
+        patient = "" if math.isnan(verdicts.distance[i]) else people[int(verdicts.patient[i])]
         rows[row] = [files[row], names.get(i, ""), verdicts.reason[i], float(verdicts.distance[i]), patient]
     return rows
 

@@ -12,14 +12,19 @@ from scipy.spatial.distance import cdist
 from medsynth.data.folder import Values
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
+from medsynth.privacy.gate.alterations import every_way
 from medsynth.privacy.gate.calibration import calibrate, may_miss, one_per_patient
 from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map
-from medsynth.privacy.gate.gate import Gate
+from medsynth.privacy.gate.gate import Gate, PixelCopies
 from medsynth.privacy.gate.thresholds import Threshold, kind_of, threshold_for
-from medsynth.privacy.release.certify import Release, certify, comparable, free_place
+from medsynth.privacy.release.certify import Release, certify, comparable
+from medsynth.runs import free_place
 
 MISS = 0.01  # share of copies, altered in any one way, that a threshold found on other people may let pass
-_AGAIN = 0.1  # of tau: what was saved, compressed or encoded again lies nearer; another person, or another scan, does not
+# Of tau: what was saved, cropped, shifted or brightened again lies nearer, nobody else of public radiographs and of phantoms does
+_AGAIN = 0.6
+_SAVED_AGAIN = 0.1  # of tau, where the map takes everybody for everybody: what was saved or compressed again lies nearer
+_MOST = 0.5  # a gate that refuses more than this share of people whom its map tells apart knows them
 _ROWS = 1000  # of a matrix of distances that is held at a time
 
 
@@ -44,7 +49,7 @@ def gate_release(
     phi: one of MAPS; of volumes "encoder" is "encoder_3d". The threshold is `tau`; or found on copies of images of `others`, of
     which `miss` may pass, and three times that of copies altered twice; or the one that ships for images of a `kind`, by default
     the private set's own. gate: makes the gate, as for `certify`. A line in the ledger for each set that is read. Raises
-    ValueError where no threshold fits, and for `others` who are too few, are in the private set, or are there twice.
+    ValueError where no threshold fits, and for `others` who are too few, synthetic, in the private set, or there twice.
     """
     free_place(Path(out))
     key = "encoder_3d" if (phi, len(private.spatial)) == ("encoder", 3) else phi
@@ -53,11 +58,11 @@ def gate_release(
     if tau is not None:
         threshold = Threshold(tau, "given by the operator, not calibrated")
     elif others is not None:
-        strangers = _of_other_people(others, private, ledger, miss)
+        strangers = _of_other_people(others, private, candidates, ledger, miss)
         # a pair of alterations is the rarer thing: three times as many may pass, as in the thresholds that ship
         found = calibrate(measured_in, strangers, seed=0, miss=miss, pair_miss=min(3 * miss, 0.5))
         threshold = Threshold(found.tau, found.sentence())
-        _each_once(strangers, private, measured_in, threshold.tau)
+        _nobody_twice(strangers, private, measured_in, threshold.tau)
     else:
         threshold = _that_ships(measured_in, private, kind)
     # before, so that no release is without its line
@@ -76,9 +81,16 @@ def _that_ships(phi: FeatureMap, private: ImageSet, kind: str) -> Threshold:
         raise ValueError(f"{error}; name another with --modality, or give --others or --tau") from error
 
 
-def _of_other_people(others: ImageSet, private: ImageSet, ledger: Ledger, miss: float) -> ImageSet:
+def _of_other_people(others: ImageSet, private: ImageSet, candidates: ImageSet, ledger: Ledger, miss: float) -> ImageSet:
     """One image each of people who are not in the private set, enough for a threshold; a line in the ledger."""
     comparable(others, private, "--others")
+    if others.origin == "synthetic":
+        raise ValueError(f"--others: {others.name} is synthetic, and a synthetic image is nobody's; give images of other people")
+    if judged := sorted(PixelCopies(candidates).owners(others)):
+        raise ValueError(
+            f"--others: {_names(others, np.array(judged))} stand among the candidates too ({len(judged)} of {len(others)}): a "
+            "threshold cannot be found on what it is to judge; leave them out"
+        )
     try:
         may_miss(others.patients, miss)
     except ValueError as error:
@@ -93,25 +105,45 @@ def _of_other_people(others: ImageSet, private: ImageSet, ledger: Ledger, miss: 
     return replace(one_per_patient(ledger.read(others, stage="gate", output="threshold")), name="a set of the sender's")
 
 
-def _each_once(others: ImageSet, private: ImageSet, phi: FeatureMap, tau: float) -> None:
-    """ValueError where an image of other people is a private one again, saved in another way, or one of theirs is there twice."""
+def _nobody_twice(others: ImageSet, private: ImageSet, phi: FeatureMap, tau: float) -> None:
+    """ValueError where an image of other people is a private one again, saved in another way or altered, or is there twice."""
+    apart, nearest = _nearest_other(others, phi)
+    # where most lie farther from each other than a copy from its original, to lie near says something
+    told_apart = bool(np.median(apart) > tau)
+    again = tau * (_AGAIN if told_apart else _SAVED_AGAIN)
     found = Gate(private, phi, tau).judge(others)
-    again = np.flatnonzero((found.reason == "copy") | (found.distance <= _AGAIN * tau))
-    if len(again):
+    hers = np.flatnonzero((found.reason == "copy") | (found.distance <= again))
+    if len(hers):
         raise ValueError(
-            f"--others: {_names(others, again)} show what private images show ({len(again)} of {len(others)}): people of the "
+            f"--others: {_names(others, hers)} show what private images show ({len(hers)} of {len(others)}): people of the "
             "private set cannot stand for others; leave them out"
         )
-    features = phi(others)
-    for first in range(0, len(others), _ROWS):
-        near = cdist(features[first : first + _ROWS], features) <= _AGAIN * tau
-        row, other = np.nonzero(near)
-        pair = next(((i + first, j) for i, j in zip(row, other, strict=True) if i + first < j), None)
-        if pair:
-            raise ValueError(
-                f"--others: {_names(others, np.array(pair))} are one image of, as it is said, two people; a threshold counts on "
-                "each being another: leave one out, or give the patient numbers"
-            )
+    if told_apart and found.refused.low > _MOST:
+        raise ValueError(
+            f"--others: {int((~found.accepted).sum())} of {len(others)} images lie within the threshold of private ones, which "
+            "other people do not: they are of people of the private set, altered; give images of people who are not in it"
+        )
+    if apart.min() <= again:
+        pair = np.sort([apart.argmin(), nearest[apart.argmin()]])
+        raise ValueError(
+            f"--others: {_names(others, pair)} are one image of, as it is said, two people; a threshold counts on each being "
+            "another: leave one out, or give the patient numbers"
+        )
+
+
+def _nearest_other(others: ImageSet, phi: FeatureMap) -> tuple[np.ndarray, np.ndarray]:
+    """Distance from each image, in whatever orientation and polarity, to the nearest other one, and its row; (n,) each."""
+    upright, n = phi(others), len(others)
+    distance, nearest = np.full(n, np.inf), np.zeros(n, dtype=int)
+    for features in map(phi, every_way(others)):
+        for first in range(0, n, _ROWS):
+            rows = np.arange(first, min(first + _ROWS, n))
+            measured = cdist(features[rows], upright)
+            measured[rows - first, rows] = np.inf
+            least = measured.argmin(1)
+            nearer = measured[rows - first, least] < distance[rows]
+            distance[rows[nearer]], nearest[rows[nearer]] = measured.min(1)[nearer], least[nearer]
+    return distance, nearest
 
 
 def _names(images: ImageSet, rows: np.ndarray) -> str:

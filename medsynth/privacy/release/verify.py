@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from medsynth.config import parse
 from medsynth.data.folder import Values, load
 from medsynth.data.imagefile import Encoding
-from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, read_manifest
+from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, manifest, read_manifest
 from medsynth.hashes import file_hash, sha256
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
+from medsynth.privacy.gate.alterations import gallery_names
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.gate.margin import agree, margin
 from medsynth.privacy.release.certificate import (
@@ -72,6 +73,8 @@ def verify(
     if maps is None:
         from medsynth.privacy.gate.feature_maps import feature_map as maps
     phi = _feature_map(certificate, maps)
+    if gate is Gate:
+        _installed(certificate, *gallery_names(images))
     done = [f"{len(certificate.files)} files and the certificate", f"the feature map {phi.name!r}", *signer]
     if private is not None:
         if audit is None:
@@ -168,6 +171,12 @@ def _images(release: Path, certificate: Certificate) -> ImageSet:
     if len(images) != certificate.released:
         raise VerificationError(f"images: {len(images)} are there; the certificate says {certificate.released}")
     encoding = read_manifest(release)
+    try:
+        written = manifest(encoding)
+    except ValueError as error:
+        raise VerificationError(f"{MANIFEST}: {error}") from error
+    if (release / MANIFEST).read_bytes() != written:
+        raise VerificationError(f"{MANIFEST}: is not, byte for byte, the manifest of the encoding that it states")
     for name in images.attributes["file"]:
         if found := encoding.besides_pixels((release / IMAGES / name).read_bytes()):
             raise VerificationError(f"{IMAGES}/{name}: holds {found}; a released file holds pixels and nothing else")
@@ -187,12 +196,20 @@ def _feature_map(certificate: Certificate, maps: Callable[[str], FeatureMap]) ->
             f"feature map {entry.key!r}: the installed one has hash {phi.hash[:16]}…, the certificate's {entry.hash[:16]}…; "
             f"install the versions that the certificate names"
         )
+    if phi.name != entry.name:
+        raise VerificationError(f"feature map {entry.key!r}: its name is {phi.name!r}, the certificate's {entry.name!r}")
     if certificate.margin < margin(phi.error):
         raise VerificationError(
             f"feature map {entry.key!r}: images were accepted beyond tau and a margin of {certificate.margin:.3g}; by the error "
             f"that the installed one states it must be {margin(phi.error):.3g}: make the release again"
         )
     return phi
+
+
+def _installed(certificate: Certificate, transformations: tuple[str, ...], presentations: tuple[str, ...]) -> None:
+    for what, ours in (("transformations", transformations), ("presentations", presentations)):
+        if ours != getattr(certificate, what):
+            raise VerificationError(f"{what}: the installed ones are not the certificate's; install the version that it names")
 
 
 def _audit(audit: Path, content: bytes) -> tuple[bytes, dict[str, float]]:
@@ -241,9 +258,7 @@ def _no_copies(images: ImageSet, private: ImageSet, encoding: Encoding) -> None:
 
 
 def _distances(certificate: Certificate, images: ImageSet, sentry: Gate, error: float, recorded: dict[str, float]) -> None:
-    for what, installed in (("transformations", sentry.copies), ("presentations", sentry.presentations)):
-        if installed != getattr(certificate, what):
-            raise VerificationError(f"{what}: the installed ones are not the certificate's; install the version that it names")
+    _installed(certificate, sentry.copies, sentry.presentations)
     verdicts = sentry.judge(images)
     files = images.attributes["file"].tolist()
     for i, file in enumerate(files):
