@@ -107,7 +107,9 @@ def promote(
     profile: ProfileOption = "full",
     data: DataOption = None,
     source: Annotated[Path | None, typer.Option("--from", help="Where they lie; default build/PROFILE[-DATA].")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Also where those of another commit are published.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also where others are published; removes those of the chapter that this run lacks.")
+    ] = False,
 ) -> None:
     """Put a chapter's rows and figures from build/ into results/published/NAME, if nothing speaks against it."""
     from medsynth.publish.plan import build_folder, parse_data
