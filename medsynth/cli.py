@@ -29,6 +29,14 @@ DataOption = Annotated[
 ]
 
 
+PatientsOption = Annotated[Path | None, typer.Option(help="CSV file,patient for a private folder; else each file is one.")]
+Pair = tuple[float, float] | None
+RangeOption = Annotated[Pair, typer.Option("--range", help="LOW HIGH of plain files; PNG codes are spread over it.")]
+CodesOption = Annotated[Pair, typer.Option(help="LOW HIGH, the PNG codes that stand for the ends of --range.")]
+WindowOption = Annotated[Pair, typer.Option(help="LOW HIGH, to which values of NIfTI, and of CT in .npz files, are clipped.")]
+UnitOption = Annotated[str, typer.Option(help="Unit of plain files, e.g. HU.")]
+
+
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
     """Synthetic medical images whose privacy and quality are measured."""
@@ -130,9 +138,14 @@ def train(
     modality: Annotated[str, typer.Option(help="What the images are: xray, ct, mr or pet.")] = "xray",
     profile: ProfileOption = "laptop",
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    patients: PatientsOption = None,
+    values: RangeOption = None,
+    codes: CodesOption = None,
+    window: WindowOption = None,
+    unit: UnitOption = "1",
 ) -> None:
     """Train a generator on your images; a killed training goes on where it was."""
-    from medsynth.data.folder import load
+    from medsynth.data.folder import load, stated
     from medsynth.diffusion.generator import Generator, to_train_on
     from medsynth.ledger import Ledger
     from medsynth.runs import free_place
@@ -141,7 +154,8 @@ def train(
     free_place(out)
     _outside(out, images)
     settings = load_profile(profile)
-    everybody = load(images, role="private", modality=modality)
+    meaning = stated(values, codes, window, unit, [images])
+    everybody = load(images, role="private", modality=modality, patients=patients, values=meaning)
     ours = to_train_on(everybody)
     if len(ours) < len(everybody):
         _say(f"{len(ours)} of {len(everybody)} images: those of split train")
@@ -201,10 +215,8 @@ def gate(
     private: Annotated[Path, typer.Option(help="The private set, in the same form.")],
     out: Annotated[Path, typer.Option(help="A new folder: OUT/release to pass on, OUT/audit to keep.")],
     tau: Annotated[float | None, typer.Option(help="Least distance; better: --others, or the one of --modality.")] = None,
-    patients: Annotated[Path | None, typer.Option(help="CSV file,patient for a private folder; else each file is one.")] = None,
-    phi: Annotated[
-        str, typer.Option(help="Where distance is measured: encoder, pixels, autoencoder, untrained_vgg.")
-    ] = "encoder",
+    patients: PatientsOption = None,
+    phi: Annotated[str, typer.Option(help="Measures distance: encoder, pixels, autoencoder, untrained_vgg.")] = "encoder",
     modality: Annotated[
         str,
         typer.Option(
@@ -223,30 +235,20 @@ def gate(
         ),
     ] = None,
     sign: Annotated[Path | None, typer.Option(help="Ed25519 private key in PEM.")] = None,
-    values: Annotated[
-        tuple[float, float] | None, typer.Option("--range", help="LOW HIGH of plain files; PNG codes are spread over it.")
-    ] = None,
-    codes: Annotated[
-        tuple[float, float] | None, typer.Option(help="LOW HIGH, the PNG codes that stand for the ends of --range.")
-    ] = None,
-    window: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="LOW HIGH, to which values of NIfTI, and of CT in .npz files, are clipped."),
-    ] = None,
-    unit: Annotated[str, typer.Option(help="Unit of plain files, e.g. HU.")] = "1",
+    values: RangeOption = None,
+    codes: CodesOption = None,
+    window: WindowOption = None,
+    unit: UnitOption = "1",
 ) -> None:
     """Release the candidates that keep their distance from every private image, with a certificate."""
-    from medsynth.data.folder import Values, load, load_candidates
+    from medsynth.data.folder import load, load_candidates, stated
     from medsynth.ledger import Ledger
     from medsynth.privacy.release.gate_release import MISS, gate_release
     from medsynth.results import show_value
     from medsynth.runs import free_place
 
-    if values and window:
-        raise ValueError("--range and --window exclude each other: values outside are an error, or they are clipped")
     given = [path for path in (candidates, private, others) if path is not None]
-    if (values or unit != "1") and not any(path.is_dir() for path in given if path.exists()):
-        raise ValueError("--range and --unit say what plain files hold; an .npz file says it itself")
+    meaning = stated(values, codes, window, unit, given)
     if tau is not None and others is not None:
         raise ValueError("--others and --tau exclude each other: a threshold is found, or given")
     kind = _modality(modality)
@@ -259,7 +261,6 @@ def gate(
     # before anything is read: what can be known to fail takes no time and leaves no line in a ledger
     free_place(out)
     _outside(out, *given)
-    meaning = Values(values or window, unit, clip=window is not None, codes=codes)
     ours = load(private, role="private", modality=kind, patients=patients, values=meaning)
     theirs, unusable = load_candidates(candidates, modality=kind, values=meaning)
     strangers = None if others is None else load(others, role="eval", modality=kind, values=meaning)

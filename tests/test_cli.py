@@ -8,7 +8,9 @@ import zlib
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 from stub_project import make_project
 
 from medsynth import cli
@@ -147,6 +149,22 @@ def test_a_training_sees_the_rows_of_split_train_alone(call, trained, make_set, 
     make_set(4, split=["val", "val", "test", "test"]).save("rest.npz")
     code, _, err = call("train", "rest.npz", "--out", "g", "--profile", "smoke")
     assert code == 2 and "no image of split train, only of test, val; mark those to train on" in err
+
+
+def test_a_training_is_told_what_plain_files_hold(call, trained, tmp_path):
+    """Without it images from a detector of twelve bits would be nearly black."""
+    (tmp_path / "scans").mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((16, 16), 1000 + i, dtype=np.uint16)).save(tmp_path / "scans" / f"{i}.png")
+    (tmp_path / "people.csv").write_text("file,patient\n0.png,a\n1.png,a\n2.png,b\n3.png,b\n")
+    code, _, err = call("train", "scans", "--out", "g", "--profile", "smoke")
+    assert code == 2 and "give --range LOW HIGH and --codes" in err
+    told = ("--range", "0", "1", "--codes", "0", "4095", "--patients", "people.csv")
+    code, out, _ = call("train", "scans", "--out", "g", "--profile", "smoke", *told)
+    assert code == 0 and "trained on 4 images of 2 patients" in out
+    assert trained[0].range == (0, 1) and trained[0].images.min() == pytest.approx(1000 / 4095)
+    np.savez(tmp_path / "mine.npz", image=np.zeros((2, 16, 16), dtype=np.uint8), patient=[1, 2])
+    assert "an .npz file says it itself" in call("train", "mine.npz", "--out", "h", "--profile", "smoke", "--range", "0", "1")[2]
 
 
 def test_a_training_goes_to_a_place_that_is_free_before_it_begins(call, trained, make_set, tmp_path):

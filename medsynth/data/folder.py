@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +46,21 @@ class Values:
     def window(self) -> tuple[float, float] | None:
         """The interval to which values are clipped, if they are."""
         return self.range if self.clip else None
+
+
+def stated(
+    interval: tuple[float, float] | None, codes: tuple[float, float] | None, window: tuple[float, float] | None, unit: str,
+    given: Iterable[Path],
+) -> Values:  # fmt: skip
+    """What --range, --codes, --window and --unit say of the numbers in `given` files and folders.
+
+    Raises ValueError where they exclude each other, or speak of plain files and there are none.
+    """
+    if interval and window:
+        raise ValueError("--range and --window exclude each other: values outside are an error, or they are clipped")
+    if (interval or unit != "1") and not any(path.is_dir() for path in given if path.exists()):
+        raise ValueError("--range and --unit say what plain files hold; an .npz file says it itself")
+    return Values(interval or window, unit, clip=window is not None, codes=codes)
 
 
 def load(
