@@ -282,10 +282,10 @@ def newest_first(found: Mapping[str, Results]) -> dict[str, Results]:
 def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of `both` for reading: one line per dataset, metric, arm and so on, one column per source, cells as `show_value`.
 
-    Seeds make lines of their own where there are several.
+    Seeds make lines of their own where there are several. A threshold is found anew in each run, and tells no lines apart.
     """
     keys = ["dataset", "metric", "arm", "unit", *(["seed"] if table.seed.nunique() > 1 else [])]
-    extra = [c for c in table if c not in (*COLUMNS, "source")]
+    extra = [c for c in table if c not in (*COLUMNS, "source", "tau")]
     measured = ("value", "low", "high", "n", "n_of", "level")
     lines = table.assign(shown=[show_value(*v) for v in zip(*(table[c] for c in measured), strict=True)])
     # a missing entry is a value of its own: grouping would drop its lines

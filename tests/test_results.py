@@ -15,6 +15,7 @@ from medsynth.hashes import file_hash
 from medsynth.results import (
     FIGURE,
     ROWS,
+    YOURS,
     Estimate,
     Row,
     both,
@@ -297,6 +298,17 @@ def test_side_by_side_keeps_lines_that_lack_an_entry():
     )  # fmt: skip
     table = side_by_side(shown)
     assert len(table) == 2 and {"published", "this run"} <= set(table.columns)
+
+
+def test_runs_with_other_thresholds_stand_side_by_side():
+    named = {"chapter": "gate", "dataset": "d", "metric": "share refused", "arm": "encoder"}
+    runs = {
+        "full": Row.of(Estimate(0.5, 0.25, 0.75, 9), **named, tau=0.3),
+        YOURS: Row.of(Estimate(1.0, 0.5, 1.0, 4), **named, tau=0.4),
+    }
+    table = pd.concat([table_of([row]).assign(source=source) for source, row in runs.items()], ignore_index=True)
+    (line,) = side_by_side(table)[list(runs)].to_numpy().tolist()
+    assert line == ["0.5 [0.25, 0.75] (n = 9)", "1 [0.5, 1] (n = 4)"]
 
 
 def test_new_results_are_no_local_change(tmp_path, monkeypatch):
