@@ -62,12 +62,13 @@ def gate_release(
         # a pair of alterations is the rarer thing: three times as many may pass, as in the thresholds that ship
         found = calibrate(measured_in, strangers, seed=0, miss=miss, pair_miss=min(3 * miss, 0.5))
         threshold = Threshold(found.tau, found.sentence())
-        _nobody_twice(strangers, private, measured_in, threshold.tau)
     else:
         threshold = _that_ships(measured_in, private, kind)
-    # before, so that no release is without its line
+    # before, so that no comparison is without its line, whether it ends in a release or not
     price = "" if strangers is None else " and the share of other people it refuses"
     ledger.read(private, stage="gate", output=f"verdicts of the gate{price}, for {Path(out).name}")
+    if strangers is not None:
+        _nobody_twice(strangers, private, measured_in, threshold.tau)
     return certify(
         candidates, private, measured_in, tau=threshold.tau, how=threshold.how, calibrated=tau is None, out=out, key=key,
         sign=sign, strangers=strangers, unusable=unusable, values=values, gate=gate,
