@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import filelock
+import numpy as np
 
 from medsynth.config import ThoraxConfig
 from medsynth.data.npz import load_npz, without_noncommercial
@@ -59,6 +60,12 @@ def private_and_test(config: ThoraxConfig, data: str = "", modality: str = "xray
     # unseen patients of the same population stand for people who agreed to be measured against
     test = replace(drawn.of_patients(numbers[config.private_patients :]), role="eval", name=f"{drawn.name}/test")
     return Sources(drawn.of_patients(numbers[: config.private_patients]), test)
+
+
+def second_scans(config: ThoraxConfig, modality: str = "xray", seed: int = 0) -> ImageSet:
+    """Another scan of each phantom that `private_and_test` calls private; numbers of patients are theirs."""
+    twice = private_and_test(replace(config, scans=2), modality=modality, seed=seed).private
+    return twice.select(np.arange(1, len(twice), 2))
 
 
 def _of_file(path: Path, modality: str, size: int, seed: int) -> Sources:
