@@ -16,7 +16,7 @@ import numpy as np
 from medsynth.evaluation.statistics import Estimate
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
-from medsynth.pretrain import real
+from medsynth.pretrain import public
 from medsynth.privacy.gate.alterations import presentations
 from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map
 from medsynth.privacy.gate.feature_table import feature_store, gallery_table
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("results/trials/gate"))
     args = parser.parse_args()
-    ((name, (private, unseen)),) = real.radiographs(args.folder, SIZE).items()
+    ((name, (private, unseen)),) = public.radiographs(args.folder, SIZE).items()
     for images in (private, unseen):
         Ledger().read(images, stage="count false rejections", output="result rows")
     phi = feature_map("encoder")

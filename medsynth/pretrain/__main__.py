@@ -24,8 +24,7 @@ from medsynth.pretrain.diffusion import pretrain_denoiser, pretrain_refiner
 from medsynth.pretrain.encoder import encoder_sets, train_encoder
 from medsynth.pretrain.extractor import train_extractor
 from medsynth.pretrain.last_layer import fit_last_layer
-from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms
-from medsynth.pretrain.real import real_sets
+from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
 from medsynth.runs import Tensors, Workspace, package_versions
 from medsynth.training import best_device
 

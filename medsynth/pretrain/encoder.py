@@ -16,8 +16,7 @@ from medsynth.ledger import Ledger
 from medsynth.models.encoder import EncoderNet, normalise, planes_of, similarity
 from medsynth.models.pixels import SIDE, blurred, resize
 from medsynth.phantoms.heart.heart import cardiac
-from medsynth.pretrain.public import PublicSet, at_size
-from medsynth.pretrain.real import real_sets
+from medsynth.pretrain.public import PublicSet, at_size, real_sets
 from medsynth.privacy.gate.alterations import GAIN, GAMMA, JPEG_QUALITY, NOISE, OFFSET, ROTATION, SHIFT, ZOOM
 from medsynth.resample import slices_of
 from medsynth.runs import Tensors, Workspace

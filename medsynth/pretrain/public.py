@@ -1,14 +1,22 @@
-"""The public sets that shipped weights are trained on: phantoms here, real ones in `pretrain.real`."""
+"""The sets that shipped weights are trained on, and real people whom none of them has seen: phantoms, and files of one folder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from medsynth.data.sources import cached_thorax
+from medsynth.config import ThoraxConfig
+from medsynth.data.npz import load_npz, without_noncommercial
+from medsynth.data.sources import Sources, cached_thorax, private_and_test
 from medsynth.imageset import ImageSet
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.resample import resize, slices_of
 from medsynth.vocabulary import MODALITIES
+
+_KERMANY, _NIH, _COVID = "cxr_kermany_128", "cxr_nih1000_64", "cxr_covid_256"
+_CT, _HEARTS, _HIPPOCAMPUS = "ct_tcia_hu_256", "mri_acdc_3d", "mri_hippocampus_3d"
+_PLANES = range(8, 40, 3)  # of the hippocampus, that show some of it
+CLASSED = ("cxr_kermany", "ct_tcia")  # of those that no weight has seen
 
 
 @dataclass(frozen=True)
@@ -45,3 +53,53 @@ def describe(sets: dict[str, PublicSet]) -> list[dict[str, object]]:
         }
         for key, s in sets.items()
     ]  # fmt: skip
+
+
+def real_sets(folder: Path, split: str) -> dict[str, PublicSet]:
+    """Real public images of one split, in their largest size: what weights are trained on."""
+    kermany = _load(folder, _KERMANY, "public" if split == "train" else "eval").in_split(split)
+    covid = without_noncommercial(_load(folder, _COVID, "public")).in_split(split)
+    return {
+        "cxr_kermany": PublicSet(kermany),
+        "cxr_nih": PublicSet(_load(folder, _NIH, "public").in_split(split)),
+        "cxr_covid": PublicSet(resize(covid, 128)),
+        "mri_hippocampus": PublicSet(slices_of(_load(folder, _HIPPOCAMPUS, "public").in_split(split), _PLANES), thorax=False),
+    }
+
+
+def unseen_once(folder: Path, size: int) -> dict[str, ImageSet]:
+    """Images that no shipped weight was trained on; CT only where its licence lets rows be published freely."""
+    found = {
+        "cxr_kermany": _load(folder, _KERMANY, "eval").in_split("test"),
+        "cxr_nih": _load(folder, _NIH, "public").in_split("test"),
+        "ct_tcia": without_noncommercial(_load(folder, _CT)),
+        "mri_acdc": slices_of(_load(folder, _HEARTS), range(2, 9)),
+        "mri_hippocampus": slices_of(_load(folder, _HIPPOCAMPUS, "public").in_split("test"), _PLANES),
+    }
+    return {name: resize(images, size) for name, images in found.items()}
+
+
+def unseen_twice(folder: Path, size: int) -> dict[str, ImageSet]:
+    """Sets in which unseen patients have several images, stacks of hearts as they are."""
+    kermany = _load(folder, _KERMANY, "eval").in_split("test")
+    # of normal images it is not certain that one number is one person
+    kermany = kermany.select((kermany.attributes["finding"] != "none").to_numpy(dtype=bool))
+    nih = _load(folder, _NIH, "public").in_split("test")
+    return {"cxr_kermany": resize(kermany, size), "cxr_nih": resize(nih, size), "mri_acdc": _load(folder, _HEARTS)}
+
+
+def radiographs(folder: Path, size: int) -> dict[str, Sources]:
+    """Private and test patients of the hospital whose public patients a threshold was found on."""
+    private, test = _load(folder, _KERMANY), _load(folder, _KERMANY, "eval").in_split("test")
+    return {_KERMANY: Sources(resize(private, size), resize(test, size))}
+
+
+def slices(folder: Path, size: int) -> dict[str, Sources]:
+    """CT and MR, on whose like no threshold was found, as the chapter on restoration reads them."""
+    config = ThoraxConfig(size=size, private_patients=0, test_patients=0)
+    files = {_CT: "ct", _HEARTS: "mr"}
+    return {name: private_and_test(config, str(folder / f"{name}.npz"), modality) for name, modality in files.items()}
+
+
+def _load(folder: Path, name: str, role: str = "private") -> ImageSet:
+    return load_npz(folder / f"{name}.npz", role=role)

@@ -12,8 +12,7 @@ from medsynth.data.sources import cached_thorax
 from medsynth.ledger import Ledger
 from medsynth.models.weights import weights_folder
 from medsynth.phantoms.heart.heart import cardiac
-from medsynth.pretrain.public import PublicSet
-from medsynth.pretrain.real import real_sets
+from medsynth.pretrain.public import PublicSet, real_sets
 from medsynth.privacy.gate.alterations import gallery_hash
 from medsynth.privacy.gate.calibration import calibrate, one_per_patient
 from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map

@@ -10,7 +10,7 @@ import numpy as np
 from medsynth.config import WeightsConfig
 from medsynth.data.sources import cached_thorax
 from medsynth.imageset import ImageSet
-from medsynth.pretrain import public, real
+from medsynth.pretrain import public
 from medsynth.privacy.attacks.gate_trial import Attacked, scanned_twice
 from medsynth.vocabulary import MODALITIES
 
@@ -21,19 +21,19 @@ _GATED = ("ct", "mr", "pet")  # the chapter on the gate has radiographs
 
 def once(asked: WeightsConfig, size: int, folder: Path | None) -> dict[str, ImageSet]:
     """Images to look at one by one: phantoms of each modality, and real sets."""
-    return _phantoms(size, patients=asked.patients) | (real.unseen_once(folder, size) if folder else {})
+    return _phantoms(size, patients=asked.patients) | (public.unseen_once(folder, size) if folder else {})
 
 
 def twice(asked: WeightsConfig, size: int, folder: Path | None) -> dict[str, ImageSet]:
     """Sets in which patients have several images."""
-    return _phantoms(size, patients=asked.patients // 2, scans=2) | (real.unseen_twice(folder, size) if folder else {})
+    return _phantoms(size, patients=asked.patients // 2, scans=2) | (public.unseen_twice(folder, size) if folder else {})
 
 
 def classed(asked: WeightsConfig, size: int, folder: Path | None) -> dict[str, list[ImageSet]]:
     """Sets with classes: several populations of phantoms, of which the first is that of `once`, and one of each real set."""
     drawn = [_phantoms(size, _STUDIED, patients=asked.patients, seed=_POPULATION + i) for i in range(asked.populations)]
-    known = real.unseen_once(folder, size) if folder else {}
-    return {name: [of[name] for of in drawn] for name in drawn[0]} | {name: [known[name]] for name in real.CLASSED if known}
+    known = public.unseen_once(folder, size) if folder else {}
+    return {name: [of[name] for of in drawn] for name in drawn[0]} | {name: [known[name]] for name in public.CLASSED if known}
 
 
 def classes_of(images: ImageSet) -> np.ndarray:
@@ -46,20 +46,20 @@ def behind_gates(asked: WeightsConfig, size: int, folder: Path | None, seed: int
     """Private images on whose like thresholds were found, and strangers: of one hospital, and phantoms."""
     people = {"patients": asked.gate_patients + 2 * asked.gate_patients // 3, "scans": 2}
     drawn = _phantoms(size, _GATED, **people, seed=seed)
-    known = real.radiographs(folder, size) if folder else {}
+    known = public.radiographs(folder, size) if folder else {}
     phantoms = {name: scanned_twice(images, asked.gate_patients) for name, images in drawn.items()}
     return {name: Attacked(*sources) for name, sources in known.items()} | phantoms
 
 
 def slices_behind_gates(size: int, folder: Path | None) -> dict[str, Attacked]:
     """Private slices of CT and MR, on whose like no threshold was found, and strangers."""
-    known = real.slices(folder, size) if folder else {}
+    known = public.slices(folder, size) if folder else {}
     return {name: Attacked(*sources) for name, sources in known.items()}
 
 
 def taught_on(asked: WeightsConfig, folder: Path | None) -> dict[str, ImageSet]:
     """What the extractor was trained on, and its rivals are calibrated on: public phantoms, and public real sets."""
-    sets = public.phantoms(asked.public_patients, 64, seed=0, jobs=2) | (real.real_sets(folder, "train") if folder else {})
+    sets = public.phantoms(asked.public_patients, 64, seed=0, jobs=2) | (public.real_sets(folder, "train") if folder else {})
     return {name: s.images for name, s in sets.items()}
 
 

@@ -31,8 +31,7 @@ from medsynth.pretrain.autoencoder import (
 )
 from medsynth.pretrain.diffusion import REAL_REPEATS, pretrain_denoiser
 from medsynth.pretrain.extractor import degrade
-from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms
-from medsynth.pretrain.real import real_sets
+from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
 from medsynth.training import step_generator
 from medsynth.vocabulary import MODALITIES
 

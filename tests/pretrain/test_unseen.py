@@ -7,7 +7,7 @@ import pytest
 
 from medsynth.config import WeightsConfig
 from medsynth.data.sources import Sources
-from medsynth.pretrain import public, real, unseen
+from medsynth.pretrain import public, unseen
 from medsynth.vocabulary import MODALITIES
 
 ASKED = WeightsConfig(patients=4, gate_patients=6, public_patients=3, rivals=1, populations=2, splits=2, power_splits=2)
@@ -77,7 +77,7 @@ def test_with_a_folder_real_sets_stand_beside_them(drawn, real_folder):
     assert {"cxr_kermany", "cxr_covid"} < set(taught) and all(s.role == "public" for s in taught.values())
     # nobody is measured on whom a weight was trained
     trained = {row for s in taught.values() for row in s.row_hashes}
-    assert not trained & {row for s in real.unseen_once(real_folder, 64).values() for row in s.row_hashes}
+    assert not trained & {row for s in public.unseen_once(real_folder, 64).values() for row in s.row_hashes}
 
 
 def test_people_seen_twice_are_those_whose_number_is_one_person(drawn, real_folder):
@@ -103,7 +103,7 @@ def test_slices_are_those_of_the_chapter_on_restoration(monkeypatch, make_set):
         asked.append((data, modality, config.size))
         return Sources(make_set(role="private", modality=modality), make_set(role="eval"))
 
-    monkeypatch.setattr(real, "private_and_test", sources)
+    monkeypatch.setattr(public, "private_and_test", sources)
     found = unseen.slices_behind_gates(8, Path("folder"))
     assert asked == [("folder/ct_tcia_hu_256.npz", "ct", 8), ("folder/mri_acdc_3d.npz", "mr", 8)]
     assert {k: (t.private.modality, t.private.role, t.unseen.role, t.scans) for k, t in found.items()} == {
