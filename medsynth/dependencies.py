@@ -24,7 +24,17 @@ def program(text: str) -> str:
 
     A text is read once: most modules are used by many.
     """
-    return ast.dump(_Meaning().visit(ast.parse(text)))
+    return _said(_Meaning().visit(ast.parse(text)))
+
+
+def _said(node: object) -> str:
+    """As `ast.dump`, without fields that are empty: which of them there are depends on the Python that reads."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_said, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={_said(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({', '.join(fields)})"
 
 
 def imported_modules(code: ast.Module, package: Path, uncounted: tuple[str, ...] = ()) -> dict[str, Path]:
