@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -158,6 +159,13 @@ class ImageSet:
             values, missing = to_arrays(self.attributes[column])
             parts += [missing.tobytes(), json.dumps(values.tolist()).encode()]
         return bytes_hash(*parts)
+
+    def commitment(self, key: bytes) -> str:
+        """HMAC-SHA256 of the pixels: without the key nobody can test a guess of who is in it, with it nobody can swap the set."""
+        meta = {"unit": self.unit, "range": self.range, "shape": self.images.shape[1:]}
+        told = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        rows = "".join(sorted(self.row_hashes.tolist()))
+        return hmac.new(key, b"medsynth.private-set/1\n" + (told + rows).encode("ascii"), "sha256").hexdigest()
 
     def select(self, index: np.ndarray | Sequence[int], name: str | None = None) -> ImageSet:
         """The rows of an integer index or boolean mask, in that order."""

@@ -22,7 +22,7 @@ from medsynth.config import (
 )
 from medsynth.data.imagefile import as_read
 from medsynth.diffusion.cached import cached_latents
-from medsynth.diffusion.conditions import Conditions
+from medsynth.diffusion.conditions import Conditions, conditions_of, vocabulary_for
 from medsynth.diffusion.detail import train_refiner
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.refine import refine
@@ -32,7 +32,6 @@ from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import NONE, CoverError, Entry, Ledger
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.conditioning import conditions_of, vocabulary_for
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import denoiser_kind, reconstruct, shipped_autoencoder, shipped_denoiser, shipped_refiner

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from functools import cache
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
-from medsynth.imageset import ImageSet
 from medsynth.vocabulary import FINDINGS, MODALITIES
-
-log = logging.getLogger(__name__)
 
 # Fixed, public scales (location, spread), so that no statistic of a private set enters a model.
 SCALES: dict[str, tuple[float, float]] = {
@@ -66,44 +59,3 @@ def drop(condition: torch.Tensor, generator: torch.Generator, *, row: float, ent
     rows = torch.rand(n, 1, generator=generator, device=device) < row
     entries = torch.rand(n, k, generator=generator, device=device) < entry
     return torch.where((rows | entries).to(condition.device), torch.nan, condition)
-
-
-def vocabulary_for(images: ImageSet) -> tuple[str, ...]:
-    """Names of the conditions that such images are asked for by: of stacks of hearts, or of chests."""
-    return HEART if len(images.spatial) == 3 else THORAX
-
-
-def conditions_of(images: ImageSet, names: Sequence[str]) -> np.ndarray:
-    """Conditions (n, len(names)) float32 of a set: its modality, phantom or person, finding, and attributes of these names.
-
-    NaN where the set does not say. Raises ValueError for a set of unknown modality where `names` has modalities.
-    """
-    if set(names) & set(MODALITIES) and not images.modality:
-        raise ValueError(f"{images.name}: its modality is not known; expected one of {MODALITIES}")
-    table = images.attributes
-    # a finding outside the vocabulary is unknown, not "none of these"
-    finding = table["finding"].where(table["finding"].isin(FINDINGS)) if "finding" in table else None
-    if finding is not None and set(names) & set(FINDINGS):
-        _say_what_is_not_asked_by(images.name, int((finding.isna() & table["finding"].notna()).sum()))
-    out = np.full((len(images), len(names)), np.nan, np.float32)
-    for k, name in enumerate(names):
-        if name in MODALITIES:
-            out[:, k] = float(name == images.modality)
-        elif name == "phantom":
-            out[:, k] = float(not images.people)
-        elif name in FINDINGS:
-            out[:, k] = np.nan if finding is None else _numbers(finding == name)
-        elif name in table:
-            out[:, k] = _numbers(table[name])
-    return out
-
-
-@cache
-def _say_what_is_not_asked_by(name: str, rows: int) -> None:
-    """Once for each set, what would otherwise be lost in silence; not in its own words, which may name somebody on a page."""
-    if rows:
-        log.warning("%s: the findings of %d images are taken for unknown; expected %s", name, rows, ", ".join(FINDINGS))
-
-
-def _numbers(column: pd.Series) -> np.ndarray:
-    return column.astype("Float64").to_numpy(dtype=np.float32, na_value=np.nan)

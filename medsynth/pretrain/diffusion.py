@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from medsynth.config import DenoiserConfig, DiffusionConfig, RefinerConfig
+from medsynth.diffusion.conditions import conditions_of
 from medsynth.diffusion.detail import CROP, lost_detail
 from medsynth.diffusion.train import train_latents
 from medsynth.evaluation.features import require_public
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.conditioning import THORAX, conditions_of
+from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import latents_of

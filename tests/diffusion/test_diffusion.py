@@ -15,6 +15,7 @@ from torch import nn
 
 from medsynth.config import DenoiserConfig, DiffusionConfig, SamplingConfig
 from medsynth.diffusion import train as train_module
+from medsynth.diffusion.conditions import conditions_of
 from medsynth.diffusion.sample import (
     CLEANEST,
     NOISIEST,
@@ -28,7 +29,7 @@ from medsynth.diffusion.sample import (
 from medsynth.diffusion.schedule import BETAS, PREDICTIONS, noise_schedule, objective, solver
 from medsynth.diffusion.train import diffusion_loss, train_denoiser, train_latents
 from medsynth.ledger import NONE, Ledger, RoleError
-from medsynth.models.conditioning import THORAX, conditions_of
+from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import load_card, save_card, shipped_autoencoder, shipped_denoiser
 from medsynth.runs import Workspace
@@ -432,7 +433,8 @@ shipped.weights_folder = lambda: Path(sys.argv[1])
 from medsynth.config import DenoiserConfig, DiffusionConfig, parse
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
-from medsynth.models.conditioning import THORAX, conditions_of
+from medsynth.diffusion.conditions import conditions_of
+from medsynth.models.conditioning import THORAX
 from medsynth.ledger import Ledger
 from medsynth.runs import Workspace
 import json

@@ -29,7 +29,7 @@ from medsynth.privacy.gate.alterations import gallery_names
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.release import certificate as certificate_module
 from medsynth.privacy.release import certify as certify_module
-from medsynth.privacy.release.certificate import FileEntry, commitment, read_certificate, readme
+from medsynth.privacy.release.certificate import FileEntry, read_certificate, readme
 from medsynth.privacy.release.certify import Release, certify
 from medsynth.privacy.release.signature import is_signature
 from medsynth.privacy.release.verify import VerificationError, verify
@@ -931,9 +931,9 @@ def test_the_private_set_is_loaded_again_as_it_was(tmp_path, private, make_set):
 
 def test_a_commitment_tells_nothing_without_its_key(private):
     keys = [bytes([k]) * 32 for k in range(2)]
-    assert commitment(private, keys[0]) != commitment(private, keys[1])
-    assert commitment(private, keys[0]) == commitment(private.select([5, 4, 3, 2, 1, 0]), keys[0])
-    assert re.fullmatch("[0-9a-f]{64}", commitment(private, keys[0]))
+    assert private.commitment(keys[0]) != private.commitment(keys[1])
+    assert private.commitment(keys[0]) == private.select([5, 4, 3, 2, 1, 0]).commitment(keys[0])
+    assert re.fullmatch("[0-9a-f]{64}", private.commitment(keys[0]))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ how many candidates were refused and how many private images there are.
 
 from __future__ import annotations
 
-import hmac
 import json
 import math
 import re
@@ -20,7 +19,6 @@ from dataclasses import asdict, dataclass, fields
 from medsynth.config import parse
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE
 from medsynth.hashes import sha256
-from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import (
     BLUR,
     DEPTH,
@@ -188,15 +186,6 @@ def _plain(certificate: Certificate) -> Iterator[tuple[str, bool]]:
         ),
     )
     yield "tau.how must be one line that can be printed", certificate.tau.how.isprintable()
-
-
-def commitment(images: ImageSet, key: bytes) -> str:
-    """HMAC-SHA256 of a set's pixels: without the key nobody can test a guess of who is in it, with it nobody can swap the set."""
-    meta = {"unit": images.unit, "range": images.range, "shape": images.images.shape[1:]}
-    mac = hmac.new(key, b"medsynth.private-set/1\n" + _canonical(meta), "sha256")
-    for row in sorted(images.row_hashes.tolist()):
-        mac.update(row.encode())
-    return mac.hexdigest()
 
 
 def readme(certificate: Certificate) -> str:

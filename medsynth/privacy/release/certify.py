@@ -36,7 +36,6 @@ from medsynth.privacy.release.certificate import (
     FileEntry,
     TauEntry,
     about,
-    commitment,
     read_certificate,
     readme,
 )
@@ -124,7 +123,7 @@ def certify(
             presentations=sentry.presentations,
             released=len(names),
             files=(),
-            commitment=commitment(private, key_bytes),
+            commitment=private.commitment(key_bytes),
             versions=tuple(f"{name} {version}" for name, version in sorted(package_versions().items())),
             signed_by=None if signer is None else public_half(signer),
         )

@@ -28,7 +28,6 @@ from medsynth.privacy.release.certificate import (
     KEY_BYTES,
     NOT_CALIBRATED,
     Certificate,
-    commitment,
     read_certificate,
     readme,
 )
@@ -86,7 +85,7 @@ def verify(
             values, modality = _told(audit)
             private = load(private, role="private", modality=modality, patients=patients, values=values)
         (ledger or Ledger()).read(private, stage="verify", output="whether a release keeps its distance")
-        if not hmac.compare_digest(commitment(private, key), certificate.commitment):
+        if not hmac.compare_digest(private.commitment(key), certificate.commitment):
             raise VerificationError("private set: it is not the one of this release: its commitment differs")
         _no_copies(images, private, read_manifest(release))
         _distances(certificate, images, gate(private, phi, certificate.tau.value), phi.error, recorded)
