@@ -116,9 +116,9 @@ CELLS = (
     ),
     *(
         Cell(
-            method=method, question=QUESTIONS[3], kind="measured", tables=("gate",), where={"metric": "KID", "arm": arm},
-            says="KID to held-out patients of a generator's samples (0: real)",
-        ) for method, arm in ((DRAWN, "no gate"), (GATED, "distance gate"))
+            method=method, question=QUESTIONS[3], kind="measured", tables=("gate",), where={"metric": metric, "arm": arm},
+            says=f"{metric} to held-out patients of a generator's samples (0: real)",
+        ) for method, arm in ((DRAWN, "no gate"), (GATED, "distance gate")) for metric in ("FID minus floor", "KID")
     ),
     Cell(
         method=DRAWN, question=QUESTIONS[3], kind="measured", tables=("restoration",), beside="verdict",

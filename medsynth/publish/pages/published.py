@@ -58,12 +58,6 @@ ENTRIES = {
         "Distances to the nearest private phantom",
         "Altered copies lie left of the dashed threshold, most held-out patients and samples right of it.",
     ),
-    "gate-identification": Entry(
-        COPY,
-        "Two scans of one phantom, recognised",
-        "Higher and further left is better: the encoder recognises a second scan of the same phantom, the"
-        " other maps seldom do.",
-    ),
     "weights-gate-attacks": Entry(
         COPY,
         "Altered copies of people's radiographs and of phantoms, refused by the gate",
