@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 
 from medsynth import figures
 from medsynth.config import ThoraxConfig, load_profile, project_root
-from medsynth.data.sources import Sources, private_and_test
+from medsynth.data.sources import Sources, private_and_test, private_and_test_hearts
 from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
@@ -52,10 +53,16 @@ class Chapter:
 
         The private set is declared; that the held-out one will be measured against leaves a line.
         """
-        sources = private_and_test(sizes or self.settings.thorax, data, modality, self.seed)
+        return self._noted(private_and_test(sizes or self.settings.thorax, data, modality, self.seed), modality, stage, output)
+
+    def hearts(self, data: str = "", *, stage: str = "measure", output: str = "result rows") -> Sources:
+        """As `sets`, of stacks of hearts."""
+        return self._noted(private_and_test_hearts(self.settings.privacy, data, self.seed), "hearts", stage, output)
+
+    def _noted(self, sources: Sources, kind: str, stage: str, output: str) -> Sources:
         self.ledger.declare(sources.private)
         self.ledger.read(sources.test, stage=stage, output=output)
-        self.note(**{f"private {modality}": sources.private, f"test {modality}": sources.test})
+        self.note(**{f"private {kind}": sources.private, f"test {kind}": sources.test})
         return sources
 
     def generator(self, private: ImageSet, *, seed: int | None = None, table: str = "") -> Generator:
@@ -245,6 +252,24 @@ class Chapter:
             ax.set_ylim(bottom=min(0, points["low"].min(), points["value"].min()))
         self.save(figure, name, [row for _, found in drawn for row in found], table=table)
 
+    def over(
+        self, x: str, places: Mapping[Any, str], metrics: Sequence[str], name: str, *, x_label: str, floors: bool = True,
+        table: str = "", **where: object,
+    ) -> None:  # fmt: skip
+        """Draw and save metrics at the named values of an extra column, a panel for each metric, a line for each arm.
+
+        Of several seeds the mean is drawn, and as its bar the least low and the largest high.
+        """
+        drawn = {m: found for m in metrics if (found := self.rows(table, metric=m, **{x: list(places)}, **where))}
+        figure, axes = figures.new_figure(1, len(drawn), size=(7.5, 3), layout="constrained", squeeze=False)
+        for ax, (metric, found) in zip(axes[0], drawn.items(), strict=True):
+            floor = next(iter(self.rows(table, metric=f"{metric} floor", **where)), None) if floors else None
+            unit = f"{metric} ({found[0].unit})" if found[0].unit else metric
+            over_seeds = [_mean(rows) for rows in _grouped(found, lambda row: (row.arm, row.extra[x]))]
+            figures.steps_plot(ax, over_seeds, places, by=lambda row: row.extra[x], y_label=unit, floor=floor)
+            ax.set_xlabel(x_label)
+        self.save(figure, name, [row for found in drawn.values() for row in found], table=table)
+
     def secret(self, value: Any) -> Any:
         """A value that says where single patients are: itself for phantoms, a word that it is left out for people."""
         return WITHHELD if self.people else value
@@ -252,6 +277,19 @@ class Chapter:
     def secrets(self, **columns: Scalar) -> dict[str, Scalar]:
         """Columns of a row that say where single patients are: themselves for phantoms, none for people."""
         return {} if self.people else columns
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return list(groups.values())
+
+
+def _mean(rows: list[Row]) -> Row:
+    value = float(np.mean([row.value for row in rows]))
+    low, high = min(row.low for row in rows), max(row.high for row in rows)
+    return replace(rows[0], value=value, low=low, high=high)
 
 
 def _hash_of(name: str) -> str:

@@ -1,19 +1,29 @@
-"""Frozen, typed configurations: what a profile may say, and errors that name the key when it says something else."""
+"""Frozen, typed configurations: what a profile may say."""
 
 from __future__ import annotations
 
 import math
-import types
-import typing
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from medsynth.parse import check_sizes, parse
 from medsynth.words import did_you_mean
 
-_FROM_ZERO = ("seed", "seeds", "warmup", "checkpoint_every")  # whole numbers of a profile that may be 0
-_ABOVE_ZERO = ("learning_rate", "epsilon_scale")  # numbers that may not
+# parameters of a denoiser; see medsynth.privacy.dp.trainable
+TRAINABLE = ("bias", "attention", "lora", "full")
+_POSITIVE, _COUNT = (lambda v: 0 < v < math.inf, "a number above 0"), (lambda v: v >= 1, "at least 1")
+_SOUND = {  # of a PrivacyConfig
+    "epsilon": (lambda v: v > 0, "a number above 0"), "clip": _POSITIVE, "learning_rate": _POSITIVE,
+    "steps": _COUNT, "batch": _COUNT, "draws": _COUNT, "physical": _COUNT, "warmup": (lambda v: v >= 0, "at least 0"),
+    "ema": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "trainable": (TRAINABLE.__contains__, f"one of {', '.join(TRAINABLE)}"),
+    "schedule": (("constant", "cosine").__contains__, "'constant' or 'cosine'"),
+    "randomness": (("seeded", "secure").__contains__, "'seeded' or 'secure'"),
+    "accountant": (("prv", "rdp").__contains__, "'prv' or 'rdp'"),
+    "delta_rule": (("below 1/n", "forced").__contains__, "'below 1/n' or 'forced'"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,70 @@ class SitesConfig:
 
 
 @dataclass(frozen=True)
+class PrivacyConfig:
+    """What is promised to every patient, and how a network is trained to it. All of it is public.
+
+    Chosen on phantoms of the public population. Raises ValueError for what no run can have.
+    """
+
+    steps: int  # logical steps
+    batch: int  # patients that a step expects; also the divisor
+    epsilon: float = math.inf  # never exceeded; inf: no promise, the same loop without clip and noise
+    clip: float = 0.05  # L2 norm of a patient's gradient, at most: most are above, so it sets the step as the learning rate does
+    learning_rate: float = 1e-3
+    delta: float | None = None  # None: min(1e-6, n^-1.5)
+    delta_rule: str = "below 1/n"  # or "forced", which allows any
+    draws: int = 1  # of (timestep, noise) for each record, averaged before the clip (Dockhorn et al., arXiv:2210.09929)
+    trainable: str = "attention"  # one of TRAINABLE
+    schedule: str = "constant"  # or "cosine", after the warm-up
+    warmup: int = 0  # steps
+    ema: float = 0.95
+    physical: int = 8  # patients whose rows are in memory at a time
+    randomness: str = "seeded"  # or "secure": from the operating system's entropy
+    accountant: str = "prv"
+
+    def __post_init__(self) -> None:
+        for name, (is_sound, expected) in _SOUND.items():
+            if not is_sound(value := getattr(self, name)):
+                raise ValueError(f"{name} is {value!r}; expected {expected}")
+
+
+@dataclass(frozen=True)
+class DPConfig:
+    """Differentially private generators of hearts: whose they are, and which arms there are.
+
+    Beside `epsilons` stand 0, the public weights, and infinity, the same training without clip and noise.
+    """
+
+    private_patients: int  # by a fair coin each is trained on, or kept as a canary for the audit
+    test_patients: int
+    asked_patients: int  # others of the same population, whose attributes generators are asked for, at ED and at ES
+    epsilons: tuple[float, ...]
+    training: PrivacyConfig
+    scratch: PrivacyConfig  # of a network that has seen nothing
+    scratch_epsilons: tuple[float, ...] = (10.0,)
+    variants: tuple[str, ...] = ()  # of `training` at the largest epsilon, such as "trainable bias" or "draws 8"
+    guesses: int = 100  # of the audit, fixed beforehand
+    audited_patients: int = 1000
+    audit_draws: int = 16  # of timestep and noise, for each stack
+    segmenter_steps: int = 1500  # of the network that measures volumes and walls, on phantoms of so many people
+    segmenter_patients: int = 600
+    slices: int = 8
+    size: int = 64
+
+    def asked(self, people: int) -> int:
+        """How many of so many held-out people are asked for; their images are measured against the others."""
+        return round(people * self.asked_patients / (self.asked_patients + self.test_patients))
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of all that is trained, as START/EPSILON or START/EPSILON/VARIANT."""
+        epsilons = {"pre-trained": (*self.epsilons, math.inf), "scratch": (*self.scratch_epsilons, math.inf)}
+        plain = (f"{start}/{epsilon:g}" for start, each in epsilons.items() for epsilon in each)
+        return (*plain, *(f"pre-trained/{max(self.epsilons):g}/{variant}" for variant in self.variants))
+
+
+@dataclass(frozen=True)
 class WeightsConfig:
     """On how many phantoms the shipped weights are measured, and how finely their ruler is studied."""
 
@@ -176,69 +250,15 @@ class Profile:
     gate: GateConfig
     restoration: RestorationGridConfig
     sites: SitesConfig
+    privacy: DPConfig
     weights: WeightsConfig
+    denoiser_3d: DenoiserConfig = DenoiserConfig(channels=(32, 64, 96), spatial_dims=3)
     seeds: tuple[int, ...] = (0,)
     arms: tuple[str, ...] = ()  # chapters that are begun in arms where several runs go at a time: those that train for long
 
-
-def parse(cls: type, mapping: object, where: str) -> typing.Any:
-    """Build the dataclass `cls` from a mapping; ValueError names the key, what was found and the closest valid key."""
-    if not isinstance(mapping, dict):
-        raise ValueError(f"{where}: found {type(mapping).__name__} {mapping!r}; expected a mapping with keys {_names(cls)}")
-    hints = typing.get_type_hints(cls)
-    for key in mapping:
-        if key not in hints:
-            raise ValueError(f"{where}: unknown key {key!r}; {did_you_mean(str(key), hints)}")
-    missing = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in mapping]
-    if missing:
-        raise ValueError(f"{where}: missing key {missing[0]!r}; expected {_type_name(hints[missing[0]])}")
-    return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in mapping.items()})
-
-
-def _convert(value: object, kind: typing.Any, where: str) -> object:
-    if is_dataclass(kind):
-        return parse(kind, value, where)
-    if typing.get_origin(kind) is tuple:
-        (item, _) = typing.get_args(kind)
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where}: found {value!r}; expected a list of {_type_name(item)}")
-        return tuple(_convert(v, item, f"{where}[{i}]") for i, v in enumerate(value))
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        options = [k for k in typing.get_args(kind) if k is not type(None)]
-        return None if value is None else _convert(value, options[0], where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    # YAML 1.1 reads "1e-4" as text; a number was meant
-    if kind is float and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if type(value) is not kind:
-        raise ValueError(f"{where}: found {type(value).__name__} {value!r}; expected {_type_name(kind)}")
-    return value
-
-
-def check_sizes(config: object, where: str) -> None:
-    """ValueError naming the first number that no run can have: a size or count below 1, or what is negative or not finite."""
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            check_sizes(value, f"{where}.{f.name}")
-        for item in value if isinstance(value, tuple) else (value,):
-            if type(item) is int and item < (least := 0 if f.name in _FROM_ZERO else 1):
-                raise ValueError(f"{where}.{f.name}: found {item}; expected at least {least}")
-            if type(item) is float and not (0 <= item < math.inf and (item or f.name not in _ABOVE_ZERO)):
-                expected = "above 0" if f.name in _ABOVE_ZERO else "not below 0"
-                raise ValueError(f"{where}.{f.name}: found {item}; expected a finite number, {expected}")
-
-
-def _names(cls: type) -> str:
-    return ", ".join(f.name for f in fields(cls))
-
-
-def _type_name(kind: typing.Any) -> str:
-    return getattr(kind, "__name__", str(kind))
+    def denoiser_for(self, spatial_dims: int) -> DenoiserConfig:
+        """The network for images or for stacks."""
+        return self.denoiser_3d if spatial_dims == 3 else self.denoiser
 
 
 def project_root(start: Path | None = None) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -246,6 +246,32 @@ def curve(
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
     if len(kinds) > 1:
+        ax.legend(frameon=False)
+    return ax
+
+
+def steps_plot(
+    ax: Axes, rows: Sequence[Row], places: Mapping[Any, str], *, by: Callable[[Row], Any], y_label: str, floor: Row | None = None
+) -> Axes:
+    """Points with intervals at named places along x, a line for each arm, and the floor as a dashed line with a band.
+
+    places: what `by` says of a row -> its label, from left to right.
+    """
+    at = {place: k for k, place in enumerate(places)}
+    kinds = list(dict.fromkeys(row.arm for row in rows))
+    for k, arm in enumerate(kinds):
+        own = sorted((row for row in rows if row.arm == arm), key=lambda row: at[by(row)])
+        # lines beside each other, so that intervals do not hide one another
+        x = [at[by(row)] + 0.08 * (k - (len(kinds) - 1) / 2) for row in own]
+        colour = COLOURS[k % len(COLOURS)]
+        ax.plot(x, [row.value for row in own], marker=MARKERS[k % len(MARKERS)], color=colour, label=arm)
+        ax.vlines(x, [row.low for row in own], [row.high for row in own], color=colour)
+    if floor is not None:
+        ax.axhline(floor.value, color="#555555", linestyle="--", linewidth=1.2, label="real against real")
+        ax.axhspan(floor.low, floor.high, color="#999999", alpha=0.25, linewidth=0)
+    ax.set_xticks(range(len(at)), list(places.values()))
+    ax.set(xlim=(-0.5, len(at) - 0.5), ylabel=y_label)
+    if len(kinds) > 1 or floor is not None:
         ax.legend(frameon=False)
     return ax
 

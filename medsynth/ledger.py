@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,28 +14,12 @@ import filelock
 import numpy as np
 import pandas as pd
 
-from medsynth.config import parse
 from medsynth.imageset import ImageSet
+from medsynth.mechanism import NONE, Cover, Mechanism, composed
+from medsynth.parse import parse
 from medsynth.resample import pad_square, resize
 from medsynth.runs import atomic_path, cache_folder
 
-UNITS = ("patient", "image")  # what epsilon protects: all images of a patient, or a single one
-# mechanism -> (what has to be said of it, what else can be)
-MECHANISMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "none": ((), ()),
-    "dp-sgd": (("unit", "epsilon", "delta", "accountant", "q", "steps"), ()),
-    "gaussian mechanism": (("unit", "epsilon", "delta", "accountant"), ("q", "steps")),
-    "laplace mechanism": (("unit", "epsilon"), ("steps",)),
-    "exponential mechanism": (("unit", "epsilon"), ("steps",)),
-}
-_SOUND = {
-    "unit": (lambda v: v in UNITS, f"one of {UNITS}"),
-    "epsilon": (lambda v: isinstance(v, int | float) and 0 < v < math.inf, "a finite number above 0"),
-    "delta": (lambda v: isinstance(v, int | float) and 0 < v < 1, "a number between 0 and 1"),
-    "accountant": (lambda v: isinstance(v, str) and v != "", "the accountant's name, such as 'prv'"),
-    "q": (lambda v: isinstance(v, int | float) and 0 < v <= 1, "a share above 0, at most 1"),
-    "steps": (lambda v: type(v) is int and v > 0, "a whole number above 0"),
-}
 _USUAL_SIZES = (32, 64, 96, 128, 256)  # pixels
 _CHUNK_BYTES = 2**26  # of images that are looked at in all sizes at a time
 
@@ -50,44 +33,6 @@ class CoverError(ValueError):
 
 
 @dataclass(frozen=True)
-class Mechanism:
-    """What is proved of what a reading reveals. "none": nothing; of the others, (epsilon, delta)-DP for one `unit`.
-
-    accountant: what found epsilon. q: chance of a unit to be in a step. None: does not apply.
-    Raises ValueError for an unknown name, what is missing, and what contradicts the name.
-    """
-
-    name: str = "none"
-    unit: str | None = None
-    epsilon: float | None = None
-    delta: float | None = None
-    accountant: str | None = None
-    q: float | None = None
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.name not in MECHANISMS:
-            raise ValueError(f"unknown mechanism {self.name!r}; expected one of {tuple(MECHANISMS)}")
-        needed, possible = MECHANISMS[self.name]
-        for key, (is_sound, expected) in _SOUND.items():
-            value = getattr(self, key)
-            if value is None and key in needed:
-                raise ValueError(f"mechanism {self.name!r}: {key} is missing; expected {expected}")
-            if value is not None and key not in (*needed, *possible):
-                raise ValueError(f"mechanism {self.name!r}: has no {key}, found {value!r}; leave it out")
-            if value is not None and not is_sound(value):
-                raise ValueError(f"mechanism {self.name!r}: {key} is {value!r}; expected {expected}")
-
-    def __str__(self) -> str:
-        if self.epsilon is None:
-            return self.name
-        return f"{self.name}, ({self.epsilon:g}, {self.delta or 0:g})-DP per {self.unit}"
-
-
-NONE = Mechanism()
-
-
-@dataclass(frozen=True)
 class Entry:
     """One reading of one private or held-out set. `content_hash` identifies the set, not a row of it."""
 
@@ -98,6 +43,32 @@ class Entry:
     role: str = "private"  # or "eval"; older ledgers do not say it, and "private" is the stricter
     mechanism: Mechanism = NONE
     output: str = ""  # what left the stage, e.g. "weights denoiser-1f3a"
+
+
+def statement(entries: Sequence[Entry]) -> str:
+    """What is proved of what was made in these readings, for those who receive it."""
+    read = [e for e in entries if e.role == "private"]
+    if not read:
+        return "It was made from public images alone."
+    what = f"{', '.join(sorted({e.stage for e in read}))} read {max(e.patients for e in read)} private patients"
+    cover = composed([e.mechanism for e in read])
+    if cover is None:
+        return f"Nothing is proved of what its images give away: {what} with no mechanism. Let a gate judge each of them."
+    said = [
+        f"{cover} covers what {what} and learned.",
+        "Samples inherit it; a distance gate against private images, an audit, and settings chosen on private images do not.",
+    ]
+    if any(e.mechanism.randomness == "seeded" for e in read):
+        said.append("The noise was seeded: who knows the seed can take it off, so a release needs secure noise.")
+    if cover.delta * max(e.patients for e in read) >= 1:
+        said.append("Delta is not below one over the number of patients: it would allow to publish one of them.")
+    return " ".join(said)
+
+
+def tabulated(entries: Sequence[Entry]) -> pd.DataFrame:
+    """Lines as people read them, equal ones once."""
+    lines = [(e.stage, e.reads, e.patients, str(e.mechanism), e.output) for e in entries]
+    return pd.DataFrame(list(dict.fromkeys(lines)), columns=["stage", "reads", "patients", "mechanism", "output"])
 
 
 class Ledger:
@@ -183,9 +154,13 @@ class Ledger:
         return [e for e in lines if e.content_hash in related]
 
     def table(self, *images: ImageSet) -> pd.DataFrame:
-        """`entries(*images)` as chapters show them, equal rows once."""
-        lines = [(e.stage, e.reads, e.patients, str(e.mechanism), e.output) for e in self.entries(*images)]
-        return pd.DataFrame(list(dict.fromkeys(lines)), columns=["stage", "reads", "patients", "mechanism", "output"])
+        """`entries(*images)` as chapters show them."""
+        return tabulated(self.entries(*images))
+
+    def total(self, images: ImageSet) -> Cover | None:
+        """What is proved of all that left through mechanisms that read rows of this set, together; None where nothing did."""
+        covered = [e.mechanism for e in self.entries(images) if e.role == "private" and e.mechanism != NONE]
+        return composed(covered)
 
     def _remember(self, images: ImageSet) -> None:
         target = self._own_folder(f"{images.role}_rows") / f"{images.content_hash}.npy"

@@ -28,6 +28,30 @@ def resize(images: ImageSet, size: int) -> ImageSet:
     return replace(images, images=np.clip(small, *images.range), spacing=spacing)
 
 
+def stacks_at(volumes: ImageSet, slices: int, size: int) -> ImageSet:
+    """Stacks (n, c, slices, size, size) of volumes: planes evenly spaced among those that are not padding, in-plane as `resize`.
+
+    Planes are cut to their middle where they are larger than a whole multiple of `size`. Volumes of this shape stay as they are.
+    Attribute `n_slices`, where there is one, is that of the new stack. Raises ValueError for planes smaller than `size`.
+    """
+    if volumes.spatial == (slices, size, size):
+        return volumes
+    side = min(volumes.spatial[-2:]) // size * size
+    if len(volumes.spatial) != 3 or not side:
+        raise ValueError(f"{volumes.name}: spatial shape {volumes.spatial}; expected stacks of planes of at least {size} pixels")
+    low, picked = volumes.range[0], []
+    for volume in volumes.images:
+        shown = np.flatnonzero((volume > low).any(axis=(0, 2, 3)))
+        planes = np.linspace(shown[0], shown[-1], slices).round().astype(int) if len(shown) else np.zeros(slices, int)
+        picked.append(volume[:, planes])
+    top, left = ((s - side) // 2 for s in volumes.spatial[-2:])
+    cut = np.stack(picked)[..., top : top + side, left : left + side]
+    flat = cut.reshape(*cut.shape[:3], size, side // size, size, side // size).mean(axis=(4, 6))
+    table = volumes.attributes.assign(n_slices=slices) if "n_slices" in volumes.attributes else volumes.attributes
+    # planes are no longer evenly spaced in mm where stacks differ in length
+    return replace(volumes, images=np.clip(flat, *volumes.range), spacing=None, attributes=table)
+
+
 def pad_square(array: np.ndarray, value: float = 0.0) -> np.ndarray:
     """Pad the last two axes with `value` to a centred square."""
     height, width = array.shape[-2:]

@@ -148,7 +148,9 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     average = EMAModel(parameters, decay=ema, foreach=device.type == "cuda")
-    start = _restore(model, parameters, optimiser, average, workspace)
+    start, tensors = (workspace.load_checkpoint() if workspace else None) or (0, None)
+    if tensors:
+        restore_training(tensors, start, model, parameters, optimiser, average)
     model.train()
     recent: list[torch.Tensor] = []
     for step in progress(start, steps, label):
@@ -170,31 +172,26 @@ def fit(
                 )
             recent = recent[-50:]
         if workspace and checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            workspace.save_checkpoint(step + 1, _state(model, optimiser, average))
+            workspace.save_checkpoint(step + 1, training_state(model, optimiser, average))
     last = float(torch.stack(recent).mean()) if recent else float("nan")
     average.copy_to(parameters)
     model.eval()
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, {"loss": last, "steps": float(steps)}
 
 
-def _state(model: nn.Module, optimiser: torch.optim.Optimizer, average: EMAModel) -> Tensors:
+def training_state(model: nn.Module, optimiser: torch.optim.Optimizer, average: EMAModel) -> Tensors:
+    """All that a training has come to, as tensors for a checkpoint."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, slots in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{k}": torch.as_tensor(v) for k, v in slots.items()}
     return tensors | {f"ema.{i}": p for i, p in enumerate(average.shadow_params)}
 
 
-def _restore(
-    model: nn.Module,
-    parameters: list[nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+def restore_training(
+    tensors: Tensors, step: int, model: nn.Module, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer,
     average: EMAModel,
-    workspace: Workspace | None,
-) -> int:
-    checkpoint = workspace.load_checkpoint() if workspace else None
-    if checkpoint is None:
-        return 0
-    step, tensors = checkpoint
+) -> None:  # fmt: skip
+    """Put back what `training_state` gave after `step` steps."""
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     slots: dict[int, Tensors] = {}
     for key, value in tensors.items():
@@ -206,7 +203,6 @@ def _restore(
     optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
     average.shadow_params = [tensors[f"ema.{i}"].to(p.device) for i, p in enumerate(parameters)]
     average.optimization_step = step
-    return step
 
 
 def progress(start: int, stop: int, label: str) -> Iterator[int]:

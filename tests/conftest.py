@@ -95,6 +95,7 @@ def tiny() -> SimpleNamespace:
     return SimpleNamespace(
         autoencoder=AutoencoderConfig(channels=(32, 32), residual_blocks=1, latent_channels=4, steps=4, batch=2),
         denoiser=DenoiserConfig(channels=(64, 64), attention=(False, True), residual_blocks=1),
+        denoiser_3d=DenoiserConfig(channels=(16, 32), attention=(False, True), head_channels=16, spatial_dims=3),
         diffusion=DiffusionConfig(steps=6, batch=4, warmup=2, timesteps=50, checkpoint_every=2),
     )
 
@@ -108,6 +109,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny: SimpleNamespace
     from medsynth.models.denoiser import Denoiser
     from medsynth.models.refiner import Refiner
     from medsynth.models.weights import DENOISERS, save_card
+    from medsynth.vocabulary import HEART
 
     folder = tmp_path_factory.mktemp("weights")
     with torch.random.fork_rng(devices=[]):
@@ -117,8 +119,9 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny: SimpleNamespace
         refiner = Refiner(tiny_refiner := RefinerConfig(channels=(16, 16)))
         save_card(folder, "refiner", refiner.state_dict(), {"config": asdict(tiny_refiner)})
         for kind in DENOISERS:
-            model = Denoiser(tiny.denoiser, THORAX, autoencoder.latent_channels)
-            card = {"config": asdict(tiny.denoiser), "names": list(THORAX), "latent_channels": autoencoder.latent_channels}
+            config, names = (tiny.denoiser_3d, HEART) if kind == "heart" else (tiny.denoiser, THORAX)
+            model = Denoiser(config, names, autoencoder.latent_channels)
+            card = {"config": asdict(config), "names": list(names), "latent_channels": autoencoder.latent_channels}
             save_card(folder, f"denoiser_{kind}", model.state_dict(), card)
     return folder
 

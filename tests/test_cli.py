@@ -16,6 +16,7 @@ from stub_project import make_project
 from medsynth import cli
 from medsynth.config import SamplingConfig
 from medsynth.imageset import ImageSet
+from medsynth.ledger import Entry
 from medsynth.publish.notebook import ChapterError
 
 
@@ -186,6 +187,62 @@ def test_a_training_goes_to_a_place_that_is_free_before_it_begins(call, trained,
 
 
 @pytest.fixture
+def privately(monkeypatch):
+    """What was given to private trainings, none of which takes place."""
+    given = []
+
+    def train(images, **options):
+        given.append((images, options))
+        return SimpleNamespace(save=lambda out: out, sentence="so")
+
+    monkeypatch.setattr("medsynth.privacy.dp.fine_tuning.train_privately", train)
+    return given
+
+
+def test_epsilon_makes_a_training_private(call, privately, trained, make_set):
+    make_set(12, (1, 8, 16, 16), split=None, modality="").save("hearts.npz")
+    code, out, _ = call("train", "hearts.npz", "--out", "g", "--profile", "smoke", "--epsilon", 8)
+    assert code == 0 and "trained on 12 images of 6 patients: g" in out and not trained
+    images, options = privately[0]
+    privacy = options["privacy"]
+    assert (privacy.epsilon, privacy.delta, privacy.delta_rule, privacy.randomness) == (8, None, "below 1/n", "secure")
+    assert options["denoiser"].spatial_dims == 3 and images.modality == "mr"
+    told = ("--epsilon", 1, "--delta", 0.3, "--force-delta", "--noise", "seeded", "--batch", 2)
+    assert call("train", "hearts.npz", "--out", "g", "--profile", "smoke", *told)[0] == 0
+    privacy = privately[1][1]["privacy"]
+    assert (privacy.epsilon, privacy.delta, privacy.delta_rule, privacy.randomness) == (1, 0.3, "forced", "seeded")
+    assert privacy.batch == 2
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (("--epsilon", 0), "epsilon is 0.0; expected a number above 0"),
+        (("--epsilon", -1), "epsilon is -1.0; expected a number above 0"),
+        (("--delta", 1e-6), "--delta, --force-delta, --noise and --batch belong to --epsilon"),
+        (("--noise", "seeded"), "belong to --epsilon"),
+    ],
+)
+def test_a_promise_that_cannot_be_is_refused(call, privately, make_set, told, said):
+    make_set(12, (1, 8, 16, 16), split=None).save("hearts.npz")
+    code, _, err = call("train", "hearts.npz", "--out", "g", "--profile", "smoke", *told)
+    assert code == 2 and said in err and not privately
+
+
+def test_a_promise_to_patients_needs_to_know_who_they_are(call, privately, tmp_path):
+    """Two files of one patient would otherwise count for two, with half of the protection."""
+    (tmp_path / "scans").mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((16, 16), 50 + i, dtype=np.uint8)).save(tmp_path / "scans" / f"{i}.png")
+    told = ("train", "scans", "--out", "g", "--profile", "smoke", "--epsilon", 8)
+    code, _, err = call(*told)
+    assert code == 2 and "--epsilon protects patients; give --patients" in err and not privately
+    (tmp_path / "people.csv").write_text("file,patient,age\n0.png,a,50\n1.png,a,50\n2.png,b,\n3.png,b,\n")
+    assert call(*told, "--patients", "people.csv")[0] == 0
+    assert privately[0][0].patients == 2 and privately[0][0].attributes["age"].tolist()[:2] == [50, 50]
+
+
+@pytest.fixture
 def generator(monkeypatch, make_set):
     """What `generate` loads: it draws four images of a role that can be changed."""
 
@@ -219,6 +276,19 @@ def test_private_draws_are_nobody_elses_while_they_are_written(call, generator, 
         0o600, 0o644
     ]  # fmt: skip
     assert "a name of 245 bytes; expected at most 237" in call("generate", "g", "--out", "x" * 241 + ".npz")[2]
+
+
+def test_draws_go_beside_their_generator_unless_told(call, generator, tmp_path):
+    assert "4 images: g-3.npz" in call("generate", "g", "-n", 4, "--seed", 3)[1] and (tmp_path / "g-3.npz").exists()
+    assert call("generate", "g", "-n", 4, "--seed", 3)[0] == 2
+
+
+def test_a_generator_says_what_it_was_made_from(call, generator):
+    generator.entries = ()
+    assert call("ledger", "g") == (0, "so\n", "")
+    generator.entries = (Entry("train denoiser", "ward", "abc", 7, output="weights"),)
+    code, out, _ = call("ledger", "g")
+    assert code == 0 and "train denoiser" in out and "ward" in out and out.endswith("so\n")
 
 
 def test_more_images_than_memory_holds(call, generator):
@@ -266,7 +336,7 @@ def test_a_rule_runs_one_chapter(call, monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "text"), [(7.4, "7 s"), (150, "2.5 min")])
 def test_times_are_readable(seconds, text):
-    assert cli._minutes(seconds) == text
+    assert cli.book._minutes(seconds) == text
 
 
 def test_the_package_runs_as_a_command(monkeypatch):

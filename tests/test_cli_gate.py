@@ -15,7 +15,8 @@ from shared import RootMeanSquare
 
 from medsynth import cli
 from medsynth.data.folder import load
-from medsynth.ledger import NONE, Ledger
+from medsynth.ledger import Ledger
+from medsynth.mechanism import NONE
 from medsynth.privacy.gate import calibration, thresholds
 from medsynth.privacy.gate import feature_maps as distances
 from medsynth.privacy.release import gate_release

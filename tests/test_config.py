@@ -18,9 +18,9 @@ from medsynth.config import (
     SamplingConfig,
     ThoraxConfig,
     load_profile,
-    parse,
     project_root,
 )
+from medsynth.parse import parse
 
 PROFILES = ("full", "laptop", "paper", "smoke")
 CONFIGS = [c for c in vars(config).values() if is_dataclass(c)]

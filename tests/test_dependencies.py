@@ -148,7 +148,8 @@ def test_a_word_more_in_the_ledger_or_a_docstring_in_an_image_set_orphans_no_net
 
     before = hashes()
     for name, old, new in (
-        ("ledger", '"none": ((), ()),', '"none": ((), ()),\n    "another": ((), ()),'),
+        ("ledger", '"It was made from public images alone."', '"It was made of public images."'),
+        ("mechanism", '"none": ((), ()),', '"none": ((), ()),\n    "another": ((), ()),'),
         ("downstream/restoration", 'stage="train restoration net"', 'stage="train another net"'),
         ("imageset", '"""The one type', '"""The type'),
         ("imageset", "is empty; expected", "is empty: expected"),

@@ -10,9 +10,9 @@ import medsynth
 PACKAGE = Path(medsynth.__file__).parent
 # from the ground up; a room may use what stands before it, and its own
 FLOORS = (
-    "vocabulary", "words", "hashes", "config", "dependencies", "runs", "attributes", "imageset", "resample", "training",
-    "results", "ledger", "figures", "phantoms", "data", "models", "evaluation", "diffusion", "downstream",
-    "privacy.gate", "privacy.release", "privacy.attacks", "pretrain", "explore", "chapter", "publish", "cli",
+    "vocabulary", "words", "hashes", "parse", "config", "dependencies", "runs", "attributes", "imageset", "resample", "training",
+    "results", "mechanism", "ledger", "figures", "phantoms", "data", "models", "evaluation", "diffusion", "downstream",
+    "privacy.gate", "privacy.release", "privacy.dp", "privacy.attacks", "pretrain", "explore", "chapter", "publish", "cli",
 )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_no_import_runs_in_a_circle():
 
 def test_publish_is_imported_by_the_command_line_alone():
     users = {name for name, uses in GRAPH.items() for used in uses if used.startswith("publish.")}
-    assert {name for name in users if not name.startswith("publish.")} == {"cli"}
+    assert {name.split(".")[0] for name in users if not name.startswith("publish.")} == {"cli"}
 
 
 def test_no_module_is_longer_than_a_reader_can_hold():

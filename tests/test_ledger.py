@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from medsynth import ledger as ledger_module
 from medsynth.imageset import ImageSet, concatenate
-from medsynth.ledger import MECHANISMS, NONE, CoverError, Entry, Ledger, Mechanism, RoleError
+from medsynth.ledger import CoverError, Entry, Ledger, RoleError
+from medsynth.mechanism import MECHANISMS, NONE, Mechanism
 from medsynth.resample import resize, slices_of
 
 DP_SGD = Mechanism("dp-sgd", unit="patient", epsilon=8.0, delta=1e-6, accountant="prv", q=0.01, steps=1000)

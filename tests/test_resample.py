@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from medsynth.imageset import ImageSet
-from medsynth.resample import pad_square, resize, slices_of
+from medsynth.resample import pad_square, resize, slices_of, stacks_at
 
 
 def image_set(images: np.ndarray, **changes: object) -> ImageSet:
@@ -98,3 +99,17 @@ def test_the_middle_of_a_stack_is_that_of_the_planes_that_show_something(share, 
 def test_volumes_without_content_are_named():
     with pytest.raises(ValueError, match=r"s: no plane of range\(0, 3\) holds anything above 0 1; nothing to slice"):
         slices_of(image_set(np.zeros((2, 1, 3, 4, 4), np.float32)))
+
+
+def test_a_stack_of_another_size_is_its_planes_that_show_something_evenly_spaced_and_its_middle():
+    x = np.random.default_rng(0).random((2, 1, 7, 70, 90)).astype(np.float32)
+    x[0, :, 5:] = 0
+    table = pd.DataFrame({"n_slices": pd.array([5, 7], dtype="Int64")})
+    made = stacks_at(image_set(x, attributes=table, spacing=(8.0, 1.5, 1.5)), 3, 32)
+    assert made.images.shape == (2, 1, 3, 32, 32) and made.spacing is None and made.attributes["n_slices"].tolist() == [3, 3]
+    for i, planes in enumerate(([0, 2, 4], [0, 3, 6])):
+        cut = x[i, 0, planes, 3:67, 13:77].reshape(3, 32, 2, 32, 2).mean(axis=(2, 4))
+        np.testing.assert_allclose(made.images[i, 0], cut, atol=1e-6)
+    assert stacks_at(made, 3, 32) is made
+    with pytest.raises(ValueError, match=r"spatial shape \(7, 70, 90\); expected stacks of planes of at least 128 pixels"):
+        stacks_at(image_set(x), 3, 128)

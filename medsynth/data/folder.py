@@ -70,9 +70,9 @@ def load(
     """All images of an `.npz` file (see `load_npz`; of a public one, the rows of that role), a plain or a released folder.
 
     A plain folder holds PNG (8 or 16 bit grey) or NIfTI files of one shape, and nothing else; names are sorted naturally. They go
-    into the column "file", and `patients`, a CSV with the columns file and patient, into "patient_id"; without it every file is a
-    patient. Raises ValueError naming the first file that is no such image, cannot be read or holds NaN, FileNotFoundError where
-    there is nothing: of a private set, what is not read is not compared.
+    into the column "file", and `patients`, a CSV with the columns file and patient, into "patient_id"; further columns of it are
+    attributes. Without it every file is a patient. Raises ValueError naming the first file that is no such image, cannot be read
+    or holds NaN, FileNotFoundError where there is nothing: of a private set, what is not read is not compared.
     """
     path, values = Path(path), values or Values()
     if _is_npz(path):
@@ -134,7 +134,7 @@ def _load_plain(
     first: _Kind | None = None
     largest = 0.0
     names = image_files(path, besides=patients)
-    people = None if patients is None else read_patients(patients, names)
+    people, further = (None, None) if patients is None else read_patients(patients, names)
     for name in names:
         try:
             picture = read(path / name)
@@ -160,6 +160,7 @@ def _load_plain(
     table = pd.DataFrame({"file": pd.array(kept, dtype="string")})
     if people is not None:
         table["patient_id"] = pd.array([people[k] for k in kept], dtype="string")
+        table = pd.concat([table, further.iloc[[names.index(k) for k in kept]].reset_index(drop=True)], axis=1)
     return ImageSet(
         images=stacked(rows, first.shape),
         patient=np.array([number[people_or_files[k]] for k in kept], dtype=np.int64),

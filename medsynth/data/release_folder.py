@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medsynth.config import parse
 from medsynth.data.imagefile import Encoding, UnreadableError
 from medsynth.data.listing import image_files, is_clutter
 from medsynth.imageset import ImageSet
+from medsynth.parse import parse
 
 MANIFEST, IMAGES = "manifest.json", "images"
 CERTIFICATE, SIGNATURE, README = "certificate.json", "certificate.sig", "README.txt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,13 +10,14 @@ from typing import NamedTuple
 import filelock
 import numpy as np
 
-from medsynth.config import ThoraxConfig
+from medsynth.config import DPConfig, ThoraxConfig
 from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.dependencies import code_hash
 from medsynth.hashes import json_hash
 from medsynth.imageset import ImageSet
+from medsynth.phantoms.heart.heart import cardiac
 from medsynth.phantoms.thorax.thorax import thorax
-from medsynth.resample import resize, slices_of
+from medsynth.resample import resize, slices_of, stacks_at
 from medsynth.runs import cache_folder
 from medsynth.vocabulary import MODALITIES
 
@@ -31,12 +33,21 @@ class Sources(NamedTuple):
 
 def cached_thorax(**arguments: object) -> ImageSet:
     """`thorax(**arguments)`, generated once: kept in the cache under its arguments and the code that draws it."""
-    key = json_hash({"arguments": arguments, "code": code_hash("medsynth.phantoms.thorax.thorax")})
-    path = cache_folder() / "sets" / f"thorax-{key}.npz"
+    return _cached(thorax, arguments)
+
+
+def cached_hearts(**arguments: object) -> ImageSet:
+    """`cardiac(**arguments)`, kept as `cached_thorax` keeps chests."""
+    return _cached(cardiac, arguments)
+
+
+def _cached(draw: Callable[..., ImageSet], arguments: dict[str, object]) -> ImageSet:
+    key = json_hash({"arguments": arguments, "code": code_hash(draw.__module__)})
+    path = cache_folder() / "sets" / f"{draw.__name__}-{key}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            thorax(**arguments, jobs=2).save(path)  # type: ignore[arg-type]
+            draw(**arguments, jobs=2).save(path)
         return ImageSet.load(path)
 
 
@@ -55,11 +66,17 @@ def private_and_test(config: ThoraxConfig, data: str = "", modality: str = "xray
     drawn = cached_thorax(
         patients=people, scans=config.scans, size=config.size, modality=modality, population="private", seed=seed
     )
-    drawn = replace(drawn, name=f"phantom-{modality}")
-    numbers = sorted(set(drawn.patient.tolist()))
-    # unseen patients of the same population stand for people who agreed to be measured against
-    test = replace(drawn.of_patients(numbers[config.private_patients :]), role="eval", name=f"{drawn.name}/test")
-    return Sources(drawn.of_patients(numbers[: config.private_patients]), test)
+    return _first_and_others(replace(drawn, name=f"phantom-{modality}"), config.private_patients)
+
+
+def private_and_test_hearts(config: DPConfig, data: str = "", seed: int = 0) -> Sources:
+    """Private stacks of hearts and those of held-out patients, as `private_and_test` finds them: phantoms, or those of a file."""
+    if data:
+        private, test = _split(Path(data), lambda role: load_npz(Path(data), role=role, modality="mr"), seed)
+        return Sources(*(stacks_at(part, config.slices, config.size) for part in (private, test)))
+    people = config.private_patients + config.test_patients + config.asked_patients
+    drawn = cached_hearts(patients=people, slices=config.slices, size=config.size, population="private", seed=seed)
+    return _first_and_others(replace(drawn, name="phantom-heart"), config.private_patients)
 
 
 def second_scans(config: ThoraxConfig, modality: str = "xray", seed: int = 0) -> ImageSet:
@@ -68,20 +85,31 @@ def second_scans(config: ThoraxConfig, modality: str = "xray", seed: int = 0) ->
     return twice.select(np.arange(1, len(twice), 2))
 
 
+def _first_and_others(drawn: ImageSet, private: int) -> Sources:
+    numbers = sorted(set(drawn.patient.tolist()))
+    # unseen patients of the same population stand for people who agreed to be measured against
+    test = replace(drawn.of_patients(numbers[private:]), role="eval", name=f"{drawn.name}/test")
+    return Sources(drawn.of_patients(numbers[:private]), test)
+
+
 def _of_file(path: Path, modality: str, size: int, seed: int) -> Sources:
-    private = _slices(load_npz(path, role="private", modality=modality))
+    private, test = _split(path, lambda role: _slices(load_npz(path, role=role, modality=modality)), seed)
+    return Sources(resize(private, size), resize(test, size))
+
+
+def _split(path: Path, load: Callable[[str], ImageSet], seed: int) -> Sources:
+    private = load("private")
     if (private.split == "").all():
         private = private.split_by_patient({"train": 0.7, "test": 0.3}, seed)
     test = private.in_split("test")
     if not len(test):
-        test = _slices(load_npz(path, role="eval", modality=modality)).in_split("test")
+        test = load("eval").in_split("test")
     training = private.in_split("train")
     for part, images in (("train", training), ("test", test)):
         if not len(images):
             found = sorted(set(private.split.tolist()))
             raise ValueError(f"{path.name}: no {part!r} rows; its `split` holds {found}, expected 'train' and 'test'")
-    held_out = replace(test, role="eval", name=f"{path.stem}/test")
-    return Sources(resize(replace(training, name=path.stem), size), resize(held_out, size))
+    return Sources(replace(training, name=path.stem), replace(test, role="eval", name=f"{path.stem}/test"))
 
 
 def _slices(images: ImageSet) -> ImageSet:

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from medsynth.imageset import ImageSet
-from medsynth.models.conditioning import HEART, THORAX
-from medsynth.vocabulary import FINDINGS, MODALITIES, PHANTOM_FINDINGS
+from medsynth.models.conditioning import THORAX
+from medsynth.phantoms.heart.people import draw_person
+from medsynth.vocabulary import FINDINGS, HEART, MODALITIES, PHANTOM_FINDINGS
 
 if TYPE_CHECKING:
     from medsynth.ledger import Ledger
@@ -84,8 +85,11 @@ def of_rows(images: ImageSet, names: tuple[str, ...], n: int, *, seed: int, ledg
 def public_marginals(like: ImageSet, names: tuple[str, ...], n: int, *, seed: int) -> Conditions:
     """Findings at even shares, sex at even odds, age and BMI of adults who are scanned; every other attribute is missing.
 
+    Hearts are asked for by what people of the phantoms' public population have, filled (ED) and emptied (ES) in turn.
     No image is read: `like` says modality and origin alone.
     """
+    if names == HEART:
+        return asked_for(like, names, _hearts(n, seed), source="public marginals")
     rng = np.random.default_rng([seed, n])
     table = pd.DataFrame({"sex": rng.integers(0, 2, n)})
     for column, (mean, spread) in (("age", AGE), ("bmi", BMI)):
@@ -93,6 +97,20 @@ def public_marginals(like: ImageSet, names: tuple[str, ...], n: int, *, seed: in
     if set(PHANTOM_FINDINGS) & set(names):
         table["finding"] = rng.choice(PHANTOM_FINDINGS, n)
     return asked_for(like, names, table, source="public marginals")
+
+
+def _hearts(n: int, seed: int) -> pd.DataFrame:
+    """Of each person two rows, ED and ES; what only an image tells is missing. seed and n: other people for each pair of them."""
+    rows = []
+    for i in range(-(-n // 2)):
+        p = draw_person("public", int(np.random.default_rng([seed, n]).integers(2**31)), i)
+        found = {
+            "lvedv": p.lvedv, "lvesv": p.lvedv * (1 - p.lvef / 100), "lvef": p.lvef,
+            "rvedv": p.rvedv, "rvesv": p.rvedv * (1 - p.rvef / 100), "rvef": p.rvef,
+            "wall_ed": p.wall, "age": p.age, "sex": int(p.male), "bmi": p.bmi, "angle": p.angle, "condition": p.condition,
+        }  # fmt: skip
+        rows += [found | {"phase": phase} for phase in (0, 1)]
+    return pd.DataFrame(rows[:n])
 
 
 def asked_for(like: ImageSet, names: tuple[str, ...], table: pd.DataFrame, *, source: str = "asked for") -> Conditions:

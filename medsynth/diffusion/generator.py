@@ -11,15 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
-from medsynth.config import (
-    AutoencoderConfig,
-    DenoiserConfig,
-    DiffusionConfig,
-    RefinerConfig,
-    SamplingConfig,
-    check_sizes,
-    parse,
-)
+from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig, SamplingConfig
 from medsynth.data.imagefile import as_read
 from medsynth.diffusion.cached import cached_latents
 from medsynth.diffusion.conditions import Conditions, conditions_of, vocabulary_for
@@ -30,11 +22,13 @@ from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
 from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
-from medsynth.ledger import NONE, CoverError, Entry, Ledger
+from medsynth.ledger import CoverError, Entry, Ledger, statement
+from medsynth.mechanism import NONE
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import denoiser_kind, reconstruct, shipped_autoencoder, shipped_denoiser, shipped_refiner
+from medsynth.parse import check_sizes, parse
 from medsynth.runs import load_tensors, new_folder, owner_alone, save_tensors, write_json
 from medsynth.training import best_device
 
@@ -81,22 +75,8 @@ class Generator:
         Images (n, 1, h, w) or volumes (n, 1, d, h, w), with a denoiser of as many dimensions. Unless the images are public, each
         stage leaves a line in the ledger (mechanism "none"). Raises ValueError where denoiser and images do not fit.
         """
-        if denoiser.spatial_dims != len(images.spatial):
-            raise ValueError(
-                f"{images.name}: images of shape {images.images.shape[1:]}; expected {denoiser.spatial_dims} spatial axes, "
-                "as many as the denoiser has"
-            )
-        if len(images.spatial) == 3 and images.spatial[0] == 1:
-            # nor could what it draws be written to files
-            raise ValueError(f"{images.name}: volumes of one plane; make them images, (n, h, w)")
         autoencoder, names = shipped_autoencoder(), vocabulary_for(images)
-        conditions = conditions_of(images, names)
-        if len(odd := np.argwhere(np.abs(conditions) > _LARGEST_VALUE)):
-            row, column = odd[0]
-            raise ValueError(
-                f"{images.name}: {names[column]} of row {row} is {conditions[row, column]:g}; expected a number that "
-                "can be meant, or none where it is not known"
-            )
+        conditions = checked_conditions(images, denoiser)
         diffusion, sampling = replace(diffusion, seed=seed), replace(sampling, seed=seed)
         kind = denoiser_kind(images)
         start = kind if shipped_denoiser(kind).config == denoiser else None
@@ -121,11 +101,12 @@ class Generator:
 
     @classmethod
     def shipped(cls, like: ImageSet, *, sampling: SamplingConfig, seed: int = 0) -> Generator:
-        """The public weights as they ship, for 2D images such as `like`, of which nothing but its form is read."""
+        """The public weights as they ship, for images or stacks such as `like`, of which nothing but its form is read."""
         model = shipped_denoiser(denoiser_kind(like))
         settings = DiffusionConfig(steps=0, seed=seed), replace(sampling, seed=seed)
         form = replace(without_images(like), role="public")
-        return cls(form, model, shipped_autoencoder(), shipped_refiner(), *settings, like.data_licence)
+        refiner = shipped_refiner() if len(like.spatial) == 2 else None
+        return cls(form, model, shipped_autoencoder(), refiner, *settings, like.data_licence)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -134,15 +115,8 @@ class Generator:
 
     @property
     def sentence(self) -> str:
-        """What is proved of what it gives away, in one sentence for those who pass its images on."""
-        read = [e for e in self.entries if e.role == "private"]
-        if not read:
-            return "It was made from public images alone."
-        proved = {str(e.mechanism) for e in read}
-        what = f"{', '.join(sorted({e.stage for e in read}))} read {max(e.patients for e in read)} private patients"
-        if proved == {str(NONE)}:
-            return f"Nothing is proved of what its images give away: {what} with no mechanism. Let a gate judge each of them."
-        return f"{what}: {'; '.join(sorted(proved))}."
+        """What is proved of what it gives away, for those who pass its images on."""
+        return statement(self.entries)
 
     def draw(
         self, conditions: Conditions, rows: np.ndarray | None = None, *, attempt: int = 0, guidance: float | None = None
@@ -227,6 +201,27 @@ class Generator:
             said = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{folder}: a damaged generator, or one of another version: {said}") from error
         return cls(like, model, autoencoder, refiner, *settings, card["licence"], entries)
+
+
+def checked_conditions(images: ImageSet, denoiser: DenoiserConfig) -> np.ndarray:
+    """Conditions (n, k) of images that such a denoiser can be trained on. Raises ValueError for others."""
+    if denoiser.spatial_dims != len(images.spatial):
+        raise ValueError(
+            f"{images.name}: images of shape {images.images.shape[1:]}; expected {denoiser.spatial_dims} spatial axes, "
+            "as many as the denoiser has"
+        )
+    if len(images.spatial) == 3 and images.spatial[0] == 1:
+        # nor could what it draws be written to files
+        raise ValueError(f"{images.name}: volumes of one plane; make them images, (n, h, w)")
+    names = vocabulary_for(images)
+    conditions = conditions_of(images, names)
+    if len(odd := np.argwhere(np.abs(conditions) > _LARGEST_VALUE)):
+        row, column = odd[0]
+        raise ValueError(
+            f"{images.name}: {names[column]} of row {row} is {conditions[row, column]:g}; expected a number that "
+            "can be meant, or none where it is not known"
+        )
+    return conditions
 
 
 def to_train_on(images: ImageSet) -> ImageSet:

@@ -20,10 +20,6 @@ SCALES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 BINARY = (0.5, 0.5)  # 0/1 becomes -1/+1
 
-# attributes of Daum et al., arXiv:2407.16405
-HEART = (
-    "lvedv", "lvesv", "lvef", "rvedv", "rvesv", "rvef", "wall_ed", "wall_es", "age", "sex", "bmi", "phase", "angle", "n_slices",
-)  # fmt: skip
 THORAX = (*MODALITIES, "phantom", *FINDINGS, "age", "sex", "bmi")
 
 

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from medsynth.config import AutoencoderConfig, DenoiserConfig, RefinerConfig, parse
+from medsynth.config import AutoencoderConfig, DenoiserConfig, RefinerConfig
 from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
+from medsynth.parse import parse
 from medsynth.runs import Tensors, load_tensors, save_tensors, write_json
 from medsynth.training import best_device
 
-DENOISERS = ("phantom", "real")
+DENOISERS = ("phantom", "real", "heart")
 
 
 def weights_folder() -> Path:
@@ -63,14 +64,17 @@ def shipped_refiner(folder: Path | None = None) -> Refiner:
 
 
 def denoiser_kind(images: ImageSet) -> str:
-    """Which shipped denoiser training on `images` may start from: results on phantoms stay free of people."""
+    """Which shipped denoiser training on `images` may start from: results on phantoms stay free of people, and so do stacks."""
+    if len(images.spatial) == 3:
+        return "heart"
     return "real" if images.people else "phantom"
 
 
 def shipped_denoiser(kind: str, folder: Path | None = None) -> Denoiser:
-    """A public-pretrained 2D denoiser of thorax latents: "phantom" saw phantoms alone, "real" public X-rays as well.
+    """A public-pretrained denoiser: of 2D thorax latents, "phantom" or "real"; of latents of stacks, "heart".
 
-    Two, because a sample of a model that saw real images may not be shown before a gate has cleared it.
+    "real" saw public X-rays as well, the others phantoms alone: a sample of a model that saw real images may not be shown before
+    a gate has cleared it.
     """
     if kind not in DENOISERS:
         raise ValueError(f"shipped denoiser {kind!r}; expected one of {DENOISERS}")

@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 
+from medsynth import vocabulary
 from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig
 from medsynth.diffusion import detail
 from medsynth.evaluation.features import calibrate
+from medsynth.evaluation.hearts.labels import SegmenterConfig, phantom_segmenter
 from medsynth.hashes import json_hash
 from medsynth.models.conditioning import THORAX
 from medsynth.models.extractor import ExtractorNet
 from medsynth.models.weights import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
+from medsynth.phantoms.heart.heart import cardiac
 from medsynth.pretrain.autoencoder import train_autoencoder
 from medsynth.pretrain.diffusion import pretrain_denoiser, pretrain_refiner
 from medsynth.pretrain.encoder import encoder_sets, train_encoder
@@ -31,8 +34,11 @@ from medsynth.training import best_device
 AUTOENCODER = AutoencoderConfig(steps=2000, learning_rate=1e-3)
 REFINER = RefinerConfig()
 DENOISER = DenoiserConfig()
+HEART_DENOISER = DenoiserConfig(channels=(32, 64, 96), spatial_dims=3)
 PHANTOM = DiffusionConfig(steps=3000, batch=48, learning_rate=8e-4)
 REAL = replace(PHANTOM, steps=2000, learning_rate=6e-4)  # goes on from the phantom denoiser
+HEART = replace(PHANTOM, steps=3500, batch=32)
+HEART_PATIENTS = 3000  # phantoms, two stacks of each
 EXTRACTOR_STEPS = 2000
 LAST_LAYER_PATIENTS = 4000  # phantoms per modality
 ENCODER_STEPS = {2: 1700, 3: 800}  # by spatial dimensions
@@ -56,12 +62,14 @@ def refiner(sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspac
 
 def denoiser(kind: str, sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
     """Weights and card of a denoiser."""
-    config = {"phantom": PHANTOM, "real": REAL}[kind]
+    config = {"phantom": PHANTOM, "real": REAL, "heart": HEART}[kind]
     config = replace(config, steps=args.steps or config.steps)
+    network = HEART_DENOISER if kind == "heart" else DENOISER
     start = shipped_denoiser("phantom", args.out) if kind == "real" else None
     coder = shipped_autoencoder(args.out)
-    weights, metrics = pretrain_denoiser(sets, coder, DENOISER, config, device=best_device(), start=start, workspace=work)
-    card = {"config": asdict(DENOISER), "diffusion": asdict(config), "names": list(THORAX), "metrics": metrics}
+    weights, metrics = pretrain_denoiser(sets, coder, network, config, device=best_device(), start=start, workspace=work)
+    names = list(vocabulary.HEART if kind == "heart" else THORAX)
+    card = {"config": asdict(network), "diffusion": asdict(config), "names": names, "metrics": metrics}
     return weights, card | {"latent_channels": coder.latent_channels, "start": kind == "real" and "denoiser_phantom"}
 
 
@@ -87,14 +95,23 @@ def encoder(spatial_dims: int, sets: dict[str, PublicSet], args: argparse.Namesp
     return train_encoder(sets, spatial_dims=spatial_dims, steps=steps, device=best_device(), workspace=work)
 
 
+def segmenter(sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
+    """Weights and card of the network that measures hearts; it draws its phantoms itself."""
+    config = SegmenterConfig() if args.steps is None else replace(SegmenterConfig(), steps=args.steps)
+    weights = phantom_segmenter(config).state_dict()
+    return {k: v.cpu() for k, v in weights.items()}, {"config": asdict(config)}
+
+
 TARGETS: dict[str, Callable[[dict[str, PublicSet], argparse.Namespace, Workspace], Made]] = {
     "autoencoder": autoencoder,
     "refiner": refiner,
     "denoiser_phantom": lambda *a: denoiser("phantom", *a),
     "denoiser_real": lambda *a: denoiser("real", *a),
+    "denoiser_heart": lambda *a: denoiser("heart", *a),
     "extractor": extractor,
     "encoder": lambda *a: encoder(2, *a),
     "encoder_3d": lambda *a: encoder(3, *a),
+    "segmenter": segmenter,
 }
 
 
@@ -103,6 +120,13 @@ def training_sets(what: str, folder: Path, patients: int) -> dict[str, PublicSet
     jobs = os.cpu_count() or 1
     if what.startswith("encoder"):
         return encoder_sets(folder, patients, spatial_dims=3 if what == "encoder_3d" else 2, jobs=jobs)
+    if what == "denoiser_heart":
+        hearts = cardiac(patients=HEART_PATIENTS, slices=8, size=64, seed=0, jobs=jobs)
+        return {"phantom-heart-stack": PublicSet(hearts, thorax=False)}
+    if what == "segmenter":
+        of = SegmenterConfig()
+        hearts = cardiac(patients=of.patients, slices=of.slices, size=of.size, seed=of.seed, jobs=jobs)
+        return {"phantom-heart-stack": PublicSet(hearts, thorax=False)}
     real = {} if what == "denoiser_phantom" else real_sets(folder, "train")
     drawn = phantoms(patients, 64, seed=0, jobs=jobs)
     if what == "extractor":
@@ -131,7 +155,8 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     sets = training_sets(args.what, args.real, args.patients)
     # a checkpoint belongs to one recipe on these images
-    recipe = [asdict(c) for c in (AUTOENCODER, REFINER, detail.DIFFUSION, DENOISER, PHANTOM, REAL)] + [args.steps, describe(sets)]
+    configs = (AUTOENCODER, REFINER, detail.DIFFUSION, DENOISER, PHANTOM, REAL, HEART_DENOISER, HEART)
+    recipe = [asdict(c) for c in configs] + [args.steps, describe(sets)]
     work = Workspace(args.work / f"{args.what}-{json_hash(recipe)}")
     work.path.mkdir(parents=True, exist_ok=True)
     weights, card = TARGETS[args.what](sets, args, work)

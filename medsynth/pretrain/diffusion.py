@@ -1,4 +1,4 @@
-"""Training of the public diffusion models: the denoiser of thorax latents, and the refiner of detail."""
+"""Training of the public diffusion models: the denoisers of thorax and of heart latents, and the refiner of detail."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from medsynth.models.weights import latents_of
 from medsynth.pretrain.public import PublicSet
 from medsynth.runs import Tensors, Workspace
 from medsynth.training import step_generator
+from medsynth.vocabulary import HEART
 
 REAL_REPEATS = 3  # real images are few; each counts this often
 # of phantom thoraces, each time with other noise in the latent; more of those whose images lose most of their detail
@@ -36,21 +37,25 @@ def pretrain_denoiser(
     start: Denoiser | None = None,
     workspace: Workspace | None = None,
 ) -> tuple[Tensors, dict[str, Any]]:
-    """(EMA weights, metrics) of one denoiser for all thorax modalities, told apart by their condition; from `start` if given."""
+    """(EMA weights, metrics) of one denoiser for all sets, told apart by their condition; from `start` if given.
+
+    Of thoraces in every modality, or of hearts as stacks, as `denoiser` has two or three dimensions.
+    """
     require_public({k: s.images for k, s in sets.items()})
     torch.manual_seed(diffusion.seed)
-    model = Denoiser(denoiser, THORAX, autoencoder.latent_channels)
+    names = THORAX if denoiser.spatial_dims == 2 else HEART
+    model = Denoiser(denoiser, names, autoencoder.latent_channels)
     if start is not None:
         model.load_state_dict(start.state_dict())
     model = model.to(device)
     autoencoder = autoencoder.to(device)
     latents, conditions = [], []
     for s in sets.values():
-        if not s.thorax:
+        if s.thorax != (denoiser.spatial_dims == 2):
             continue
         repeats = REAL_REPEATS if s.images.people else 1
         latents += [latents_of(autoencoder, torch.from_numpy(s.images.scaled()), batch=512)] * repeats
-        conditions += [conditions_of(s.images, THORAX)] * repeats
+        conditions += [conditions_of(s.images, names)] * repeats
     return train_latents(model, torch.cat(latents), torch.from_numpy(np.concatenate(conditions)), diffusion, workspace)
 
 

@@ -28,7 +28,7 @@ from medsynth.publish.notebook import (
 from medsynth.words import did_you_mean
 
 # what `--data AREA=PATH` names -> the notebook parameter that receives the path
-AREAS = {"thorax": "data", "ct": "ct", "mr": "mr", "real": "real"}
+AREAS = {"thorax": "data", "ct": "ct", "mr": "mr", "hearts": "hearts", "real": "real"}
 
 
 @dataclass(frozen=True)

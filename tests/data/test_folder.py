@@ -281,17 +281,24 @@ def test_patient_tables_spell_umlauts_as_they_like(tmp_path):
     one, two = "M\u00fcller.png", "Mu\u0308ller.png"
     table = tmp_path / "p.csv"
     table.write_text(f"file,patient\n{one},7\n", encoding="utf-8")
-    assert read_patients(table, [two]) == {two: "7"}
+    assert read_patients(table, [two])[0] == {two: "7"}
     # where a folder holds both, each is itself
     table.write_text(f"file,patient\n{one},7\n{two},8\n", encoding="utf-8")
-    assert read_patients(table, [one, two]) == {one: "7", two: "8"}
+    assert read_patients(table, [one, two])[0] == {one: "7", two: "8"}
+
+
+def test_a_patient_table_says_what_else_is_known_of_each_file(tmp_path):
+    (tmp_path / "p.csv").write_text("file,patient,phase,lvedv,sex\nb.png,2,ES,,F\na.png,1,ED,140.5,m\n")
+    people, further = read_patients(tmp_path / "p.csv", ["a.png", "b.png"])
+    assert people == {"a.png": "1", "b.png": "2"} and further["phase"].tolist() == [0, 1] and further["sex"].tolist() == [1, 0]
+    assert further["lvedv"].iloc[0] == 140.5 and further["lvedv"].isna().tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"p\.csv: first line is ''; expected the columns file,patient"),
-        ("a.png,1\nb.png,2\n", r"p\.csv: first line is 'a.png,1'; expected the columns"),
+        ("", r"p\.csv: first line is ''; expected file,patient"),
+        ("a.png,1\nb.png,2\n", r"p\.csv: first line is 'a.png,1'; expected file,patient"),
         ("file;patient\na.png;1\n", r"first line is 'file;patient'"),
         ("file,patient\na.png,1\n", r"no line for b\.png \(1 of 2 files have none\); add its patient"),
         ("file,patient\na.png,1\nb.png,2\nc.png,2\n", r"p\.csv, line 4: no file 'c\.png' in the folder"),
@@ -299,6 +306,9 @@ def test_patient_tables_spell_umlauts_as_they_like(tmp_path):
         ("file,patient\na.png,1\nb.png,\n", r"line 3: b\.png has no patient"),
         ("file,patient\na.png,1\nb.png\n", r"line 3: b\.png has no patient"),
         ("file,patient\na.png,1,2\nb.png,2\n", r"line 2: a\.png has too many columns"),
+        ("file,patient,lved\na.png,1,2\nb.png,2,\n", r"p\.csv: unknown column 'lved'; did you mean 'lvedv'\?"),
+        ("file,patient,lvedv\na.png,1,2000\nb.png,2,\n", r"column 'lvedv' holds 2000\.0; expected 0 to 1000 ml"),
+        ("file,patient,phase\na.png,1,ED\nb.png,2,XY\n", r"column 'phase' holds xy; expected ED or ES, or 0"),
         ("file,patient\na.png,\xff\n", r"p\.csv: not a CSV file in UTF-8"),
     ],
 )

@@ -28,7 +28,8 @@ from medsynth.diffusion.sample import (
 )
 from medsynth.diffusion.schedule import BETAS, PREDICTIONS, noise_schedule, objective, solver
 from medsynth.diffusion.train import diffusion_loss, train_denoiser, train_latents
-from medsynth.ledger import NONE, Ledger, RoleError
+from medsynth.ledger import Ledger, RoleError
+from medsynth.mechanism import NONE
 from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import load_card, save_card, shipped_autoencoder, shipped_denoiser
@@ -430,7 +431,8 @@ import torch
 from medsynth.models import weights as shipped
 torch.set_num_threads(1)
 shipped.weights_folder = lambda: Path(sys.argv[1])
-from medsynth.config import DenoiserConfig, DiffusionConfig, parse
+from medsynth.config import DenoiserConfig, DiffusionConfig
+from medsynth.parse import parse
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
 from medsynth.diffusion.conditions import conditions_of

@@ -17,7 +17,8 @@ from medsynth.diffusion.conditions import asked_for, of_rows, public_marginals
 from medsynth.diffusion.generator import Generator
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.hashes import file_hash
-from medsynth.ledger import NONE, CoverError, Ledger, Mechanism
+from medsynth.ledger import CoverError, Ledger
+from medsynth.mechanism import NONE, Mechanism
 from medsynth.privacy.gate.refill import draw_accepted
 from medsynth.privacy.gate.thresholds import Threshold, private_gate
 
@@ -70,7 +71,10 @@ def test_a_generator_trained_under_a_mechanism_may_not_take_its_conditions_from_
             return super().read(images, stage=stage, output=output, mechanism=proved if stage.startswith("train") else NONE)
 
     covered = Generator.train(private, **settings, ledger=Private())
-    assert [e.mechanism.name for e in covered.entries] == ["dp-sgd", "dp-sgd"] and "(8, 1e-06)-DP per patient" in covered.sentence
+    assert [e.mechanism.name for e in covered.entries] == [
+        "dp-sgd",
+        "dp-sgd",
+    ] and "(epsilon = 16, delta = 2e-06) per patient covers" in covered.sentence
     with pytest.raises(CoverError, match=r"generator of ward claims dp-sgd.*, but its conditions are rows of ward"):
         covered.draw(of_rows(private, covered.names, 2, seed=0, ledger=Ledger()))
     assert len(covered.draw(public_marginals(covered.like, covered.names, 2, seed=0))) == 2

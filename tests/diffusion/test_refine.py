@@ -16,7 +16,8 @@ from medsynth.diffusion import refine as refining
 from medsynth.diffusion.detail import cut, decoded_with_noise, lost_detail, train_refiner
 from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_latents
-from medsynth.ledger import NONE, Ledger
+from medsynth.ledger import Ledger
+from medsynth.mechanism import NONE
 from medsynth.models.refiner import Refiner, detail_scale, shuffled, unshuffled
 from medsynth.models.weights import shipped_refiner
 from medsynth.pretrain import diffusion as pretraining

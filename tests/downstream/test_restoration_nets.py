@@ -24,7 +24,8 @@ from medsynth.downstream.restoration_nets import (
     restoration_net,
 )
 from medsynth.imageset import ImageSet
-from medsynth.ledger import NONE, Ledger, RoleError
+from medsynth.ledger import Ledger, RoleError
+from medsynth.mechanism import NONE
 from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.runs import Workspace
 
@@ -306,7 +307,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from medsynth.config import parse
+from medsynth.parse import parse
 from medsynth.imageset import ImageSet
 from medsynth.downstream.restoration_nets import RestorationConfig
 from medsynth.ledger import Ledger

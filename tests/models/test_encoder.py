@@ -15,7 +15,8 @@ from scipy import ndimage
 from torch.nn import functional
 
 from medsynth.imageset import ImageSet
-from medsynth.ledger import NONE, Ledger
+from medsynth.ledger import Ledger
+from medsynth.mechanism import NONE
 from medsynth.models.encoder import DIM, FRAME, PLANES, SMOOTHING, EncoderNet, normalise, planes_of, similarity
 from medsynth.models.pixels import SIDE, blurred
 from medsynth.pretrain import encoder as training

@@ -25,6 +25,7 @@ from medsynth.models.weights import (
     shipped_hash,
     weights_folder,
 )
+from medsynth.vocabulary import HEART
 
 NAMES = ("age", "sex", "none")
 
@@ -298,14 +299,15 @@ def test_shipped_autoencoder_is_frozen(shipped, tiny):
 
 
 def test_shipped_denoisers(shipped, tiny):
-    for kind in ("phantom", "real"):
+    for kind in ("phantom", "real", "heart"):
         made = shipped_denoiser(kind)
-        assert made.config == tiny.denoiser and made.names == THORAX
+        expected = (tiny.denoiser_3d, HEART) if kind == "heart" else (tiny.denoiser, THORAX)
+        assert (made.config, made.names) == expected
         assert not made.training and all(p.requires_grad for p in made.parameters())
         digest = json.loads((shipped / f"denoiser_{kind}.json").read_text())["sha256"]
         assert shipped_hash(f"denoiser_{kind}") == digest
     assert shipped_hash("denoiser_phantom") != shipped_hash("denoiser_real")
-    with pytest.raises(ValueError, match=r"shipped denoiser 'cardiac'; expected one of \('phantom', 'real'\)"):
+    with pytest.raises(ValueError, match=r"shipped denoiser 'cardiac'; expected one of \('phantom', 'real', 'heart'\)"):
         shipped_denoiser("cardiac")
 
 

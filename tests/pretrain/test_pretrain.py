@@ -10,13 +10,13 @@ import pytest
 import torch
 from scipy import ndimage
 
-from medsynth.config import AutoencoderConfig, DiffusionConfig, RefinerConfig, load_profile, parse
+from medsynth.config import AutoencoderConfig, DiffusionConfig, RefinerConfig, load_profile
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX
-from medsynth.models.denoiser import Denoiser
 from medsynth.models.extractor import ExtractorNet
-from medsynth.models.weights import DENOISERS, load_card, shipped_autoencoder, shipped_denoiser, shipped_refiner
+from medsynth.models.weights import DENOISERS, load_card, shipped_autoencoder, shipped_denoiser, shipped_refiner, weights_folder
+from medsynth.parse import parse
 from medsynth.pretrain import __main__ as command
 from medsynth.pretrain import diffusion as denoiser_module
 from medsynth.pretrain import public
@@ -33,7 +33,7 @@ from medsynth.pretrain.diffusion import REAL_REPEATS, pretrain_denoiser
 from medsynth.pretrain.extractor import degrade
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
 from medsynth.training import step_generator
-from medsynth.vocabulary import MODALITIES
+from medsynth.vocabulary import HEART, MODALITIES
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +332,16 @@ def test_the_command_makes_weights_with_cards_that_say_what_they_saw(run, tiny, 
     assert shipped_denoiser("real").config == tiny.denoiser
 
 
+def test_the_denoiser_of_hearts_sees_phantom_stacks_alone(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "HEART_PATIENTS", 2)
+    monkeypatch.setattr(command, "HEART_DENOISER", tiny.denoiser_3d)
+    monkeypatch.setattr(command, "HEART", replace(tiny.diffusion, steps=2))
+    monkeypatch.setattr(command, "shipped_autoencoder", lambda _: Autoencoder(tiny.autoencoder))
+    card = run("denoiser_heart", real=tmp_path / "there is none")
+    assert card["names"] == list(HEART) and [row["name"] for row in card["trained_on"]] == ["phantom-heart-stack"]
+    assert card["trained_on"][0]["images"] == 4 and card["trained_on"][0]["licence"] == "generated"
+
+
 def test_the_extractor_is_one_of_its_targets(run, tmp_path, monkeypatch):
     asked = {}
 
@@ -388,8 +398,11 @@ def test_identity_encoders_are_targets_too(run, monkeypatch, smooth_sets):
 def test_the_defaults_build_and_fit_the_profiles(project):
     # profiles that start from shipped weights must ask for their architecture
     for name in ("smoke", "laptop", "full"):
-        assert load_profile(name, project / "profiles").denoiser == command.DENOISER
-    coder = Autoencoder(command.AUTOENCODER)
-    denoisers = [Denoiser(command.DENOISER, THORAX, coder.latent_channels) for _ in DENOISERS]
-    # half precision; the three files together stay under 25 MB
-    assert 2 * sum(p.numel() for m in (coder, *denoisers) for p in m.parameters()) < 25e6
+        profile = load_profile(name, project / "profiles")
+        assert (profile.denoiser, profile.denoiser_3d) == (command.DENOISER, command.HEART_DENOISER)
+
+
+def test_all_weights_that_ship_are_at_most_40_megabytes():
+    shipped = list(weights_folder().glob("*.safetensors"))
+    assert {f"denoiser_{kind}" for kind in DENOISERS} <= {file.stem for file in shipped}
+    assert sum(file.stat().st_size for file in shipped) <= 40e6

@@ -63,7 +63,7 @@ def test_data_is_an_area_and_a_file(tmp_path):
     assert list(parse_data([f"mr={other}", f"ct={file}"]).items()) == [("ct", file), ("mr", other)]
     with pytest.raises(ValueError, match=r"ct has a file already, mine\.npz"):
         parse_data([f"ct={file}", f"ct={other}"])
-    with pytest.raises(ValueError, match="expected AREA=PATH with an area of thorax, ct, mr, real"):
+    with pytest.raises(ValueError, match="expected AREA=PATH with an area of thorax, ct, mr, hearts, real"):
         parse_data(["torax=x"])
     with pytest.raises(FileNotFoundError, match="no file at"):
         parse_data([f"thorax={file}.gone"])
@@ -298,11 +298,12 @@ def test_a_chapter_that_is_done_needs_no_arms(project):
 def test_our_chapters_are_divided_by_what_they_train():
     profile = load_profile("full", ROOT / "profiles")
     arms = {name: stages(source, profile) for name, source in chapter_sources(ROOT).items() if declared_arms(source)}
-    assert list(arms) == ["02_generator", "04_restoration", "05_sites"]
+    assert list(arms) == ["02_generator", "04_restoration", "05_sites", "06_dp"]
     assert [a.values for a in arms["02_generator"]] == [["0", "1", "2"]]
     # a generator each, then the networks that learn from its images
     assert [a.values for a in arms["04_restoration"]] == [["ct", "mr", "pet"], list(profile.restoration.experiments)]
     assert [tuple(a.values) for a in arms["05_sites"]] == [SITES]
+    assert [tuple(a.values) for a in arms["06_dp"]] == [profile.privacy.arms]
     # the first kind has one arm for each generator only if experiments are called as their modality
     assert all(name.partition("-")[0] == task.modality for name, task in TASKS.items())
     one = replace(profile, restoration=replace(profile.restoration, experiments=("mr-x2/edsr",)))

@@ -16,9 +16,9 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
-from medsynth.config import parse
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE
 from medsynth.hashes import sha256
+from medsynth.parse import parse
 from medsynth.privacy.gate.alterations import (
     BLUR,
     DEPTH,

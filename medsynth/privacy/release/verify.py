@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsynth.config import parse
 from medsynth.data.folder import Values, load
 from medsynth.data.imagefile import Encoding
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, manifest, read_manifest
 from medsynth.hashes import file_hash, sha256
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
+from medsynth.parse import parse
 from medsynth.privacy.gate.alterations import gallery_names
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.gate.margin import agree, margin

@@ -1,0 +1,90 @@
+"""All scores of one set of stacks, against the same held-out patients and in the same words: what a study has a row for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from medsynth.evaluation.features import Extractor
+from medsynth.evaluation.fidelity import kid
+from medsynth.evaluation.hearts.controllability import UNITS as _UNITS
+from medsynth.evaluation.hearts.controllability import controllability, phase_accuracy, rows_by_condition
+from medsynth.evaluation.hearts.labels import HeartSegmenter, segment
+from medsynth.evaluation.hearts.volumes import DAUM_FID, daum_fid, volume_features, volume_ms_ssim
+from medsynth.evaluation.reference import Reference
+from medsynth.evaluation.statistics import Estimate
+from medsynth.imageset import ImageSet
+from medsynth.phantoms.heart.heart import measure_volumes
+from medsynth.resample import slices_of
+
+UNITS = {f"{name} error": unit for name, unit in _UNITS.items()}
+_PAIRS = 200  # of stacks, for MS-SSIM
+
+
+class HeartScores:
+    """Held-out stacks (n, 1, d, h, w) that others are measured against, with a reference of their planes.
+
+    rows: planes a side of the FID; all sets that are compared have at least as many.
+    """
+
+    def __init__(self, test: ImageSet, extractor: Extractor, segmenter: HeartSegmenter, *, seed: int, splits: int) -> None:
+        self.test, self.extractor, self.segmenter, self.seed, self.splits = test, extractor, segmenter, seed, splits
+
+    @cached_property
+    def planes(self) -> Reference:
+        """The planes of the held-out stacks; planes of one patient are one unit."""
+        return Reference(slices_of(self.test), self.extractor, seed=self.seed, splits=self.splits)
+
+    def quality(self, stacks: ImageSet) -> dict[str, Estimate | float]:
+        """FID and KID of planes with floors, KID of volumes, MS-SSIM within the set, and the variant of Daum et al."""
+        planes = slices_of(stacks)
+        reference = self.planes if len(planes) >= self.planes.rows else self.planes.at(len(planes))
+        # a drawn stack is one unit, its planes are not
+        found: dict[str, Estimate | float] = dict(reference.score(planes))
+        features = volume_features(stacks, self.extractor)
+        units = {"patient": self.test.patient, "synthetic_patient": stacks.patient}
+        found["KID of volumes"] = kid(self._volumes, features, **units, seed=self.seed)
+        found["MS-SSIM"] = volume_ms_ssim(stacks, seed=self.seed, pairs=_PAIRS)._replace(n_of="stacks")
+        found[DAUM_FID] = daum_fid(reference.features, self.extractor(planes))
+        return found
+
+    def control(self, stacks: ImageSet, asked: ImageSet) -> dict[str, Estimate]:
+        """r, slope and absolute error of volumes and walls, asked against measured, and how often ES is smaller than ED.
+
+        asked: stacks of the patients whose attributes were asked for, row by row; nothing where they do not say volumes.
+        """
+        table = asked.attributes
+        if "lvedv" not in table or table["lvedv"].isna().all():
+            return {}
+        measured = self.measured(stacks)
+        found: dict[str, Estimate] = {}
+        for name, control in controllability(table, measured, person=asked.patient, seed=self.seed).items():
+            found |= {f"{name} r": control.r, f"{name} slope": control.slope, f"{name} error": control.absolute_error}
+        phases = phase_accuracy(table, measured, person=asked.patient, seed=self.seed)
+        return found | {"cycle accuracy": phases.pairs}
+
+    def by_condition(self, stacks: ImageSet, asked: ImageSet) -> dict[str, dict[str, Estimate]]:
+        """KID of volumes for each condition, against held-out patients of the same; conditions of fewer than ten are left out."""
+        found = {}
+        if not {"condition"} <= set(asked.attributes) & set(self.test.attributes):
+            return found
+        ours, theirs = (rows_by_condition(images.attributes) for images in (self.test, asked))
+        features = volume_features(stacks, self.extractor)
+        for name in (n for n in ours if n in theirs and min(len(ours[n]), len(theirs[n])) >= 10):
+            units = {"patient": self.test.patient[ours[name]], "synthetic_patient": stacks.patient[theirs[name]]}
+            found[name] = {"KID of volumes": kid(self._volumes[ours[name]], features[theirs[name]], **units, seed=self.seed)}
+        return found
+
+    def joined(self, stacks: ImageSet) -> np.ndarray:
+        """Features (n, depth * dim) of stacks, plane after plane: what tells one stack from another."""
+        return volume_features(stacks, self.extractor, pool="planes")
+
+    def measured(self, stacks: ImageSet) -> pd.DataFrame:
+        """Volumes and walls as the segmenter finds them; where spacing is not known, in voxels of 1 mm."""
+        return measure_volumes(segment(self.segmenter, stacks), stacks.spacing or (1.0, 1.0, 1.0))
+
+    @cached_property
+    def _volumes(self) -> np.ndarray:
+        return volume_features(self.test, self.extractor)

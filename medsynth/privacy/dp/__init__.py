@@ -1,0 +1,1 @@
+"""Differential privacy: training, accounting and synthesis in which no patient counts for more than epsilon."""

@@ -1,0 +1,350 @@
+"""Private Evolution: differentially private images without training, from the votes of patients on public candidates.
+
+Lin et al., arXiv:2305.15560, algorithm 1; with simulators arXiv:2502.05505. In each round every private patient votes for the
+candidates nearest to its images. Noisy votes decide which have offspring, and offspring differ less from round to round.
+Candidates are public, so the noisy votes are all that is learned of patients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.spatial.distance import cdist
+
+from medsynth.config import DiffusionConfig, SamplingConfig
+from medsynth.diffusion.conditions import Conditions, conditions_of
+from medsynth.diffusion.sample import even_timesteps, guided_prediction, initial_noise, sample_latents
+from medsynth.diffusion.schedule import solver
+from medsynth.evaluation.features import Extractor
+from medsynth.imageset import ImageSet
+from medsynth.ledger import Ledger
+from medsynth.mechanism import Mechanism
+from medsynth.models.autoencoder import Autoencoder
+from medsynth.models.denoiser import Denoiser
+from medsynth.models.weights import latents_of
+from medsynth.phantoms.heart.heart import PHASES, _voxel_labels, measure_volumes
+from medsynth.phantoms.heart.people import Person, Scanner, draw_person
+from medsynth.phantoms.heart.render import paint
+from medsynth.phantoms.heart.shape import heart_shape, spacing_of
+from medsynth.privacy.dp.accountant import checked_delta, gaussian_mu
+from medsynth.privacy.dp.noise import gaussian_noise, stream
+
+_VOTING = 20  # purpose of the noise: no mechanism shares it with another
+Features = Callable[[ImageSet], np.ndarray]  # (n, d) of n images; fixed beforehand, or fitted on public images
+# squared distances (n, m) of n private images to m candidates, neighbours, rng -> votes (n, m), not scaled
+Votes = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+
+
+class Simulator(Protocol):
+    """What makes candidates: a public program or a public model. A candidate is whatever it can draw an image of."""
+
+    def first(self, n: int, rng: np.random.Generator) -> Sequence[Any]:
+        """n candidates that know nothing of the private images."""
+
+    def vary(self, candidates: Sequence[Any], strength: float, rng: np.random.Generator) -> Sequence[Any]:
+        """One variation of each; strength 1 leaves nothing of them, 0 everything."""
+
+    def render(self, candidates: Sequence[Any]) -> ImageSet:
+        """Their images, one or more of each; `patient` is the candidate's place in the sequence, rising."""
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """Public constants of a Private Evolution; chosen on public phantoms with another scanner and other people."""
+
+    rounds: int = 5
+    candidates: int = 600
+    samples: int = 600  # of the last generation, which is released
+    neighbours: int = 100  # candidates that an image votes for: the noise is that of one, the signal grows with their root
+    threshold: float = 1.0  # in standard deviations of the noise: what is below may be noise alone
+    strengths: tuple[float, float] = (0.8, 0.2)  # of the first and the last variation, in between geometric
+    seed: int = 0
+    randomness: str = "seeded"  # of the noise, or "secure"
+
+    def __post_init__(self) -> None:
+        for key, high in (("rounds", math.inf), ("samples", math.inf), ("neighbours", self.candidates)):
+            if not 1 <= (value := getattr(self, key)) <= high:
+                raise ValueError(f"private evolution: {key} is {value}; expected 1 to {high}")
+        if not all(0 < s <= 1 for s in self.strengths):
+            raise ValueError(f"private evolution: strengths {self.strengths}; expected numbers above 0, at most 1")
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """Randomness of one purpose in one round, stateless."""
+        return np.random.default_rng([self.seed, *key])
+
+
+class Evolution(NamedTuple):
+    """What a Private Evolution releases. All of it covered by `mechanism`, the generations as well."""
+
+    samples: ImageSet
+    mechanism: Mechanism
+    sigma: float  # of the noise in each bin of each histogram, whose sensitivity is 1
+    generations: list[Sequence[Any]]  # candidates of round 0, 1, ...; the last are those of `samples`
+    histograms: list[np.ndarray]  # noisy votes (m,) of each round
+
+
+def voting_sigma(epsilon: float, delta: float, rounds: int) -> float:
+    """Noise of `rounds` histograms of sensitivity 1 that are (epsilon, delta)-DP together: sqrt(T) / mu.
+
+    T Gaussian mechanisms of mu_t = 1 / sigma are one of mu = sqrt(T) / sigma (Dong et al., arXiv:1905.02383, corollary 3.3).
+    """
+    return math.sqrt(rounds) / gaussian_mu(epsilon, delta)
+
+
+def evolve(
+    private: ImageSet,
+    simulator: Simulator,
+    features: Features,
+    *,
+    epsilon: float,
+    delta: float,
+    config: EvolutionConfig,
+    ledger: Ledger,
+    votes: Votes | None = None,
+    start: Sequence[Any] | None = None,
+) -> Evolution:
+    """Images like `private` that are (epsilon, delta)-DP per patient (add or remove); the number of patients is public.
+
+    votes: `nearest_votes` by default; `random_votes` is the control. start: candidates of round 0, of public images or of what
+    was released before. Unless randomness is "secure", who knows the seed can take off the noise.
+    Raises ValueError for an epsilon or delta that means nothing.
+    """
+    sigma = voting_sigma(epsilon, checked_delta(delta, private.patients), config.rounds)
+    bound = {"unit": "patient", "epsilon": epsilon, "delta": delta, "accountant": "gaussian", "steps": config.rounds}
+    mechanism = Mechanism("gaussian mechanism", **bound, sigma=sigma, randomness=config.randomness)
+    ledger.read(private, stage="private evolution", mechanism=mechanism, output=f"samples and votes, like {private.name}")
+    mine = features(private)
+    generations, histograms = [simulator.first(config.candidates, config.rng(0, 0)) if start is None else start], []
+    for t, strength in enumerate(np.geomspace(*config.strengths, config.rounds)):
+        images = simulator.render(generations[-1])
+        distances = nearest_distances(mine, features(images), images.patient)
+        ballot = (votes or nearest_votes)(distances, config.neighbours, config.rng(t, 1))
+        histograms.append(noisy_histogram(patient_votes(ballot, private.patient), sigma, config, t))
+        wanted = config.samples if t == config.rounds - 1 else config.candidates
+        picks = resampled(histograms[-1], wanted, config.threshold * sigma, config.rng(t, 3))
+        generations.append(simulator.vary([generations[-1][i] for i in picks], float(strength), config.rng(t, 4)))
+    samples = simulator.render(generations[-1])
+    said = {"role": private.role, "people": private.people or samples.people, "name": f"{private.name}-evolved"}
+    return Evolution(replace(samples, origin="synthetic", **said), mechanism, sigma, generations, histograms)
+
+
+def nearest_distances(mine: np.ndarray, theirs: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Squared distances (n, m) of features (n, d) to the nearest image of each candidate; candidate (k,) rises."""
+    return np.minimum.reduceat(cdist(mine, theirs, "sqeuclidean"), np.flatnonzero(np.diff(candidate, prepend=-1)), axis=1)
+
+
+def nearest_votes(distances: np.ndarray, neighbours: int, rng: np.random.Generator) -> np.ndarray:
+    """One vote (n, m) of each image for each of its nearest candidates."""
+    return _marked(np.argpartition(distances, neighbours - 1, axis=1)[:, :neighbours], distances.shape)
+
+
+def random_votes(distances: np.ndarray, neighbours: int, rng: np.random.Generator) -> np.ndarray:
+    """As many votes as of `nearest_votes`, for candidates drawn blindly: the control that learns nothing of the patients."""
+    return _marked(rng.random(distances.shape).argsort(1)[:, :neighbours], distances.shape)
+
+
+def _marked(columns: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    votes = np.zeros(shape)
+    np.put_along_axis(votes, columns, 1, axis=1)
+    return votes
+
+
+def patient_votes(votes: np.ndarray, patient: np.ndarray) -> np.ndarray:
+    """Votes (patients, m): the sum of each patient's votes (n, m), scaled to L2 norm 1, whatever its number of images."""
+    people, unit = np.unique(patient, return_inverse=True)
+    sums = (unit == np.arange(len(people))[:, None]) @ votes
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    return np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
+
+
+def noisy_histogram(votes: np.ndarray, sigma: float, config: EvolutionConfig, t: int) -> np.ndarray:
+    """Sum (m,) of the patients' scaled votes (patients, m), whose L2 sensitivity is 1, with noise N(0, sigma^2) in each bin."""
+    said = {"randomness": config.randomness, "seed": stream(config.seed, _VOTING), "step": t, "dtype": torch.float64}
+    return votes.sum(0) + gaussian_noise((votes.shape[1],), sigma, **said).numpy()
+
+
+def resampled(histogram: np.ndarray, n: int, threshold: float, rng: np.random.Generator) -> np.ndarray:
+    """Indices (n,) in proportion to what of the counts is above the threshold; all alike where nothing is.
+
+    Drawn systematically: a bin of share p is picked n p times, rounded up or down.
+    """
+    mass = np.maximum(histogram - threshold, 0)
+    edges = np.cumsum(mass if mass.any() else np.ones_like(mass))
+    return np.minimum(np.searchsorted(edges, (np.arange(n) + rng.random()) / n * edges[-1], side="right"), len(mass) - 1)
+
+
+def plane_features(extractor: Extractor, *, every: int = 1, pooled: bool = True) -> Features:
+    """Features of stacks (n, 1, d, h, w): the extractor's of every so manieth plane, one after the other, or mean and spread."""
+
+    def features(stacks: ImageSet) -> np.ndarray:
+        planes = stacks.images[:, 0, ::every]
+        n, depth, *plane = planes.shape
+        said = {"unit": stacks.unit, "range": stacks.range, "name": stacks.name, "role": stacks.role}
+        flat = ImageSet(images=planes.reshape(-1, 1, *plane), patient=np.repeat(stacks.patient, depth), **said)
+        found = extractor(flat).reshape(n, depth, -1)
+        return np.concatenate([found.mean(1), found.std(1)], 1) if pooled else found.reshape(n, -1)
+
+    return features
+
+
+class Heart(NamedTuple):
+    """One candidate of the `HeartSimulator`."""
+
+    person: Person
+    scanner: Scanner
+    body: int  # seeds what both phases share beside the heart
+    noise: int
+
+
+# What scanners may be as far as the public knows: spans about that of the public phantoms
+SCANNERS = Scanner(
+    blood=(0.52, 1.04), myocardium=(0.2, 0.4), fat=(0.6, 1.2), noise=(0.0045, 0.04), bias=(0.2, 1.0), blur=(0.2, 0.9),
+    window=(97.5, 99.8),
+)  # fmt: skip
+# Redrawn together, because one follows from the other
+_ANATOMY = ("age", "male", "bmi", "condition", "lvedv", "lvef", "rvedv", "rvef", "wall", "length", "asymmetry", "flattening")
+_PARAMETERS = [("person", _ANATOMY), *(("person", (key,)) for key in Person._fields if key not in _ANATOMY)]
+_PARAMETERS += [("scanner", (key,)) for key in Scanner._fields]
+
+
+class HeartSimulator:
+    """The cardiac phantom: public people in scanners of any kind, both phases of each candidate.
+
+    Of the parameters that a variation redraws, a share `crossover` is another candidate's, so that what is common to all
+    patients spreads, such as the scanner; the others are drawn afresh.
+    """
+
+    def __init__(self, *, slices: int = 16, size: int = 64, jobs: int = 1, crossover: float = 0.9) -> None:
+        self.slices, self.size, self.jobs, self.crossover = slices, size, jobs, crossover
+
+    def first(self, n: int, rng: np.random.Generator) -> list[Heart]:
+        """Public people, each in a scanner drawn from SCANNERS."""
+        return [_fresh_heart(rng) for _ in range(n)]
+
+    def vary(self, candidates: Sequence[Heart], strength: float, rng: np.random.Generator) -> list[Heart]:
+        """Each parameter redrawn with probability `strength`, all seeds anew."""
+        varied = []
+        for heart in candidates:
+            fresh = _fresh_heart(rng)
+            parts = {"person": heart.person, "scanner": heart.scanner}
+            for part, keys in _PARAMETERS:
+                if rng.random() < strength:
+                    donor = candidates[rng.integers(len(candidates))] if rng.random() < self.crossover else fresh
+                    parts[part] = parts[part]._replace(**{key: getattr(getattr(donor, part), key) for key in keys})
+            # seeds are nothing that patients have in common; old ones would make near-copies of siblings
+            varied.append(fresh._replace(**parts))
+        return varied
+
+    def render(self, candidates: Sequence[Heart]) -> ImageSet:
+        """Stacks (2 n, 1, slices, size, size), ED and ES of each, with the attributes of `cardiac`."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            scans = list(pool.map(lambda heart: _scan(heart, self.slices, self.size), candidates))
+        return ImageSet(
+            images=np.concatenate([images for images, _ in scans])[:, None],
+            patient=np.repeat(np.arange(len(scans)), len(PHASES)), unit="1", range=(0, 1), name="cardiac-simulated",
+            spacing=spacing_of(self.slices, self.size), modality="mr", origin="phantom",
+            attributes=pd.DataFrame([row | {"phase": k} for _, row in scans for k in range(len(PHASES))]),
+        )  # fmt: skip
+
+
+def _fresh_heart(rng: np.random.Generator) -> Heart:
+    scanner = Scanner(*(float(np.exp(rng.uniform(*np.log(span)))) for span in SCANNERS))
+    return Heart(draw_person("public", int(rng.integers(2**31)), 0), scanner, int(rng.integers(2**63)), int(rng.integers(2**63)))
+
+
+def _scan(heart: Heart, slices: int, size: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Images (2, slices, size, size) of both phases, and what is measured on them and known of the person."""
+    (person, scanner, body, noise), spacing = heart, spacing_of(slices, size)
+    shapes = [heart_shape(person, phase, slices, size) for phase in PHASES]
+    measured = measure_volumes(np.stack([_voxel_labels(shape, slices, size) for shape in shapes]), spacing)
+    images = np.zeros((len(PHASES), slices, size, size), np.float32)
+    for k, shape in enumerate(shapes):
+        images[k, : len(shape.level)] = paint(shape, person, scanner, spacing, body, np.random.default_rng([noise, k]))
+    (lvedv, lvesv), (rvedv, rvesv), (wall_ed, wall_es) = (measured[key] for key in ("lv", "rv", "wall"))
+    return images, {
+        "lvedv": lvedv, "lvesv": lvesv, "lvef": 100 * (lvedv - lvesv) / lvedv, "rvedv": rvedv, "rvesv": rvesv,
+        "rvef": 100 * (rvedv - rvesv) / rvedv, "wall_ed": wall_ed, "wall_es": wall_es, "age": person.age,
+        "sex": int(person.male), "bmi": person.bmi, "angle": measured["angle"][0], "n_slices": len(shapes[0].level),
+        "condition": person.condition, "licence": "generated",
+    }  # fmt: skip
+
+
+class Latent(NamedTuple):
+    """One candidate of the `DiffusionSimulator`: one image."""
+
+    latent: torch.Tensor  # (c, *spatial)
+    condition: np.ndarray  # (k,), NaN = missing
+
+
+@dataclass(frozen=True)
+class DiffusionSimulator:
+    """A public diffusion model as a simulator: samples, and variations of them by SDEdit (Meng et al., arXiv:2108.01073)."""
+
+    denoiser: Denoiser
+    autoencoder: Autoencoder
+    diffusion: DiffusionConfig
+    sampling: SamplingConfig
+    conditions: Conditions  # what candidates are asked for
+    like: ImageSet  # the unit, range, shape and spacing of the images
+
+    def __post_init__(self) -> None:
+        if self.conditions.private or self.denoiser.role != "public":
+            raise ValueError("private evolution: the denoiser or its conditions saw private images; give public ones")
+
+    def first(self, n: int, rng: np.random.Generator) -> list[Latent]:
+        """Samples for n rows of the conditions."""
+        asked = self.conditions.values[rng.integers(len(self.conditions), size=n)]
+        spatial = (*self.like.spatial[:-2], *(side // self.autoencoder.factor for side in self.like.spatial[-2:]))
+        sampling = replace(self.sampling, seed=int(rng.integers(2**31)))
+        latents = sample_latents(self.denoiser, torch.from_numpy(asked), spatial, self.diffusion, sampling)
+        return list(map(Latent, latents, asked))
+
+    def of_images(self, images: ImageSet) -> list[Latent]:
+        """Images as candidates, so that a diffusion model goes on from what the `HeartSimulator` has found."""
+        latents = latents_of(self.autoencoder, torch.from_numpy(images.scaled()))
+        return list(map(Latent, latents, conditions_of(images, self.denoiser.names)))
+
+    def vary(self, candidates: Sequence[Latent], strength: float, rng: np.random.Generator) -> list[Latent]:
+        """Each with the noise of the timestep at this share of the schedule, and denoised again."""
+        latents, condition = torch.stack([c.latent for c in candidates]), np.stack([c.condition for c in candidates])
+        sampling = replace(self.sampling, seed=int(rng.integers(2**31)))
+        varied = vary_by_diffusion(self.denoiser, latents, torch.from_numpy(condition), strength, self.diffusion, sampling)
+        return list(map(Latent, varied, condition))
+
+    @torch.no_grad()
+    def render(self, candidates: Sequence[Latent]) -> ImageSet:
+        """Decoded latents, one image of each candidate, with the conditions it was asked for as attributes."""
+        latents, device = torch.stack([c.latent for c in candidates]), self.autoencoder.latent_mean.device
+        scaled = torch.cat([self.autoencoder.decode(batch.to(device)).cpu() for batch in latents.split(self.sampling.batch)])
+        table = pd.DataFrame(np.stack([c.condition for c in candidates]), columns=list(self.denoiser.names), dtype=float)
+        said = {"role": "public", "origin": "synthetic", "people": self.denoiser.people, "name": "diffused", "attributes": table}
+        rows = self.like.select(np.zeros(len(candidates), int))
+        return rows.with_images(rows.unscaled(scaled.numpy()), patient=np.arange(len(candidates)), **said)
+
+
+@torch.no_grad()
+def vary_by_diffusion(
+    model: Denoiser, latents: torch.Tensor, condition: torch.Tensor, strength: float, diffusion: DiffusionConfig,
+    sampling: SamplingConfig,
+) -> torch.Tensor:  # fmt: skip
+    """Latents (n, c, *spatial) with noise up to `strength` of the schedule, denoised by the steps of DPM-Solver++ below it."""
+    device, batches = next(model.parameters()).device, []
+    for first in range(0, len(latents), sampling.batch):
+        clean, asked = (x[first : first + sampling.batch].to(device) for x in (latents, condition))
+        scheduler = solver(diffusion, "dpm", sampling.steps)
+        last = max(1, round(strength * (diffusion.timesteps - 1)))
+        below = (t for t in even_timesteps(scheduler.alphas_cumprod, sampling.steps) if t < last)
+        scheduler.set_timesteps(timesteps=[last, *below])
+        noise = initial_noise(clean.shape, sampling.seed, first).to(device)
+        noisy = scheduler.add_noise(clean, noise, torch.full((len(clean),), last, device=device))
+        for t in scheduler.timesteps:
+            noisy = scheduler.step(guided_prediction(model, noisy, t, asked, sampling.guidance), t, noisy).prev_sample
+        batches.append(noisy.cpu())
+    return torch.cat(batches)

@@ -1,0 +1,66 @@
+"""The arms of a study of quality against epsilon: what their names mean, and what is made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from medsynth.config import DPConfig, PrivacyConfig
+from medsynth.results import Row
+from medsynth.words import did_you_mean
+
+
+class Arm(NamedTuple):
+    """How one generator is trained."""
+
+    name: str  # of the line that it belongs to in a figure, e.g. "pre-trained" or "pre-trained, draws 8"
+    start: str  # "public" or "scratch"
+    privacy: PrivacyConfig
+
+
+def arm_of(config: DPConfig, name: str) -> Arm:
+    """What one of `config.arms` says. Raises ValueError for a variant of what is no setting, or of a value it cannot have."""
+    line, epsilon, *variants = name.split("/")
+    privacy = replace(config.scratch if line == "scratch" else config.training, epsilon=float(epsilon))
+    for variant in variants:
+        privacy = _varied(privacy, variant)
+    return Arm(", ".join([line, *variants]), "scratch" if line == "scratch" else "public", privacy)
+
+
+def places(rows: Iterable[Row]) -> dict[float, str]:
+    """The epsilons of rows, rising, and how an axis names them."""
+    found = sorted({float(row.extra["epsilon"]) for row in rows if "epsilon" in row.extra})
+    return {epsilon: "not private" if math.isinf(epsilon) else f"{epsilon:g}" for epsilon in found}
+
+
+def closed(rows: Sequence[Row]) -> list[Row]:
+    """Of the FID that pre-training without privacy takes off the public weights, the share that is left at each epsilon.
+
+    rows: of one metric, with `epsilon`. One value for each seed and epsilon of the arm "pre-trained", without an interval. None
+    where privacy was not what was lost: without it the FID is no lower.
+    """
+    mine = [row for row in rows if row.arm == "pre-trained"]
+    public = np.mean([row.value for row in mine if row.extra["epsilon"] == 0])
+    made = []
+    for row in mine:
+        best = [other.value for other in mine if math.isinf(other.extra["epsilon"]) and other.seed == row.seed]
+        if best and row.extra["epsilon"] and best[0] < public:
+            share = float((public - row.value) / (public - best[0]))
+            known = {"chapter": row.chapter, "dataset": row.dataset, "arm": row.arm, "seed": row.seed, "extra": row.extra}
+            made.append(Row(metric=f"{row.metric} gap closed", value=share, **known))
+    return made
+
+
+def _varied(privacy: PrivacyConfig, variant: str) -> PrivacyConfig:
+    name, _, value = variant.partition(" ")
+    known = [f.name for f in fields(PrivacyConfig)]
+    if name not in known:
+        raise ValueError(f"variant {variant!r}: {did_you_mean(name, known)}")
+    try:
+        return replace(privacy, **{name: type(getattr(privacy, name))(value)})
+    except ValueError as error:
+        raise ValueError(f"variant {variant!r}: {error}") from error
