@@ -1,7 +1,8 @@
-"""A live explorer: what is asked for, as sliders, and the image that comes out; and its static twin for a page."""
+"""Live explorers: what is asked for, as sliders, and the image that comes out; and their static twins for a page."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ import pandas as pd
 
 from medsynth.diffusion.conditions import asked_for
 from medsynth.diffusion.generator import Generator
-from medsynth.figures import image_grid, may_show
+from medsynth.figures import image_grid, image_rows, may_show
+from medsynth.imageset import ImageSet, concatenate
+from medsynth.resample import slices_of
 from medsynth.vocabulary import PHANTOM_FINDINGS
 
 if TYPE_CHECKING:
@@ -25,8 +28,7 @@ def explorer(generator: Generator) -> ipywidgets.Widget:
     import ipywidgets as widgets
     import matplotlib.pyplot as plt
 
-    if not may_show(generator.like):
-        raise ValueError(f"{generator.like.name}: images of people are not shown before a gate has cleared them")
+    _shown(generator)
     controls = {
         "finding": widgets.Dropdown(options=PHANTOM_FINDINGS, description="finding"),
         "age": widgets.IntSlider(value=55, min=20, max=90, description="age (years)", continuous_update=False),
@@ -63,3 +65,64 @@ def static_sheet(generator: Generator) -> Figure:
         images, rows=len(PHANTOM_FINDINGS), columns=len(people), row_labels=PHANTOM_FINDINGS,
         titles=[f"{age} years, BMI {bmi:.0f}" for age, bmi in people],
     )  # fmt: skip
+
+
+def heart_explorer(generators: Mapping[str, Generator]) -> ipywidgets.Widget:
+    """Sliders for the generator (as a rule one for each epsilon), LV volume, wall and phase beside the middle slice they ask for.
+
+    Needs a running kernel. Raises ValueError for sets that may not be shown.
+    """
+    import ipywidgets as widgets
+    import matplotlib.pyplot as plt
+
+    for generator in generators.values():
+        _shown(generator)
+    controls = {
+        "epsilon": widgets.SelectionSlider(options=list(generators), description="epsilon"),
+        "lv": widgets.IntSlider(value=150, min=60, max=280, description="LV (ml)", continuous_update=False),
+        "wall": widgets.FloatSlider(value=9, min=5, max=16, description="wall (mm)", continuous_update=False),
+        "phase": widgets.ToggleButtons(options={"filled": 0, "emptied": 1}, description="phase"),
+        "seed": widgets.IntSlider(value=0, min=0, max=99, description="seed", continuous_update=False),
+    }
+    screen = widgets.Output()
+
+    def redraw(_: object = None) -> None:
+        asked = {k: c.value for k, c in controls.items()}
+        stack = _heart(generators[asked.pop("epsilon")], **asked)
+        with screen:
+            screen.clear_output(wait=True)
+            plt.imshow(_middle(stack).images[0, 0], cmap="gray", vmin=stack.range[0], vmax=stack.range[1])
+            plt.axis("off")
+            plt.show()
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    redraw()
+    return widgets.HBox([widgets.VBox(list(controls.values())), screen])
+
+
+def heart_sheet(generators: Mapping[str, Generator], *, volumes: tuple[float, ...] = (90, 130, 170, 210, 250)) -> Figure:
+    """The static twin: each generator's middle slice of one filled heart, the LV volume asked for rising from left to right."""
+    rows = {}
+    for name, generator in generators.items():
+        drawn = [_middle(_heart(generator, lv=v, wall=9.0, phase=0, seed=0)) for v in volumes]
+        rows[name] = concatenate(drawn, name)
+    return image_rows(rows, columns=len(volumes), title=f"LV volume asked for: {', '.join(f'{v:g}' for v in volumes)} ml")
+
+
+def _heart(generator: Generator, *, lv: float, wall: float, phase: int, seed: int) -> ImageSet:
+    """One stack; the same seed is the same noise, whatever is asked for."""
+    when = "es" if phase else "ed"
+    asked = {"lvesv" if phase else "lvedv": lv, f"wall_{when}": wall, "phase": phase}
+    reseeded = replace(generator, sampling=replace(generator.sampling, seed=seed))
+    return reseeded.draw(asked_for(generator.like, generator.names, pd.DataFrame([asked])))
+
+
+def _middle(stack: ImageSet) -> ImageSet:
+    third = stack.spatial[0] // 3
+    return slices_of(stack, range(third, third + 1))
+
+
+def _shown(generator: Generator) -> None:
+    if not may_show(generator.like):
+        raise ValueError(f"{generator.like.name}: images of people are not shown before a gate has cleared them")

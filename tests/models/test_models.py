@@ -49,6 +49,27 @@ def denoiser(config: DenoiserConfig, names: tuple[str, ...] = NAMES, seed: int =
     return model
 
 
+def test_padding_of_a_stack_comes_back_black_and_nothing_else_does(autoencoder, monkeypatch):
+    """A decoder draws it nearly black, which would count as a plane of somebody."""
+    planes = autoencoder.reconstruct(torch.zeros(1, autoencoder.latent_channels, 4, 4)).detach()
+    with torch.no_grad():
+        # a decoder that draws black where the first channel says so, and a bright spot elsewhere
+        def drawn(latents):
+            black = torch.full((len(latents), 1, *planes.shape[2:]), -0.97)
+            spot = black.clone()
+            spot[:, :, 3, 3] = 0.2
+            return torch.where((latents[:, :1, :1, :1] > 0), spot, black)
+
+        monkeypatch.setattr(autoencoder, "reconstruct", drawn)
+        z = torch.full((2, autoencoder.latent_channels, 3, 4, 4), -5.0)
+        z[0, 0, 1] = 100.0
+        y = autoencoder.decode(z)
+    assert (y[0, :, 1] == drawn(torch.full((1, 1, 4, 4), 1.0))[0]).all() and y[0, 0, 1].max() > 0
+    assert (y[1] == -1).all() and (y[0, :, [0, 2]] == -1).all()
+    # of 2D images nothing is padding
+    assert (autoencoder.decode(z[1, :, :1].transpose(0, 1)) == np.float32(-0.97)).all()
+
+
 def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 

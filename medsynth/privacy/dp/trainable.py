@@ -17,8 +17,8 @@ def make_trainable(model: nn.Module, which: str) -> list[str]:
     """Freeze all but one of TRAINABLE in `model`, a denoiser; the names of what is trained.
 
     "bias": norms, biases, and the embeddings of time and condition (as Zaken et al., arXiv:2106.10199, where these are new);
-    "attention": these and the projections of attention; "lora": adapters of these projections, which it inserts, and the
-    embeddings; "full": everything.
+    "attention": these, the projections of attention, and how each block takes time and condition; "lora": adapters of these
+    projections, which it inserts, and the embeddings; "full": everything.
     Raises ValueError for another word, and where there is no attention to train.
     """
     if which not in TRAINABLE:
@@ -34,7 +34,7 @@ def make_trainable(model: nn.Module, which: str) -> list[str]:
             layer.requires_grad_(True)
         if which in ("bias", "attention"):
             _train_small(layer)
-        if which == "attention" and name in projections:
+        if which == "attention" and (name in projections or name.endswith("time_emb_proj")):
             layer.requires_grad_(True)
         if isinstance(layer, LowRankLinear):
             layer.down.requires_grad_(True)

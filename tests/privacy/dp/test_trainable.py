@@ -36,8 +36,11 @@ def test_sets_hold_what_their_names_say():
     norms = {name for name in full if "norm" in name or name.startswith("unet.out.0.")}
     assert bias == embeddings | norms | {name for name in full if name.endswith(".bias")}
     # middle, one on the way down, two on the way up; four matrices each
-    projections = attention - bias
-    assert len(projections) == 16 and all(".attn." in name and name.endswith(".weight") for name in projections)
+    projections = {name for name in attention - bias if ".attn." in name}
+    assert len(projections) == 16 and all(name.endswith(".weight") for name in projections)
+    assert (
+        all(name.endswith("time_emb_proj.weight") for name in attention - bias - projections) and attention > bias | projections
+    )
     assert not any("conv" in name for name in attention if name.endswith(".weight"))
 
 
@@ -82,7 +85,7 @@ def test_numbers_of_parameters_of_the_tried_model():
         )
         model = Denoiser(DenoiserConfig(channels=(32, 64, 96), spatial_dims=3), names, 8)
         sizes[which] = sum(model.get_parameter(name).numel() for name in make_trainable(model, which))
-    assert sizes == {"bias": 53_128, "attention": 249_736, "lora": 79_616, "full": 4_821_384}
+    assert sizes == {"bias": 53_128, "attention": 348_040, "lora": 79_616, "full": 4_821_384}
 
 
 def test_an_unknown_set_and_a_model_without_attention_are_refused():

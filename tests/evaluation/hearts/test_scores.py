@@ -1,0 +1,61 @@
+"""All scores of a set of stacks: which there are, and that a set with another heart in each row is told from the right one."""
+
+import numpy as np
+import pytest
+
+from medsynth.evaluation.features import shipped_extractor
+from medsynth.evaluation.hearts import scores as scoring
+from medsynth.evaluation.hearts.scores import UNITS, HeartScores
+from medsynth.evaluation.hearts.volumes import DAUM_FID
+from medsynth.phantoms.heart.heart import cardiac, cardiac_labels
+
+
+@pytest.fixture(scope="module")
+def people():
+    return {seed: cardiac(patients=12, slices=8, size=32, seed=seed) for seed in (0, 1)}
+
+
+@pytest.fixture
+def scores(people, monkeypatch):
+    """Measured by the true labels, which a table of images knows."""
+    truth = {}
+    for seed, images in people.items():
+        labels = cardiac_labels(patients=12, slices=8, size=32, seed=seed)
+        truth |= dict(zip(images.row_hashes.tolist(), labels, strict=True))
+    monkeypatch.setattr(scoring, "segment", lambda _, images: np.stack([truth[h] for h in images.row_hashes.tolist()]))
+    return HeartScores(people[0].with_role("eval"), shipped_extractor(), None, seed=0, splits=2)
+
+
+def test_quality_has_every_score_and_other_people_of_the_population_score_well(scores, people):
+    found = scores.quality(people[1])
+    assert {"KID", "KID floor", "KID of volumes", "MS-SSIM", DAUM_FID} <= set(found)
+    noise = people[1].with_images(np.random.default_rng(0).random(people[1].images.shape, dtype=np.float32))
+    worse = scores.quality(noise)
+    assert worse["KID"].value > 10 * abs(found["KID"].value) and worse["KID of volumes"].value > found["KID of volumes"].value
+
+
+def test_a_smaller_set_is_compared_at_its_own_number(scores, people):
+    assert "KID" in scores.quality(people[1].select(np.arange(12)))
+
+
+def test_control_is_full_where_each_row_is_its_own_and_none_where_rows_are_shuffled(scores, people):
+    found = scores.control(people[0], people[0])
+    assert found["lv r"].value > 0.999 and found["cycle accuracy"].value == 1 and set(UNITS) <= set(found)
+    order = np.arange(24).reshape(12, 2)[np.random.default_rng(3).permutation(12)].ravel()
+    shuffled = scores.control(people[0].select(order), people[0])
+    assert shuffled["rv r"].value < 0.8
+
+
+def test_nothing_is_controlled_where_no_volume_was_asked_for(scores, people):
+    bare = people[0].with_images(people[0].images, attributes=people[0].attributes[["phase"]])
+    assert scores.control(people[0], bare) == {} and scores.by_condition(people[0], bare) == {}
+
+
+def test_conditions_are_scored_apart_where_enough_have_them(scores, people):
+    found = scores.by_condition(people[1], people[1])
+    common = [k for k in ("normal", "dilated") if all((p.attributes["condition"] == k).sum() >= 10 for p in people.values())]
+    assert set(common) <= set(found) and all(set(v) == {"KID of volumes"} for v in found.values())
+
+
+def test_joined_features_tell_planes_apart(scores, people):
+    assert scores.joined(people[0]).shape == (24, 8 * 64)

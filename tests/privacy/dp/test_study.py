@@ -1,0 +1,62 @@
+"""Names of arms and what they mean, and the share of a gap that is closed."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from medsynth.config import DPConfig, PrivacyConfig
+from medsynth.privacy.dp.study import arm_of, closed, places
+from medsynth.results import Row
+
+TRAINING = PrivacyConfig(steps=5, batch=10)
+SCRATCH = PrivacyConfig(steps=7, batch=10, trainable="full", learning_rate=2e-3)
+CONFIG = DPConfig(100, 20, 10, (1.0, 10.0), TRAINING, SCRATCH, variants=("trainable bias", "draws 8", "clip 0.1"))
+
+
+def test_every_arm_has_a_name_and_every_name_says_its_arm():
+    assert CONFIG.arms == (
+        "pre-trained/1", "pre-trained/10", "pre-trained/inf", "scratch/10", "scratch/inf",
+        "pre-trained/10/trainable bias", "pre-trained/10/draws 8", "pre-trained/10/clip 0.1",
+    )  # fmt: skip
+    assert arm_of(CONFIG, "pre-trained/1") == ("pre-trained", "public", replace(TRAINING, epsilon=1.0))
+    assert arm_of(CONFIG, "scratch/inf") == ("scratch", "scratch", SCRATCH)
+    varied = [arm_of(CONFIG, name).privacy for name in CONFIG.arms[-3:]]
+    assert (varied[0].trainable, varied[1].draws, varied[2].clip) == ("bias", 8, 0.1)
+    assert {v.epsilon for v in varied} == {10.0} and arm_of(CONFIG, CONFIG.arms[-2]).name == "pre-trained, draws 8"
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"), [("drws 8", "did you mean 'draws'"), ("draws 0", "draws is 0"), ("draws many", "variant 'draws many'")]
+)
+def test_a_variant_that_cannot_be_is_named(variant, said):
+    with pytest.raises(ValueError, match=said):
+        arm_of(CONFIG, f"pre-trained/10/{variant}")
+
+
+def test_held_out_people_are_asked_for_or_measured_against():
+    assert CONFIG.asked(30) == 10 and CONFIG.asked(17) == 6
+
+
+def row(epsilon, value, *, arm="pre-trained", seed=0):
+    return Row(chapter="dp", dataset="d", metric="FID", arm=arm, value=value, seed=seed, extra={"epsilon": epsilon})
+
+
+def test_the_closed_gap_is_a_share_of_what_training_gains():
+    rows = [row(0.0, 20.0), row(1.0, 15.0), row(10.0, 11.0), row(math.inf, 10.0), row(10.0, 99.0, arm="scratch")]
+    found = {r.extra["epsilon"]: r.value for r in closed(rows)}
+    assert found == {1.0: 0.5, 10.0: 0.9, math.inf: 1.0}
+    assert {r.metric for r in closed(rows)} == {"FID gap closed"}
+    # of a second seed beside its own training without privacy
+    rows += [row(10.0, 16.0, seed=1), row(math.inf, 12.0, seed=1)]
+    assert {(r.seed, r.value) for r in closed(rows) if r.extra["epsilon"] == 10.0} == {(0, 0.9), (1, 0.5)}
+
+
+def test_without_a_gain_there_is_no_gap():
+    assert closed([row(0.0, 20.0), row(1.0, 25.0), row(math.inf, 21.0)]) == []
+
+
+def test_places_rise_and_end_without_privacy():
+    assert places([row(math.inf, 1), row(10.0, 1), row(0.0, 1), row(0.5, 1)]) == {
+        0.0: "0", 0.5: "0.5", 10.0: "10", math.inf: "not private"
+    }  # fmt: skip
