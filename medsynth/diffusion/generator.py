@@ -77,7 +77,7 @@ class Generator:
         """
         autoencoder, names = shipped_autoencoder(), vocabulary_for(images)
         conditions = checked_conditions(images, denoiser)
-        diffusion, sampling = replace(diffusion, seed=seed), replace(sampling, seed=seed)
+        diffusion, sampling = replace(diffusion, seed=seed), sampling_for(images, sampling, seed=seed)
         kind = denoiser_kind(images)
         start = kind if shipped_denoiser(kind).config == denoiser else None
 
@@ -103,7 +103,7 @@ class Generator:
     def shipped(cls, like: ImageSet, *, sampling: SamplingConfig, seed: int = 0) -> Generator:
         """The public weights as they ship, for images or stacks such as `like`, of which nothing but its form is read."""
         model = shipped_denoiser(denoiser_kind(like))
-        settings = DiffusionConfig(steps=0, seed=seed), replace(sampling, seed=seed)
+        settings = DiffusionConfig(steps=0, seed=seed), sampling_for(like, sampling, seed=seed)
         form = replace(without_images(like), role="public")
         refiner = shipped_refiner() if len(like.spatial) == 2 else None
         return cls(form, model, shipped_autoencoder(), refiner, *settings, like.data_licence)
@@ -201,6 +201,11 @@ class Generator:
             said = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{folder}: a damaged generator, or one of another version: {said}") from error
         return cls(like, model, autoencoder, refiner, *settings, card["licence"], entries)
+
+
+def sampling_for(images: ImageSet, sampling: SamplingConfig, *, seed: int) -> SamplingConfig:
+    """How images such as these are drawn: of stacks no noise is left standing, which made those of phantoms worse, not better."""
+    return replace(sampling, seed=seed, epsilon_scale=1.0 if len(images.spatial) == 3 else sampling.epsilon_scale)
 
 
 def checked_conditions(images: ImageSet, denoiser: DenoiserConfig) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from medsynth.config import DenoiserConfig, DiffusionConfig, PrivacyConfig, SamplingConfig
 from medsynth.dependencies import code_hash
 from medsynth.diffusion.conditions import vocabulary_for
-from medsynth.diffusion.generator import Generator, checked_conditions, without_images
+from medsynth.diffusion.generator import Generator, checked_conditions, sampling_for, without_images
 from medsynth.diffusion.schedule import noise_schedule, objective
 from medsynth.hashes import bytes_hash, tensors_hash
 from medsynth.imageset import ImageSet
@@ -95,7 +95,7 @@ def train_privately(
     refiner = shipped_refiner() if len(images.spatial) == 2 else None
     return Generator(
         without_images(images), model.eval().requires_grad_(False), autoencoder, refiner, diffusion,
-        replace(sampling, seed=seed), images.data_licence, tuple(readings),
+        sampling_for(images, sampling, seed=seed), images.data_licence, tuple(readings),
     )  # fmt: skip
 
 

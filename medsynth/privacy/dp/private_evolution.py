@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -29,13 +28,12 @@ from medsynth.mechanism import Mechanism
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import latents_of
-from medsynth.phantoms.heart.heart import PHASES, _voxel_labels, measure_volumes
-from medsynth.phantoms.heart.people import Person, Scanner, draw_person
-from medsynth.phantoms.heart.render import paint
-from medsynth.phantoms.heart.shape import heart_shape, spacing_of
+from medsynth.phantoms.heart.simulator import HeartSimulator
 from medsynth.privacy.dp.accountant import checked_delta, gaussian_mu
 from medsynth.privacy.dp.noise import gaussian_noise, stream
 
+SMOOTHING = 0.5  # of usual votes, in their mean: a candidate that none votes for is no chance to take
+BLOCKS, LEVELS = 16, np.linspace(0.03, 0.97, 16)  # of grey levels
 _VOTING = 20  # purpose of the noise: no mechanism shares it with another
 Features = Callable[[ImageSet], np.ndarray]  # (n, d) of n images; fixed beforehand, or fitted on public images
 # squared distances (n, m) of n private images to m candidates, neighbours, rng -> votes (n, m), not scaled
@@ -62,14 +60,14 @@ class EvolutionConfig:
     rounds: int = 5
     candidates: int = 600
     samples: int = 600  # of the last generation, which is released
-    neighbours: int = 100  # candidates that an image votes for: the noise is that of one, the signal grows with their root
+    neighbours: int = 60  # candidates that an image votes for: the noise is that of one, the signal grows with their root
     threshold: float = 1.0  # in standard deviations of the noise: what is below may be noise alone
     strengths: tuple[float, float] = (0.8, 0.2)  # of the first and the last variation, in between geometric
     seed: int = 0
     randomness: str = "seeded"  # of the noise, or "secure"
 
     def __post_init__(self) -> None:
-        for key, high in (("rounds", math.inf), ("samples", math.inf), ("neighbours", self.candidates)):
+        for key, high in (("rounds", math.inf), ("samples", math.inf), ("neighbours", self.candidates - 1)):
             if not 1 <= (value := getattr(self, key)) <= high:
                 raise ValueError(f"private evolution: {key} is {value}; expected 1 to {high}")
         if not all(0 < s <= 1 for s in self.strengths):
@@ -124,11 +122,13 @@ def evolve(
     generations, histograms = [simulator.first(config.candidates, config.rng(0, 0)) if start is None else start], []
     for t, strength in enumerate(np.geomspace(*config.strengths, config.rounds)):
         images = simulator.render(generations[-1])
-        distances = nearest_distances(mine, features(images), images.patient)
+        theirs = features(images)
+        distances = nearest_distances(mine, theirs, images.patient)
         ballot = (votes or nearest_votes)(distances, config.neighbours, config.rng(t, 1))
         histograms.append(noisy_histogram(patient_votes(ballot, private.patient), sigma, config, t))
         wanted = config.samples if t == config.rounds - 1 else config.candidates
-        picks = resampled(histograms[-1], wanted, config.threshold * sigma, config.rng(t, 3))
+        usual = usual_votes(theirs, images.patient, config.neighbours, config.rng(t, 5))
+        picks = resampled(histograms[-1], usual, wanted, config.threshold * sigma, config.rng(t, 3))
         generations.append(simulator.vary([generations[-1][i] for i in picks], float(strength), config.rng(t, 4)))
     samples = simulator.render(generations[-1])
     said = {"role": private.role, "people": private.people or samples.people, "name": f"{private.name}-evolved"}
@@ -170,18 +170,32 @@ def noisy_histogram(votes: np.ndarray, sigma: float, config: EvolutionConfig, t:
     return votes.sum(0) + gaussian_noise((votes.shape[1],), sigma, **said).numpy()
 
 
-def resampled(histogram: np.ndarray, n: int, threshold: float, rng: np.random.Generator) -> np.ndarray:
-    """Indices (n,) in proportion to what of the counts is above the threshold; all alike where nothing is.
+def usual_votes(theirs: np.ndarray, candidate: np.ndarray, neighbours: int, rng: np.random.Generator) -> np.ndarray:
+    """Votes (m,) that candidates, with features (k, d), have from one another: what patients would give who are as they are.
 
-    Drawn systematically: a bin of share p is picked n p times, rounded up or down.
+    In many dimensions a few points are everybody's nearest (Radovanović et al., JMLR 11:2487, 2010), whoever votes.
     """
-    mass = np.maximum(histogram - threshold, 0)
+    between = nearest_distances(theirs, theirs, candidate)
+    between[np.arange(len(candidate)), candidate] = np.inf
+    return patient_votes(nearest_votes(between, neighbours, rng), candidate).sum(0)
+
+
+def resampled(histogram: np.ndarray, usual: np.ndarray, n: int, threshold: float, rng: np.random.Generator) -> np.ndarray:
+    """Indices (n,) in proportion to what of the counts is above the threshold, over the usual counts; all alike if none is.
+
+    A ratio of densities, so where candidates have become like the patients, none is preferred and their variety stays. Drawn
+    systematically: a bin of share p is picked n p times, rounded up or down.
+    """
+    mass = np.maximum(histogram - threshold, 0) / (usual / usual.mean() + SMOOTHING)
     edges = np.cumsum(mass if mass.any() else np.ones_like(mass))
     return np.minimum(np.searchsorted(edges, (np.arange(n) + rng.random()) / n * edges[-1], side="right"), len(mass) - 1)
 
 
-def plane_features(extractor: Extractor, *, every: int = 1, pooled: bool = True) -> Features:
-    """Features of stacks (n, 1, d, h, w): the extractor's of every so manieth plane, one after the other, or mean and spread."""
+def stack_features(extractor: Extractor, *, every: int = 3) -> Features:
+    """Features of stacks (n, 1, d, h, w): mean and spread over every so manieth plane of the extractor's, and of grey levels.
+
+    Grey levels: quantiles of the pixels, log quantiles of the Laplacian's size (noise, sharpness), and means of 16 x 16 blocks.
+    """
 
     def features(stacks: ImageSet) -> np.ndarray:
         planes = stacks.images[:, 0, ::every]
@@ -189,91 +203,34 @@ def plane_features(extractor: Extractor, *, every: int = 1, pooled: bool = True)
         said = {"unit": stacks.unit, "range": stacks.range, "name": stacks.name, "role": stacks.role}
         flat = ImageSet(images=planes.reshape(-1, 1, *plane), patient=np.repeat(stacks.patient, depth), **said)
         found = extractor(flat).reshape(n, depth, -1)
-        return np.concatenate([found.mean(1), found.std(1)], 1) if pooled else found.reshape(n, -1)
+        return np.concatenate([found.mean(1), found.std(1), [_grey_levels(v, stacks.range[0]) for v in stacks.images[:, 0]]], 1)
 
     return features
 
 
-class Heart(NamedTuple):
-    """One candidate of the `HeartSimulator`."""
-
-    person: Person
-    scanner: Scanner
-    body: int  # seeds what both phases share beside the heart
-    noise: int
-
-
-# What scanners may be as far as the public knows: spans about that of the public phantoms
-SCANNERS = Scanner(
-    blood=(0.52, 1.04), myocardium=(0.2, 0.4), fat=(0.6, 1.2), noise=(0.0045, 0.04), bias=(0.2, 1.0), blur=(0.2, 0.9),
-    window=(97.5, 99.8),
-)  # fmt: skip
-# Redrawn together, because one follows from the other
-_ANATOMY = ("age", "male", "bmi", "condition", "lvedv", "lvef", "rvedv", "rvef", "wall", "length", "asymmetry", "flattening")
-_PARAMETERS = [("person", _ANATOMY), *(("person", (key,)) for key in Person._fields if key not in _ANATOMY)]
-_PARAMETERS += [("scanner", (key,)) for key in Scanner._fields]
+def _grey_levels(volume: np.ndarray, empty: float) -> np.ndarray:
+    planes = volume[volume.max((1, 2)) > empty]
+    edges = planes[:, 1:-1, 1:-1] - (planes[:, :-2, 1:-1] + planes[:, 2:, 1:-1] + planes[:, 1:-1, :-2] + planes[:, 1:-1, 2:]) / 4
+    rows, columns = (np.arange(BLOCKS) * side // BLOCKS for side in planes.shape[1:])
+    blocks = np.add.reduceat(np.add.reduceat(planes.mean(0), rows, 0), columns, 1) / (planes[0].size / BLOCKS**2)
+    sharp = np.log(np.quantile(np.abs(edges), LEVELS) + 1e-4 * np.ptp(planes))
+    return np.concatenate([np.quantile(planes, LEVELS), sharp, blocks.ravel()])
 
 
-class HeartSimulator:
-    """The cardiac phantom: public people in scanners of any kind, both phases of each candidate.
+def learned_features(base: Features, simulator: HeartSimulator, *, n: int = 600, ridge: float = 100.0, seed: int = 0) -> Features:
+    """What of images tells a simulator's parameters: their linear prediction from `base`, learned on n public candidates.
 
-    Of the parameters that a variation redraws, a share `crossover` is another candidate's, so that what is common to all
-    patients spreads, such as the scanner; the others are drawn afresh.
+    Distances between base features are of what differs between patients anyway; those between predictions count a parameter as
+    much as images show of it (Fearnhead & Prangle, JRSS B 74:419, 2012: semi-automatic summary statistics).
     """
-
-    def __init__(self, *, slices: int = 16, size: int = 64, jobs: int = 1, crossover: float = 0.9) -> None:
-        self.slices, self.size, self.jobs, self.crossover = slices, size, jobs, crossover
-
-    def first(self, n: int, rng: np.random.Generator) -> list[Heart]:
-        """Public people, each in a scanner drawn from SCANNERS."""
-        return [_fresh_heart(rng) for _ in range(n)]
-
-    def vary(self, candidates: Sequence[Heart], strength: float, rng: np.random.Generator) -> list[Heart]:
-        """Each parameter redrawn with probability `strength`, all seeds anew."""
-        varied = []
-        for heart in candidates:
-            fresh = _fresh_heart(rng)
-            parts = {"person": heart.person, "scanner": heart.scanner}
-            for part, keys in _PARAMETERS:
-                if rng.random() < strength:
-                    donor = candidates[rng.integers(len(candidates))] if rng.random() < self.crossover else fresh
-                    parts[part] = parts[part]._replace(**{key: getattr(getattr(donor, part), key) for key in keys})
-            # seeds are nothing that patients have in common; old ones would make near-copies of siblings
-            varied.append(fresh._replace(**parts))
-        return varied
-
-    def render(self, candidates: Sequence[Heart]) -> ImageSet:
-        """Stacks (2 n, 1, slices, size, size), ED and ES of each, with the attributes of `cardiac`."""
-        with ThreadPoolExecutor(self.jobs) as pool:
-            scans = list(pool.map(lambda heart: _scan(heart, self.slices, self.size), candidates))
-        return ImageSet(
-            images=np.concatenate([images for images, _ in scans])[:, None],
-            patient=np.repeat(np.arange(len(scans)), len(PHASES)), unit="1", range=(0, 1), name="cardiac-simulated",
-            spacing=spacing_of(self.slices, self.size), modality="mr", origin="phantom",
-            attributes=pd.DataFrame([row | {"phase": k} for _, row in scans for k in range(len(PHASES))]),
-        )  # fmt: skip
-
-
-def _fresh_heart(rng: np.random.Generator) -> Heart:
-    scanner = Scanner(*(float(np.exp(rng.uniform(*np.log(span)))) for span in SCANNERS))
-    return Heart(draw_person("public", int(rng.integers(2**31)), 0), scanner, int(rng.integers(2**63)), int(rng.integers(2**63)))
-
-
-def _scan(heart: Heart, slices: int, size: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Images (2, slices, size, size) of both phases, and what is measured on them and known of the person."""
-    (person, scanner, body, noise), spacing = heart, spacing_of(slices, size)
-    shapes = [heart_shape(person, phase, slices, size) for phase in PHASES]
-    measured = measure_volumes(np.stack([_voxel_labels(shape, slices, size) for shape in shapes]), spacing)
-    images = np.zeros((len(PHASES), slices, size, size), np.float32)
-    for k, shape in enumerate(shapes):
-        images[k, : len(shape.level)] = paint(shape, person, scanner, spacing, body, np.random.default_rng([noise, k]))
-    (lvedv, lvesv), (rvedv, rvesv), (wall_ed, wall_es) = (measured[key] for key in ("lv", "rv", "wall"))
-    return images, {
-        "lvedv": lvedv, "lvesv": lvesv, "lvef": 100 * (lvedv - lvesv) / lvedv, "rvedv": rvedv, "rvesv": rvesv,
-        "rvef": 100 * (rvedv - rvesv) / rvedv, "wall_ed": wall_ed, "wall_es": wall_es, "age": person.age,
-        "sex": int(person.male), "bmi": person.bmi, "angle": measured["angle"][0], "n_slices": len(shapes[0].level),
-        "condition": person.condition, "licence": "generated",
-    }  # fmt: skip
+    hearts = simulator.first(n, np.random.default_rng([seed, n]))
+    images = simulator.render(hearts)
+    parameters = simulator.table(hearts)[images.patient]
+    x = base(images)
+    centre, spread = x.mean(0), x.std(0) + 1e-6
+    x, y = (x - centre) / spread, (parameters - parameters.mean(0)) / parameters.std(0)
+    weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y) / spread[:, None]
+    return lambda others: (base(others) - centre) @ weights
 
 
 class Latent(NamedTuple):

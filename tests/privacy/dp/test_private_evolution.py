@@ -18,22 +18,23 @@ from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.phantoms.heart.people import PUBLIC_SCANNER, draw_person, random_key
+from medsynth.phantoms.heart.simulator import Heart, HeartSimulator
 from medsynth.privacy.dp import private_evolution
 from medsynth.privacy.dp.accountant import gaussian_epsilon
 from medsynth.privacy.dp.private_evolution import (
     DiffusionSimulator,
     EvolutionConfig,
-    Heart,
-    HeartSimulator,
     Latent,
     evolve,
+    learned_features,
     nearest_distances,
     nearest_votes,
     noisy_histogram,
     patient_votes,
-    plane_features,
     random_votes,
     resampled,
+    stack_features,
+    usual_votes,
     vary_by_diffusion,
     voting_sigma,
 )
@@ -129,7 +130,7 @@ def test_one_patient_more_changes_what_is_counted_in_a_run_by_at_most_one(tmp_pa
 
 def noise_in(private: ImageSet, folder) -> tuple[float, float]:
     """(sd of what a run adds to the votes of each bin, sigma that it states)."""
-    start = list(np.random.default_rng(3).random((3000, 2)))
+    start = list(np.random.default_rng(3).random((800, 2)))
     found = run(private, folder, start=start, config=replace(SMALL, rounds=1))
     distances = nearest_distances(pixels(private), np.array(start), np.arange(len(start)))
     exact = patient_votes(nearest_votes(distances, 1, np.random.default_rng()), private.patient).sum(0)
@@ -138,10 +139,10 @@ def noise_in(private: ImageSet, folder) -> tuple[float, float]:
 
 def test_each_bin_gets_noise_of_the_stated_sigma_and_its_omission_is_caught(tmp_path, monkeypatch):
     sd, sigma = noise_in(people(30), tmp_path)
-    assert sd == pytest.approx(sigma, rel=0.06)
+    assert sd == pytest.approx(sigma, rel=0.1)
     monkeypatch.setattr(private_evolution, "noisy_histogram", lambda votes, *_: votes.sum(0))
     sd, sigma = noise_in(people(30), tmp_path)
-    assert sd != pytest.approx(sigma, rel=0.06)
+    assert sd != pytest.approx(sigma, rel=0.1)
 
 
 def test_secure_noise_is_never_the_same_and_the_record_says_so(tmp_path):
@@ -182,17 +183,40 @@ def test_without_noise_the_nearest_candidates_are_picked():
     votes = patient_votes(nearest_votes(distances, 1, np.random.default_rng(0)), np.arange(4))
     histogram = noisy_histogram(votes, 0.0, SMALL, 0)
     assert histogram.tolist() == [3, 1, 0]
-    assert np.bincount(resampled(histogram, 8, 0.0, np.random.default_rng(0)), minlength=3).tolist() == [6, 2, 0]
+    picks = resampled(histogram, np.ones(3), 8, 0.0, np.random.default_rng(0))
+    assert np.bincount(picks, minlength=3).tolist() == [6, 2, 0]
 
 
 @given(st.lists(st.floats(-3, 5), min_size=1, max_size=30), st.integers(1, 60), st.integers(0, 99))
 @settings(max_examples=80, deadline=None)
-def test_picks_are_in_proportion_to_what_is_above_the_threshold(counts, n, seed):
+def test_picks_are_in_proportion_to_what_is_above_the_threshold_over_the_usual(counts, n, seed):
     histogram = np.array(counts)
-    picked = np.bincount(resampled(histogram, n, 1.0, np.random.default_rng(seed)), minlength=len(counts))
-    mass = np.maximum(histogram - 1, 0)
+    usual = np.random.default_rng(seed).integers(1, 9, len(counts))
+    picked = np.bincount(resampled(histogram, usual, n, 1.0, np.random.default_rng(seed)), minlength=len(counts))
+    mass = np.maximum(histogram - 1, 0) / (usual / usual.mean() + 0.5)
     share = mass / mass.sum() if mass.any() else np.full(len(mass), 1 / len(mass))
     assert picked.sum() == n and (np.abs(picked - n * share) < 1 + 1e-6).all()
+
+
+def test_usual_votes_are_those_of_the_other_candidates():
+    # two images of the first candidate; the second is nearest to all, the last to none
+    theirs, candidate = np.array([[0.0], [0.2], [1.0], [1.7], [9.0]]), np.array([0, 0, 1, 2, 3])
+    assert usual_votes(theirs, candidate, 1, np.random.default_rng(0)).tolist() == [0, 2, 2, 0]
+
+
+def spread_after(private: ImageSet, folder, monkeypatch, usual) -> float:
+    monkeypatch.setattr(private_evolution, "voting_sigma", lambda *_: 1e-9)
+    monkeypatch.setattr(private_evolution, "usual_votes", usual)
+    config = EvolutionConfig(rounds=6, candidates=150, samples=150, neighbours=10, strengths=(0.05, 0.05))
+    return float(np.array(run(private, folder, config=config).generations[-1]).std(0).mean())
+
+
+def test_variety_stays_where_candidates_have_become_like_the_patients(tmp_path, monkeypatch):
+    # patients everywhere: the first generation is already right
+    private = images_of(np.random.default_rng(1).random((400, 2)), np.arange(400), "private")
+    right = spread_after(private, tmp_path, monkeypatch, usual_votes)
+    without = spread_after(private, tmp_path, monkeypatch, lambda theirs, candidate, *_: np.ones(candidate.max() + 1))
+    assert right == pytest.approx(12**-0.5, rel=0.12) and without < right - 0.005
 
 
 def test_without_noise_generations_come_closer_while_random_votes_do_not(tmp_path, monkeypatch):
@@ -235,7 +259,7 @@ def test_samples_are_synthetic_and_as_private_as_what_was_read(tmp_path):
 
 
 def test_what_makes_no_sense_is_refused_by_name(tmp_path):
-    for change, told in (({"rounds": 0}, "rounds is 0"), ({"neighbours": 61}, "neighbours is 61; expected 1 to 60"),
+    for change, told in (({"rounds": 0}, "rounds is 0"), ({"neighbours": 60}, "neighbours is 60; expected 1 to 59"),
                          ({"strengths": (0.5, 0.0)}, "strengths")):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             replace(SMALL, **change)
@@ -256,13 +280,23 @@ class MeanAndMost:
         return np.stack([flat.mean(1), flat.max(1)], 1).astype(float)
 
 
-def test_plane_features_are_the_extractors_of_each_plane_or_their_mean_and_spread():
-    volumes = np.random.default_rng(0).random((3, 1, 4, 5, 5), dtype=np.float32)
+def test_stack_features_are_of_every_so_manieth_plane_and_of_grey_levels():
+    volumes = np.random.default_rng(0).random((3, 1, 4, 32, 32), dtype=np.float32)
     stacks = ImageSet(images=volumes, patient=np.array([4, 4, 7]), unit="1", range=(0, 1), name="stacks")
-    planes = np.stack([volumes[:, 0].mean((2, 3)), volumes[:, 0].max((2, 3))], 2)
-    np.testing.assert_allclose(plane_features(MeanAndMost(), pooled=False)(stacks), planes.reshape(3, 8), rtol=1e-6)
-    pooled = np.concatenate([planes.mean(1), planes.std(1)], 1)
-    np.testing.assert_allclose(plane_features(MeanAndMost())(stacks), pooled, rtol=1e-5)
+    found = stack_features(MeanAndMost(), every=2)(stacks)
+    planes = np.stack([volumes[:, 0, ::2].mean((2, 3)), volumes[:, 0, ::2].max((2, 3))], 2)
+    np.testing.assert_allclose(found[:, :4], np.concatenate([planes.mean(1), planes.std(1)], 1), rtol=1e-5)
+    quantiles = [np.quantile(v, private_evolution.LEVELS) for v in volumes]
+    np.testing.assert_allclose(found[:, 4:20], quantiles, rtol=1e-5)
+    np.testing.assert_allclose(
+        found[:, 36:], volumes[:, 0].mean(1).reshape(3, 16, 2, 16, 2).mean((2, 4)).reshape(3, -1), rtol=1e-5
+    )
+    # each image by itself, and padding is no grey level
+    padded = stacks.with_images(np.concatenate([volumes, np.zeros_like(volumes)], 2))
+    np.testing.assert_allclose(
+        stack_features(MeanAndMost())(padded)[:, 4:], stack_features(MeanAndMost())(stacks)[:, 4:], rtol=1e-5
+    )
+    np.testing.assert_allclose(stack_features(MeanAndMost(), every=2)(stacks.select([2]))[0], found[2], rtol=1e-5)
 
 
 HEARTS = HeartSimulator(slices=8, size=32)
@@ -318,6 +352,14 @@ def test_what_others_have_spreads_by_crossover():
     assert share[0.0] == 0 and share[1.0] == 1 and 0.2 < share[0.5] < 0.8
 
 
+def test_learned_features_find_parameters_from_images_of_others():
+    features = learned_features(stack_features(MeanAndMost()), HEARTS, n=60, ridge=30.0)
+    hearts = HEARTS.first(40, np.random.default_rng(99))
+    found, true = features(HEARTS.render(hearts)), np.repeat(HEARTS.table(hearts), 2, axis=0)
+    r = [np.corrcoef(found[:, k], true[:, k])[0, 1] for k in range(true.shape[1])]
+    assert true.shape == (80, 15) and r[3] > 0.8 and r[5] > 0.6  # noise and blur
+
+
 DIFFUSION = DiffusionConfig(steps=1, timesteps=200)
 SAMPLING = SamplingConfig(images=4, steps=8, batch=3)
 
@@ -368,7 +410,7 @@ def test_a_diffusion_model_evolves_stacks_and_small_strengths_change_little(tmp_
     private = cardiac(patients=5, slices=8, size=32, population="private")
     config = EvolutionConfig(rounds=1, candidates=4, samples=3, neighbours=1)
     options = {"epsilon": 5.0, "delta": 1e-6, "config": config, "ledger": Ledger(tmp_path)}
-    found = evolve(private, simulator, plane_features(MeanAndMost()), **options)
+    found = evolve(private, simulator, stack_features(MeanAndMost()), **options)
     assert found.samples.images.shape == (3, 1, 8, 32, 32) and found.samples.role == "private"
     assert set(found.samples.attributes["lvedv"]) <= {100, 150, 200} and isinstance(found.generations[0][0], Latent)
 
