@@ -203,6 +203,7 @@ class DPConfig:
     scratch: PrivacyConfig  # of a network that has seen nothing
     scratch_epsilons: tuple[float, ...] = (10.0,)
     variants: tuple[str, ...] = ()  # of `training` at the largest epsilon, such as "trainable bias" or "draws 8"
+    candidates: int = 600  # of a Private Evolution, in each round
     guesses: int = 100  # of the audit, fixed beforehand
     audited_patients: int = 1000
     audit_draws: int = 16  # of timestep and noise, for each stack
