@@ -64,7 +64,8 @@ class Mechanism:
     def __str__(self) -> str:
         if self.epsilon is None:
             return self.name
-        return f"{self.name}, ({self.epsilon:g}, {self.delta or 0:g})-DP per {self.unit}"
+        noise = f", {self.randomness} noise" if self.randomness else ""
+        return f"{self.name}, ({self.epsilon:g}, {self.delta or 0:g})-DP per {self.unit}{noise}"
 
 
 NONE = Mechanism()
