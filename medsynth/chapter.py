@@ -268,6 +268,8 @@ class Chapter:
             over_seeds = [_mean(rows) for rows in _grouped(found, lambda row: (row.arm, row.extra[x]))]
             figures.steps_plot(ax, over_seeds, places, by=lambda row: row.extra[x], y_label=unit, floor=floor)
             ax.set_xlabel(x_label)
+        lines = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        figure.legend(lines.values(), lines, loc="outside upper center", ncols=min(5, len(lines)), frameon=False)
         self.save(figure, name, [row for found in drawn.values() for row in found], table=table)
 
     def secret(self, value: Any) -> Any:

@@ -255,7 +255,7 @@ def steps_plot(
 ) -> Axes:
     """Points with intervals at named places along x, a line for each arm, and the floor as a dashed line with a band.
 
-    places: what `by` says of a row -> its label, from left to right.
+    places: what `by` says of a row -> its label, from left to right. The legend is left to the figure, which may have more axes.
     """
     at = {place: k for k, place in enumerate(places)}
     kinds = list(dict.fromkeys(row.arm for row in rows))
@@ -271,8 +271,6 @@ def steps_plot(
         ax.axhspan(floor.low, floor.high, color="#999999", alpha=0.25, linewidth=0)
     ax.set_xticks(range(len(at)), list(places.values()))
     ax.set(xlim=(-0.5, len(at) - 0.5), ylabel=y_label)
-    if len(kinds) > 1 or floor is not None:
-        ax.legend(frameon=False)
     return ax
 
 
