@@ -18,7 +18,7 @@ from medsynth.publish.notebook import declared_parameters, tagged
 
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PROFILE = ROOT / "tests" / "tests.yaml"  # seconds a chapter
-LONG = {"90_weights"}  # as much as three others: every question to every set
+LONG = {"06_dp", "90_weights"}  # as much as three others: every question to every set, or every arm
 
 
 def code_cells(chapter: Path) -> list[nbformat.NotebookNode]:
