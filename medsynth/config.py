@@ -168,7 +168,7 @@ class PrivacyConfig:
 
     steps: int  # logical steps
     batch: int  # patients that a step expects; also the divisor
-    epsilon: float = math.inf  # never exceeded; inf: no promise, the same loop without clip and noise
+    epsilon: float = 1.0  # never exceeded; inf has to be said: no promise, the same loop without clip and noise
     clip: float = 0.05  # L2 norm of a patient's gradient, at most: most are above, so it sets the step as the learning rate does
     learning_rate: float = 1e-3
     delta: float | None = None  # None: min(1e-6, n^-1.5)

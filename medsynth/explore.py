@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,6 @@ def explorer(generator: Generator) -> ipywidgets.Widget:
     Raises ValueError for sets that may not be shown.
     """
     import ipywidgets as widgets
-    import matplotlib.pyplot as plt
 
     _shown(generator)
     controls = {
@@ -37,23 +36,13 @@ def explorer(generator: Generator) -> ipywidgets.Widget:
         "guidance": widgets.FloatSlider(value=1, min=0, max=5, step=0.25, description="guidance", continuous_update=False),
         "seed": widgets.IntSlider(value=0, min=0, max=99, description="seed", continuous_update=False),
     }
-    screen = widgets.Output()
 
-    def redraw(_: object = None) -> None:
-        asked = {k: c.value for k, c in controls.items()}
+    def drawn(**asked: object) -> ImageSet:
         guidance, seed = asked.pop("guidance"), asked.pop("seed")
         reseeded = replace(generator, sampling=replace(generator.sampling, seed=seed))
-        image = reseeded.draw(asked_for(generator.like, generator.names, pd.DataFrame([asked])), guidance=guidance)
-        with screen:
-            screen.clear_output(wait=True)
-            plt.imshow(image.images[0, 0], cmap="gray", vmin=image.range[0], vmax=image.range[1])
-            plt.axis("off")
-            plt.show()
+        return reseeded.draw(asked_for(generator.like, generator.names, pd.DataFrame([asked])), guidance=guidance)
 
-    for control in controls.values():
-        control.observe(redraw, names="value")
-    redraw()
-    return widgets.HBox([widgets.VBox(list(controls.values())), screen])
+    return _live(controls, drawn)
 
 
 def static_sheet(generator: Generator) -> Figure:
@@ -73,7 +62,6 @@ def heart_explorer(generators: Mapping[str, Generator]) -> ipywidgets.Widget:
     Needs a running kernel. Raises ValueError for sets that may not be shown.
     """
     import ipywidgets as widgets
-    import matplotlib.pyplot as plt
 
     for generator in generators.values():
         _shown(generator)
@@ -84,21 +72,7 @@ def heart_explorer(generators: Mapping[str, Generator]) -> ipywidgets.Widget:
         "phase": widgets.ToggleButtons(options={"filled": 0, "emptied": 1}, description="phase"),
         "seed": widgets.IntSlider(value=0, min=0, max=99, description="seed", continuous_update=False),
     }
-    screen = widgets.Output()
-
-    def redraw(_: object = None) -> None:
-        asked = {k: c.value for k, c in controls.items()}
-        stack = _heart(generators[asked.pop("epsilon")], **asked)
-        with screen:
-            screen.clear_output(wait=True)
-            plt.imshow(_middle(stack).images[0, 0], cmap="gray", vmin=stack.range[0], vmax=stack.range[1])
-            plt.axis("off")
-            plt.show()
-
-    for control in controls.values():
-        control.observe(redraw, names="value")
-    redraw()
-    return widgets.HBox([widgets.VBox(list(controls.values())), screen])
+    return _live(controls, lambda epsilon, **asked: _middle(_heart(generators[epsilon], **asked)))
 
 
 def heart_sheet(generators: Mapping[str, Generator], *, volumes: tuple[float, ...] = (90, 130, 170, 210, 250)) -> Figure:
@@ -108,6 +82,27 @@ def heart_sheet(generators: Mapping[str, Generator], *, volumes: tuple[float, ..
         drawn = [_middle(_heart(generator, lv=v, wall=9.0, phase=0, seed=0)) for v in volumes]
         rows[name] = concatenate(drawn, name)
     return image_rows(rows, columns=len(volumes), title=f"LV volume asked for: {', '.join(f'{v:g}' for v in volumes)} ml")
+
+
+def _live(controls: Mapping[str, ipywidgets.Widget], drawn: Callable[..., ImageSet]) -> ipywidgets.Widget:
+    """Controls beside the first image of what `drawn` makes of their values, drawn again when one is moved."""
+    import ipywidgets as widgets
+    import matplotlib.pyplot as plt
+
+    screen = widgets.Output()
+
+    def redraw(_: object = None) -> None:
+        image = drawn(**{k: c.value for k, c in controls.items()})
+        with screen:
+            screen.clear_output(wait=True)
+            plt.imshow(image.images[0, 0], cmap="gray", vmin=image.range[0], vmax=image.range[1])
+            plt.axis("off")
+            plt.show()
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    redraw()
+    return widgets.HBox([widgets.VBox(list(controls.values())), screen])
 
 
 def _heart(generator: Generator, *, lv: float, wall: float, phase: int, seed: int) -> ImageSet:

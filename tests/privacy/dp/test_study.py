@@ -20,7 +20,7 @@ def test_every_arm_has_a_name_and_every_name_says_its_arm():
         "pre-trained/10/trainable bias", "pre-trained/10/draws 8", "pre-trained/10/clip 0.1",
     )  # fmt: skip
     assert arm_of(CONFIG, "pre-trained/1") == ("pre-trained", "public", replace(TRAINING, epsilon=1.0))
-    assert arm_of(CONFIG, "scratch/inf") == ("scratch", "scratch", SCRATCH)
+    assert arm_of(CONFIG, "scratch/inf") == ("scratch", "scratch", replace(SCRATCH, epsilon=math.inf))
     varied = [arm_of(CONFIG, name).privacy for name in CONFIG.arms[-3:]]
     assert (varied[0].trainable, varied[1].draws, varied[2].clip) == ("bias", 8, 0.1)
     assert {v.epsilon for v in varied} == {10.0} and arm_of(CONFIG, CONFIG.arms[-2]).name == "pre-trained, draws 8"
