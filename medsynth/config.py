@@ -17,6 +17,7 @@ _POSITIVE, _COUNT = (lambda v: 0 < v < math.inf, "a number above 0"), (lambda v:
 _SOUND = {  # of a PrivacyConfig
     "epsilon": (lambda v: v > 0, "a number above 0"), "clip": _POSITIVE, "learning_rate": _POSITIVE,
     "steps": _COUNT, "batch": _COUNT, "draws": _COUNT, "physical": _COUNT, "warmup": (lambda v: v >= 0, "at least 0"),
+    "central": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "ema": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "trainable": (TRAINABLE.__contains__, f"one of {', '.join(TRAINABLE)}"),
     "schedule": (("constant", "cosine").__contains__, "'constant' or 'cosine'"),
@@ -174,6 +175,7 @@ class PrivacyConfig:
     delta: float | None = None  # None: min(1e-6, n^-1.5)
     delta_rule: str = "below 1/n"  # or "forced", which allows any
     draws: int = 1  # of (timestep, noise) for each record, averaged before the clip (Dockhorn et al., arXiv:2210.09929)
+    central: float = 0.0  # share of the budget for noisy central images, which training begins with; 0: none
     trainable: str = "attention"  # one of TRAINABLE
     schedule: str = "constant"  # or "cosine", after the warm-up
     warmup: int = 0  # steps
@@ -186,6 +188,8 @@ class PrivacyConfig:
         for name, (is_sound, expected) in _SOUND.items():
             if not is_sound(value := getattr(self, name)):
                 raise ValueError(f"{name} is {value!r}; expected {expected}")
+        if self.central and math.isinf(self.epsilon):
+            raise ValueError(f"central is {self.central}: a share of an infinite epsilon; expected 0, or an epsilon")
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,9 @@ class DPConfig:
     training: PrivacyConfig
     scratch: PrivacyConfig  # of a network that has seen nothing
     scratch_epsilons: tuple[float, ...] = (10.0,)
+    central: float = 0.1  # share of the budget that central images take in the arms that begin with them
+    central_epsilons: tuple[float, ...] = ()
+    chosen: tuple[str, ...] = ()  # for each of `epsilons`, the method with the lowest FID on the rehearsal population
     variants: tuple[str, ...] = ()  # of `training` at the largest epsilon, such as "trainable bias" or "draws 8"
     candidates: int = 600  # of a Private Evolution, in each round
     guesses: int = 100  # of the audit, fixed beforehand
@@ -212,6 +219,10 @@ class DPConfig:
     slices: int = 8
     size: int = 64
 
+    def __post_init__(self) -> None:
+        if self.chosen and len(self.chosen) != len(self.epsilons):
+            raise ValueError(f"chosen has {len(self.chosen)} methods; expected one for each of {len(self.epsilons)} epsilons")
+
     def asked(self, people: int) -> int:
         """How many of so many held-out people are asked for; their images are measured against the others."""
         return round(people * self.asked_patients / (self.asked_patients + self.test_patients))
@@ -220,6 +231,7 @@ class DPConfig:
     def arms(self) -> tuple[str, ...]:
         """Names of all that is trained, as START/EPSILON or START/EPSILON/VARIANT."""
         epsilons = {"pre-trained": (*self.epsilons, math.inf), "scratch": (*self.scratch_epsilons, math.inf)}
+        epsilons |= {"central images first": self.central_epsilons}
         plain = (f"{start}/{epsilon:g}" for start, each in epsilons.items() for epsilon in each)
         return (*plain, *(f"pre-trained/{max(self.epsilons):g}/{variant}" for variant in self.variants))
 

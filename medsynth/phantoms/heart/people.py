@@ -45,6 +45,11 @@ POPULATIONS = {
         1_000_000, "private", (65, 9), 0.64, (28.5, 4.2), (0.24, 0.34, 0.30, 0.12),
         Scanner(blood=0.66, myocardium=0.30, fat=0.95, noise=0.028, bias=0.65, blur=0.62, window=99.4),
     ),
+    # another hospital, whose images may be looked at: settings of private trainings are chosen on it
+    "rehearsal": Population(
+        5_000_000, "public", (62, 11), 0.6, (27.5, 4.0), (0.28, 0.30, 0.26, 0.16),
+        Scanner(blood=0.84, myocardium=0.24, fat=0.74, noise=0.024, bias=0.32, blur=0.62, window=98.2),
+    ),
 }  # fmt: skip
 
 

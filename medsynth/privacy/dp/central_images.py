@@ -13,10 +13,14 @@ import numpy as np
 import torch
 
 from medsynth.config import DiffusionConfig
+from medsynth.data.sources import cached_hearts, cached_thorax
 from medsynth.diffusion.train import train_latents
 from medsynth.hashes import bytes_hash
+from medsynth.imageset import ImageSet
+from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
-from medsynth.privacy.dp.accountant import Steps
+from medsynth.models.weights import latents_of
+from medsynth.privacy.dp.accountant import Steps, gaussian_mu
 from medsynth.privacy.dp.noise import gaussian_noise, stream
 from medsynth.runs import Workspace
 
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CENTRAL = 21  # purpose of the noise: DP-SGD of the same seed shares none of it
+
+# Public constants, chosen on public phantoms
+GROUPS = 8  # of patients: one central image each
+DIRECTIONS = 24  # that central images may differ in
+PUBLIC_PATIENTS = 200  # phantoms that say which directions these are, and how far patients lie apart
+WARM_UP = {"steps": 30, "batch": 16, "learning_rate": 3e-4, "warmup": 5, "ema": 0.9}
 
 
 class Subspace(NamedTuple):
@@ -46,6 +56,27 @@ class Subspace(NamedTuple):
             raise ValueError(f"subspace of {k} directions from {len(rows)} latents; give at least {k + 1} public latents")
         centre = rows.mean(0)
         return cls(centre, np.linalg.svd(rows - centre, full_matrices=False)[2][:k])
+
+
+def public_subspace(images: ImageSet, autoencoder: Autoencoder) -> tuple[Subspace, float]:
+    """Directions and clip for images of this kind, from phantoms of the public population: half of their patients lie nearer."""
+    drawn = {"patients": PUBLIC_PATIENTS, "population": "public", "seed": _CENTRAL}
+    if len(images.spatial) == 3:
+        public = cached_hearts(slices=images.spatial[0], size=images.spatial[1], **drawn)
+    else:
+        public = cached_thorax(size=images.spatial[0], modality=images.modality, **drawn)
+    latents = latents_of(autoencoder, torch.from_numpy(public.scaled()), batch=32)
+    subspace = Subspace.of(latents, DIRECTIONS)
+    vectors, _ = patient_vectors(latents, public.patient, subspace, clip=np.inf)
+    return subspace, float(np.median(np.linalg.norm(vectors, axis=1)))
+
+
+def noise_for_share(share: float, epsilon: float, delta: float) -> float:
+    """Noise multiplier of a mechanism that takes a share of what (epsilon, delta) allows, as squares of mu add up.
+
+    Dong et al., "Gaussian differential privacy" (arXiv:1905.02383), Corollary 3.3: mu of a composition is the root of their sum.
+    """
+    return 1 / (share**0.5 * gaussian_mu(epsilon, delta))
 
 
 class CentralImages(NamedTuple):
@@ -119,13 +150,13 @@ def grouped_sums(vectors: np.ndarray, group: np.ndarray, groups: int) -> np.ndar
 
 
 def warm_up(
-    model: Denoiser, central: CentralImages, diffusion: DiffusionConfig, workspace: Workspace | None = None
+    model: Denoiser, central: torch.Tensor, diffusion: DiffusionConfig, workspace: Workspace | None = None
 ) -> dict[str, float]:
-    """Train `model` in place on central images alone, asked for by no condition; its metrics. It reads nothing private.
+    """Train `model` in place on central latents alone, asked for by no condition; its metrics. It reads nothing private.
 
     The weights are post-processing of the central images, and as private as these.
     """
-    condition = torch.full((len(central.latents), len(model.names)), torch.nan)
-    weights, metrics = train_latents(model, central.latents, condition, diffusion, workspace)
+    condition = torch.full((len(central), len(model.names)), torch.nan)
+    weights, metrics = train_latents(model, central, condition, diffusion, workspace)
     model.load_state_dict(weights)
     return metrics

@@ -28,9 +28,11 @@ from medsynth.models.weights import (
     shipped_hash,
     shipped_refiner,
 )
+from medsynth.privacy.dp.accountant import Steps
+from medsynth.privacy.dp.central_images import GROUPS, WARM_UP, central_images, noise_for_share, public_subspace, warm_up
 from medsynth.privacy.dp.trainable import make_trainable
-from medsynth.privacy.dp.training import PrivacyState, Rows, fit_privately, promised
-from medsynth.runs import Tensors, Workspace, load_or_train, run_folder
+from medsynth.privacy.dp.training import PrivacyState, Rows, delta_of, fit_privately, promised
+from medsynth.runs import Tensors, Workspace, load_or_train, load_tensors, run_folder, save_tensors
 from medsynth.training import autocast, best_device, described
 
 STARTS = ("public", "scratch")
@@ -57,7 +59,8 @@ def train_privately(
         )
     people, number = np.unique(images.patient, return_inverse=True)
     diffusion = replace(diffusion, steps=privacy.steps, seed=seed)
-    promise = promised(privacy, len(people))
+    before = central_event(privacy, len(people))
+    promise = promised(privacy, len(people), before)
     config = {"denoiser": denoiser, "diffusion": diffusion, "privacy": privacy, "names": list(names), "start": start}
     inputs = {
         "images": images.content_hash, "condition": bytes_hash(conditions.tobytes()), "code": code_hash(__name__),
@@ -76,9 +79,12 @@ def train_privately(
         model = fresh()
         make_trainable(model, privacy.trainable)
         private = PrivateRows.of(images, number, conditions, autoencoder, diffusion, privacy.draws)
+        if before:
+            noise = {"sigma": before[0].sigma, "randomness": privacy.randomness, "seed": seed}
+            warm_up(model, _central(workspace, private, images, autoencoder, **noise), replace(diffusion, **WARM_UP))
         _, state = fit_privately(
             model, lambda *asked: private.rows(model, *asked), patients=len(people), config=privacy, seed=seed,
-            data=run, workspace=workspace, label=f"{start}, epsilon {privacy.epsilon:g}",
+            data=run, before=before, workspace=workspace, label=f"{start}, epsilon {privacy.epsilon:g}",
         )  # fmt: skip
         merge_adapters(model)
         weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
@@ -97,6 +103,26 @@ def train_privately(
         without_images(images), model.eval().requires_grad_(False), autoencoder, refiner, diffusion,
         sampling_for(images, sampling, seed=seed), images.data_licence, tuple(readings),
     )  # fmt: skip
+
+
+def central_event(privacy: PrivacyConfig, patients: int) -> tuple[Steps, ...]:
+    """What central images of `privacy.central` cost, for the accountant; nothing where there are none."""
+    if not privacy.central:
+        return ()
+    return (Steps(noise_for_share(privacy.central, privacy.epsilon, delta_of(privacy, patients)), q=1.0, steps=1),)
+
+
+def _central(
+    workspace: Workspace, private: PrivateRows, images: ImageSet, autoencoder: Autoencoder, **noise: object
+) -> torch.Tensor:
+    """Drawn once a run: after a kill the same are read again, for new ones would have to be paid for."""
+    kept = workspace.path / "central.safetensors"
+    if not kept.exists():
+        subspace, clip = public_subspace(images, autoencoder)
+        patients = len(private.records)
+        found = central_images(private.latents, images.patient, subspace, clip=clip, patients=patients, groups=GROUPS, **noise)
+        save_tensors(kept, {"latents": found.latents})
+    return load_tensors(kept)["latents"]
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,13 @@ class EvolutionConfig:
     neighbours: int = 60  # candidates that an image votes for: the noise is that of one, the signal grows with their root
     threshold: float = 1.0  # in standard deviations of the noise: what is below may be noise alone
     strengths: tuple[float, float] = (0.8, 0.2)  # of the first and the last variation, in between geometric
+    later: int = 2  # last rounds, of which a second simulator takes care where there is one
     seed: int = 0
     randomness: str = "seeded"  # of the noise, or "secure"
 
     def __post_init__(self) -> None:
-        for key, high in (("rounds", math.inf), ("samples", math.inf), ("neighbours", self.candidates - 1)):
+        highest = {"rounds": math.inf, "samples": math.inf, "neighbours": self.candidates - 1, "later": math.inf}
+        for key, high in highest.items():
             if not 1 <= (value := getattr(self, key)) <= high:
                 raise ValueError(f"private evolution: {key} is {value}; expected 1 to {high}")
         if not all(0 < s <= 1 for s in self.strengths):
@@ -107,11 +109,13 @@ def evolve(
     ledger: Ledger,
     votes: Votes | None = None,
     start: Sequence[Any] | None = None,
+    then: DiffusionSimulator | None = None,
 ) -> Evolution:
     """Images like `private` that are (epsilon, delta)-DP per patient (add or remove); the number of patients is public.
 
     votes: `nearest_votes` by default; `random_votes` is the control. start: candidates of round 0, of public images or of what
-    was released before. Unless randomness is "secure", who knows the seed can take off the noise.
+    was released before. then: takes the images over for the last `config.later` rounds; what all rounds cost is the same.
+    Unless randomness is "secure", who knows the seed can take off the noise.
     Raises ValueError for an epsilon or delta that means nothing.
     """
     sigma = voting_sigma(epsilon, checked_delta(delta, private.patients), config.rounds)
@@ -122,6 +126,9 @@ def evolve(
     generations, histograms = [simulator.first(config.candidates, config.rng(0, 0)) if start is None else start], []
     for t, strength in enumerate(np.geomspace(*config.strengths, config.rounds)):
         images = simulator.render(generations[-1])
+        if then and t == max(0, config.rounds - config.later):
+            simulator, generations[-1] = then, then.of_images(images)
+            images = simulator.render(generations[-1])
         theirs = features(images)
         distances = nearest_distances(mine, theirs, images.patient)
         ballot = (votes or nearest_votes)(distances, config.neighbours, config.rng(t, 1))

@@ -13,6 +13,8 @@ from medsynth.config import DPConfig, PrivacyConfig
 from medsynth.results import Row
 from medsynth.words import did_you_mean
 
+CENTRAL, CHOSEN = "central images first", "chosen on public phantoms"
+
 
 class Arm(NamedTuple):
     """How one generator is trained."""
@@ -26,6 +28,8 @@ def arm_of(config: DPConfig, name: str) -> Arm:
     """What one of `config.arms` says. Raises ValueError for a variant of what is no setting, or of a value it cannot have."""
     line, epsilon, *variants = name.split("/")
     privacy = replace(config.scratch if line == "scratch" else config.training, epsilon=float(epsilon))
+    if line == CENTRAL:
+        privacy = replace(privacy, central=config.central)
     for variant in variants:
         privacy = _varied(privacy, variant)
     return Arm(", ".join([line, *variants]), "scratch" if line == "scratch" else "public", privacy)
@@ -53,6 +57,16 @@ def closed(rows: Sequence[Row]) -> list[Row]:
             known = {"chapter": row.chapter, "dataset": row.dataset, "arm": row.arm, "seed": row.seed, "extra": row.extra}
             made.append(Row(metric=f"{row.metric} gap closed", value=share, **known))
     return made
+
+
+def chosen(rows: Sequence[Row], config: DPConfig) -> list[Row]:
+    """At each epsilon the rows of the method that was best on public phantoms, `config.chosen`, as a line of their own."""
+    best = dict(zip(config.epsilons, config.chosen, strict=True)) if config.chosen else {}
+    return [
+        replace(row, arm=CHOSEN, extra=row.extra | {"method": row.arm})
+        for row in rows
+        if row.arm == best.get(row.extra.get("epsilon"))
+    ]
 
 
 def _varied(privacy: PrivacyConfig, variant: str) -> PrivacyConfig:

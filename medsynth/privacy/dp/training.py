@@ -139,7 +139,7 @@ def fit_privately(
         raise ValueError("no parameter requires a gradient; choose with make_trainable what is trained")
     parameters = list(trained.values())
     device = parameters[0].device.type
-    delta = _delta(config, patients)
+    delta = delta_of(config, patients)
     planned = PrivacyState(config, patients, delta, tuple(before), seed, data, json_hash(list(trained)), device)
     state, tensors = _stored(workspace, planned) if workspace else (None, None)
     state = state or _with_sigma(planned)
@@ -177,11 +177,12 @@ def fit_privately(
 
 def promised(config: PrivacyConfig, patients: int, before: Sequence[Steps] = ()) -> Mechanism:
     """For the ledger, before the first reading: what a run will have proved when it ends."""
-    planned = PrivacyState(config, patients, _delta(config, patients), tuple(before))
+    planned = PrivacyState(config, patients, delta_of(config, patients), tuple(before))
     return replace(_with_sigma(planned), spent=config.steps).mechanism()
 
 
-def _delta(config: PrivacyConfig, patients: int) -> float:
+def delta_of(config: PrivacyConfig, patients: int) -> float:
+    """The delta that a run promises. Raises ValueError for fewer patients than a step expects, and as `checked_delta` does."""
     if patients < config.batch:
         raise ValueError(f"{patients} patients, and a step expects {config.batch}; use a smaller batch or more patients")
     given = default_delta(patients) if config.delta is None else config.delta

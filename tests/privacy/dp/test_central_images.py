@@ -10,9 +10,20 @@ from hypothesis import strategies as st
 
 from medsynth.config import DenoiserConfig, DiffusionConfig
 from medsynth.models.denoiser import Denoiser
+from medsynth.models.weights import shipped_autoencoder
+from medsynth.phantoms.heart.heart import cardiac
 from medsynth.privacy.dp import central_images as module
-from medsynth.privacy.dp.accountant import Steps, epsilon_of
-from medsynth.privacy.dp.central_images import Subspace, central_images, group_of, grouped_sums, patient_vectors, warm_up
+from medsynth.privacy.dp.accountant import Steps, epsilon_of, gaussian_mu
+from medsynth.privacy.dp.central_images import (
+    Subspace,
+    central_images,
+    group_of,
+    grouped_sums,
+    noise_for_share,
+    patient_vectors,
+    public_subspace,
+    warm_up,
+)
 from medsynth.privacy.dp.noise import gaussian_noise
 
 SHAPE = (2, 3, 4, 4)  # c, d, h, w
@@ -193,5 +204,22 @@ def test_a_warmed_up_denoiser_denoises_central_images_better():
         return float((wanted + found.latents).square().mean())
 
     before = error()
-    metrics = warm_up(model, found, DiffusionConfig(steps=60, batch=16, learning_rate=3e-3, warmup=5, ema=0.8))
+    metrics = warm_up(model, found.latents, DiffusionConfig(steps=60, batch=16, learning_rate=3e-3, warmup=5, ema=0.8))
     assert error() < 0.5 * before and metrics
+
+
+def test_a_share_of_the_budget_is_a_share_of_the_squares_of_mu():
+    sigma = noise_for_share(0.25, 10.0, 1e-6)
+    rest = (gaussian_mu(10.0, 1e-6) ** 2 - sigma**-2) ** -0.5
+    assert epsilon_of([Steps(sigma, 1.0, 1), Steps(rest, 1.0, 1)], 1e-6) == pytest.approx(10.0, abs=0.05)
+    assert noise_for_share(0.01, 10.0, 1e-6) == pytest.approx(5 * sigma)
+
+
+def test_directions_and_clip_come_from_public_phantoms_of_the_same_grid(monkeypatch, shipped, cache):
+    drawn = []
+    monkeypatch.setattr(module, "PUBLIC_PATIENTS", 16)
+    monkeypatch.setattr(module, "cached_hearts", lambda **how: (drawn.append(how), cardiac(**how))[1])
+    hearts = cardiac(patients=2, slices=8, size=32, population="private", seed=3)
+    subspace, clip = public_subspace(hearts, shipped_autoencoder())
+    assert subspace.directions.shape == (module.DIRECTIONS, len(subspace.centre)) and clip > 0
+    assert drawn == [{"patients": 16, "population": "public", "seed": 21, "slices": 8, "size": 32}]

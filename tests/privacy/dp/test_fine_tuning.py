@@ -14,6 +14,7 @@ from medsynth.diffusion.generator import Generator
 from medsynth.ledger import CoverError, Ledger
 from medsynth.models.weights import shipped_autoencoder, shipped_denoiser
 from medsynth.phantoms.heart.heart import cardiac
+from medsynth.privacy.dp import central_images as central_module
 from medsynth.privacy.dp import fine_tuning
 from medsynth.privacy.dp.fine_tuning import PrivateRows, train_privately
 from medsynth.training import step_generator
@@ -129,6 +130,27 @@ def test_adapters_leave_an_ordinary_generator_that_is_saved_and_read(hearts, set
     wishes = public_marginals(made.like, made.names, 3, seed=0)
     np.testing.assert_array_equal(again.draw(wishes).images, made.draw(wishes).images)
     assert made.draw(wishes).images.shape == (3, 1, 8, 32, 32)
+
+
+def test_a_run_that_begins_with_central_images_costs_no_more_and_draws_them_once(hearts, settings, monkeypatch):
+    drawn, central = [], fine_tuning.central_images
+    monkeypatch.setattr(central_module, "PUBLIC_PATIENTS", 16)
+    monkeypatch.setattr(fine_tuning, "central_images", lambda *a, **k: (drawn.append(k), central(*a, **k))[1])
+    warm = replace(PRIVACY, central=0.2)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fine_tuning, "fit_privately", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_privately(hearts, privacy=warm, **settings, ledger=Ledger())
+    ledger = Ledger()
+    made = train_privately(hearts, privacy=warm, **settings, ledger=ledger)
+    assert len(drawn) == 1 and drawn[0]["patients"] == 5
+    mechanism, plain = made.entries[0].mechanism, fine_tuning.promised(PRIVACY, 5)
+    assert 7.9 < mechanism.epsilon <= 8.0 and mechanism.sigma > plain.sigma
+    assert len(ledger.entries()) == 1
 
 
 def test_conditions_of_private_rows_are_refused(hearts, settings):

@@ -415,6 +415,19 @@ def test_a_diffusion_model_evolves_stacks_and_small_strengths_change_little(tmp_
     assert set(found.samples.attributes["lvedv"]) <= {100, 150, 200} and isinstance(found.generations[0][0], Latent)
 
 
+def test_a_diffusion_model_takes_over_for_the_last_rounds_at_the_same_price(tmp_path):
+    private = cardiac(patients=5, slices=8, size=32, population="private")
+    config = EvolutionConfig(rounds=3, candidates=6, samples=3, neighbours=1, later=2)
+    options = {"epsilon": 5.0, "delta": 1e-6, "config": config, "ledger": Ledger(tmp_path)}
+    found = evolve(private, HeartSimulator(slices=8, size=32), stack_features(MeanAndMost()), **options, then=diffuser())
+    # each heart of the second generation is two images, filled and emptied, which go on by themselves
+    assert [type(g[0]) for g in found.generations] == [Heart, Latent, Latent, Latent]
+    assert [len(g) for g in found.generations] == [6, 12, 6, 3] and [len(h) for h in found.histograms] == [6, 12, 6]
+    assert found.sigma == pytest.approx(private_evolution.voting_sigma(5.0, 1e-6, 3)) and found.samples.images.shape[0] == 3
+    with pytest.raises(ValueError, match="later is 0; expected 1 to inf"):
+        replace(config, later=0)
+
+
 def test_a_diffusion_model_that_saw_private_images_is_no_simulator():
     with pytest.raises(ValueError, match="give public ones"):
         diffuser(private=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from medsynth.config import DPConfig, PrivacyConfig
-from medsynth.privacy.dp.study import arm_of, closed, places
+from medsynth.privacy.dp.study import CENTRAL, CHOSEN, arm_of, chosen, closed, places
 from medsynth.results import Row
 
 TRAINING = PrivacyConfig(steps=5, batch=10)
@@ -24,6 +24,14 @@ def test_every_arm_has_a_name_and_every_name_says_its_arm():
     varied = [arm_of(CONFIG, name).privacy for name in CONFIG.arms[-3:]]
     assert (varied[0].trainable, varied[1].draws, varied[2].clip) == ("bias", 8, 0.1)
     assert {v.epsilon for v in varied} == {10.0} and arm_of(CONFIG, CONFIG.arms[-2]).name == "pre-trained, draws 8"
+
+
+def test_arms_that_begin_with_central_images_give_them_a_share():
+    config = replace(CONFIG, central_epsilons=(1.0,), central=0.2)
+    assert "central images first/1" in config.arms
+    assert arm_of(config, f"{CENTRAL}/1") == (CENTRAL, "public", replace(TRAINING, epsilon=1.0, central=0.2))
+    with pytest.raises(ValueError, match="a share of an infinite epsilon"):
+        arm_of(config, f"{CENTRAL}/inf")
 
 
 @pytest.mark.parametrize(
@@ -60,3 +68,21 @@ def test_places_rise_and_end_without_privacy():
     assert places([row(math.inf, 1), row(10.0, 1), row(0.0, 1), row(0.5, 1)]) == {
         0.0: "0", 0.5: "0.5", 10.0: "10", math.inf: "not private"
     }  # fmt: skip
+
+
+def test_the_chosen_line_is_what_was_best_elsewhere_also_where_it_is_not_here():
+    rows = [
+        row(1.0, 9.0, arm="a"),
+        row(1.0, 8.0, arm="b"),
+        row(10.0, 7.0, arm="a", seed=3),
+        row(10.0, 6.0, arm="b"),
+        row(0.0, 1.0),
+    ]
+    config = replace(CONFIG, chosen=("b", "a"))
+    found = chosen(rows, config)
+    assert [(r.arm, r.value, r.seed, r.extra) for r in found] == [
+        (CHOSEN, 8.0, 0, {"epsilon": 1.0, "method": "b"}), (CHOSEN, 7.0, 3, {"epsilon": 10.0, "method": "a"}),
+    ]  # fmt: skip
+    assert chosen(rows, CONFIG) == []
+    with pytest.raises(ValueError, match="chosen has 1 methods; expected one for each of 2 epsilons"):
+        replace(CONFIG, chosen=("b",))
