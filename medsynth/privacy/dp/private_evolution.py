@@ -110,18 +110,17 @@ def evolve(
     votes: Votes | None = None,
     start: Sequence[Any] | None = None,
     then: DiffusionSimulator | None = None,
+    label: str = "private evolution",
 ) -> Evolution:
     """Images like `private` that are (epsilon, delta)-DP per patient (add or remove); the number of patients is public.
 
     votes: `nearest_votes` by default; `random_votes` is the control. start: candidates of round 0, of public images or of what
     was released before. then: takes the images over for the last `config.later` rounds; what all rounds cost is the same.
-    Unless randomness is "secure", who knows the seed can take off the noise.
+    label: which evolution the ledger's line is of. Unless randomness is "secure", who knows the seed can take off the noise.
     Raises ValueError for an epsilon or delta that means nothing.
     """
-    sigma = voting_sigma(epsilon, checked_delta(delta, private.patients), config.rounds)
-    bound = {"unit": "patient", "epsilon": epsilon, "delta": delta, "accountant": "gaussian", "steps": config.rounds}
-    mechanism = Mechanism("gaussian mechanism", **bound, sigma=sigma, randomness=config.randomness)
-    ledger.read(private, stage="private evolution", mechanism=mechanism, output=f"samples and votes, like {private.name}")
+    mechanism = recorded(private, epsilon=epsilon, delta=delta, config=config, ledger=ledger, label=label)
+    sigma = mechanism.sigma
     mine = features(private)
     generations, histograms = [simulator.first(config.candidates, config.rng(0, 0)) if start is None else start], []
     for t, strength in enumerate(np.geomspace(*config.strengths, config.rounds)):
@@ -140,6 +139,18 @@ def evolve(
     samples = simulator.render(generations[-1])
     said = {"role": private.role, "people": private.people or samples.people, "name": f"{private.name}-evolved"}
     return Evolution(replace(samples, origin="synthetic", **said), mechanism, sigma, generations, histograms)
+
+
+def recorded(
+    private: ImageSet, *, epsilon: float, delta: float, config: EvolutionConfig, ledger: Ledger, label: str
+) -> Mechanism:
+    """What an evolution proves, after its line in the ledger."""
+    sigma = voting_sigma(epsilon, checked_delta(delta, private.patients), config.rounds)
+    bound = {"unit": "patient", "epsilon": epsilon, "delta": delta, "accountant": "gaussian", "steps": config.rounds}
+    mechanism = Mechanism("gaussian mechanism", **bound, sigma=sigma, randomness=config.randomness)
+    output = f"samples and votes like {private.name}, {label}, seed {config.seed}"
+    ledger.read(private, stage="private evolution", mechanism=mechanism, output=output)
+    return mechanism
 
 
 def nearest_distances(mine: np.ndarray, theirs: np.ndarray, candidate: np.ndarray) -> np.ndarray:
