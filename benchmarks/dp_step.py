@@ -2,82 +2,34 @@
 
 python benchmarks/dp_step.py [--rounds 7] [--batch 16] [--device cpu] [--threads 1] [--out dp_step.csv]
 
-Steps of a round follow one another, and ratios are of one round, so that what else the machine does meets all of them alike. On
-a CPU seconds are those of the process. Peak memory is what a fresh process takes for two steps beyond model and data.
+"lean" is the plain step without gradients of frozen weights, which PyTorch computes and drops where a convolution trains its bias
+alone. Steps of a round follow one another, and ratios are of one round, so that what else the machine does meets all of them
+alike. On a CPU seconds are those of the process. Peak memory is what a fresh process takes for two steps beyond model and data.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
-from opacus import GradSampleModule
-from torch import nn
 
 from medsynth.config import DenoiserConfig
-from medsynth.models.denoiser import Denoiser
-from medsynth.privacy.dp.clipped_sums import clipped_sums
-from medsynth.privacy.dp.trainable import TRAINABLE, make_trainable
-from medsynth.training import autocast, best_device
-from medsynth.vocabulary import HEART
+from medsynth.privacy.dp.gradients.step_cost import StepCost, prepared_step, step_costs
+from medsynth.privacy.dp.trainable import TRAINABLE
+from medsynth.training import best_device
 
+CONFIG = DenoiserConfig(channels=(32, 64, 96), spatial_dims=3)
 SHAPE = (8, 8, 16, 16)  # of the latents of an 8 x 64 x 64 stack
-CLIP = 0.05
-
-Step = Callable[[], None]
-
-
-def prepared(kind: str, which: str, batch: int, device: str) -> Step:
-    """Forward and backward pass on a fixed batch, one row a patient: "plain", "clipped" (ours) or "opacus" (its hooks alone)."""
-    torch.manual_seed(0)
-    model: nn.Module = Denoiser(DenoiserConfig(channels=(32, 64, 96), spatial_dims=3), HEART, SHAPE[0]).to(device).train()
-    make_trainable(model, which)
-    noisy, target = (torch.randn(batch, *SHAPE, device=device) for _ in range(2))
-    times, condition = torch.randint(1000, (batch,), device=device), torch.randn(batch, len(HEART), device=device)
-    patient, weight = torch.arange(batch, device=device), torch.ones(batch, device=device)
-    # kept by closures, not by the model: hooks are for one of them
-    network = GradSampleModule(model, loss_reduction="sum") if kind == "opacus" else model
-
-    def losses() -> torch.Tensor:
-        with autocast(device):
-            return (network(noisy, times, condition) - target).square().flatten(1).mean(1)
-
-    def plain() -> None:
-        model.zero_grad(set_to_none=True)
-        losses().sum().backward()
-
-    def clipped() -> None:
-        clipped_sums(model, losses, patient, weight, clip=CLIP)
-
-    def opacus() -> None:
-        network.zero_grad(set_to_none=True)
-        losses().sum().backward()
-
-    return {"plain": plain, "clipped": clipped, "opacus": opacus}[kind]
-
-
-def seconds(step: Step, device: str) -> float:
-    """Of one step."""
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    gc.collect()
-    begun = clock()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - begun
 
 
 def peak(kind: str, which: str, batch: int, device: str) -> float:
     """MiB that two steps take beyond what was held before the first."""
-    step = prepared(kind, which, batch, device)
+    step = prepared_step(kind, which, CONFIG, SHAPE, batch=batch, device=device)
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         step(), step()
@@ -101,21 +53,17 @@ def peak_of_a_fresh_process(kind: str, which: str, args: argparse.Namespace) -> 
 
 
 def compared(which: str, args: argparse.Namespace) -> list[dict[str, object]]:
-    """Rows of one trainable set: seconds, and ratios to the plain step of the same round."""
-    kinds = ["plain", "clipped", *(["opacus"] if which == "full" else [])]
-    steps = {kind: prepared(kind, which, args.batch, args.device) for kind in kinds}
-    for step in steps.values():
-        step()
-    rounds = pd.DataFrame([{kind: seconds(step, args.device) for kind, step in steps.items()} for _ in range(args.rounds)])
+    """Rows of one trainable set: seconds, ratios to the plain and to the lean step of the same round, and memory."""
+    kinds = ["plain", "lean", "clipped", *(["opacus"] if which == "full" else [])]
+    costs = step_costs(CONFIG, SHAPE, batch=args.batch, rounds=args.rounds, sets=[which], steps=kinds, device=args.device)
     memory = {kind: peak_of_a_fresh_process(kind, which, args) for kind in kinds}
-    rows = []
-    for kind in kinds:
-        ratio = rounds[kind] / rounds["plain"]
-        time_spent = {"seconds": rounds[kind].median(), "ratio": ratio.median(), "lowest": ratio.min(), "highest": ratio.max()}
-        rows.append({"set": which, "step": kind} | time_spent | {"MiB": memory[kind], "of plain": memory[kind] / memory["plain"]})
-    if "opacus" in kinds:
-        print(f"full: opacus / clipped = {(rounds['opacus'] / rounds['clipped']).median():.2f}")
-    return rows
+    return [_row(cost) | {"MiB": memory[cost.step], "of plain": memory[cost.step] / memory["plain"]} for cost in costs]
+
+
+def _row(cost: StepCost) -> dict[str, object]:
+    ratio, lean = cost.of_plain, cost.of_lean
+    times = {"seconds": cost.seconds, "ratio": ratio.value, "lowest": ratio.low, "highest": ratio.high, "of lean": lean.value}
+    return {"set": cost.trainable, "step": cost.step} | times
 
 
 def main() -> None:
@@ -135,6 +83,8 @@ def main() -> None:
         return
     table = pd.DataFrame([row for which in TRAINABLE for row in compared(which, args)])
     print(table.round(3).to_string(index=False))
+    seconds = table[table["set"] == "full"].set_index("step")["seconds"]
+    print(f"full: opacus / clipped = {seconds['opacus'] / seconds['clipped']:.2f}")
     if args.out:
         table.to_csv(args.out, index=False)
 

@@ -272,6 +272,14 @@ class Chapter:
         figure.legend(lines.values(), lines, loc="outside upper center", ncols=min(5, len(lines)), frameon=False)
         self.save(figure, name, [row for found in drawn.values() for row in found], table=table)
 
+    def scatter(self, groups: Mapping[str, pd.DataFrame], name: str, *, x: str, y: str, unit: str, across: int = 4) -> None:
+        """Draw and save points of each group, of which each is of one patient: so none of people."""
+        if self.people:
+            print(f"scatter {name}: {WITHHELD}")
+            return
+        table = pd.concat(points.assign(group=group) for group, points in groups.items())
+        self.save(figures.scatter_panels(groups, across=across, x=x, y=y, unit=unit), name, table)
+
     def secret(self, value: Any) -> Any:
         """A value that says where single patients are: itself for phantoms, a word that it is left out for people."""
         return WITHHELD if self.people else value

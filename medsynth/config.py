@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from medsynth.config_memorisation import MemorisationConfig
 from medsynth.parse import check_sizes, parse
 from medsynth.words import did_you_mean
 
@@ -210,12 +211,18 @@ class DPConfig:
     central_epsilons: tuple[float, ...] = ()
     chosen: tuple[str, ...] = ()  # for each of `epsilons`, the method with the lowest FID on the rehearsal population
     variants: tuple[str, ...] = ()  # of `training` at the largest epsilon, such as "trainable bias" or "draws 8"
+    sampling_steps: int = 10  # of a stack; 40 were no better on public phantoms
     candidates: int = 600  # of a Private Evolution, in each round
     guesses: int = 100  # of the audit, fixed beforehand
     audited_patients: int = 1000
     audit_draws: int = 16  # of timestep and noise, for each stack
     segmenter_steps: int = 1500  # of the network that measures volumes and walls, on phantoms of so many people
     segmenter_patients: int = 600
+    overfitted_patients: int = 32  # of both sides; by their coins half are trained on, one stack each: what an audit must catch
+    overfitted_guesses: int = 24
+    overfitting: PrivacyConfig = PrivacyConfig(100, 4, math.inf, learning_rate=5e-4, trainable="full", warmup=10)
+    cost_batch: int = 16  # rows of the steps that are timed, so many times each
+    cost_rounds: int = 7
     slices: int = 8
     size: int = 64
 
@@ -234,6 +241,19 @@ class DPConfig:
         epsilons |= {"central images first": self.central_epsilons}
         plain = (f"{start}/{epsilon:g}" for start, each in epsilons.items() for epsilon in each)
         return (*plain, *(f"pre-trained/{max(self.epsilons):g}/{variant}" for variant in self.variants))
+
+
+@dataclass(frozen=True)
+class DPImagesConfig:
+    """Differentially private generators of single images, on the patients of `thorax`; 0 and infinity stand beside `epsilons`."""
+
+    epsilons: tuple[float, ...]
+    training: PrivacyConfig
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of all that is trained, as in DPConfig."""
+        return tuple(f"pre-trained/{epsilon:g}" for epsilon in (*self.epsilons, math.inf))
 
 
 @dataclass(frozen=True)
@@ -264,6 +284,8 @@ class Profile:
     restoration: RestorationGridConfig
     sites: SitesConfig
     privacy: DPConfig
+    dp_images: DPImagesConfig
+    memorisation: MemorisationConfig
     weights: WeightsConfig
     denoiser_3d: DenoiserConfig = DenoiserConfig(channels=(32, 64, 96), spatial_dims=3)
     seeds: tuple[int, ...] = (0,)

@@ -287,6 +287,22 @@ def curve_panels(
     return figure, list(axes.flat[: len(parts)])
 
 
+def scatter_panels(groups: Mapping[str, pd.DataFrame], *, across: int, x: str, y: str, unit: str) -> Figure:
+    """Column y over column x, a panel for each group, beside the line on which both agree."""
+    lines = -(-len(groups) // across)
+    figure, axes = new_figure(lines, across, size=(7.5, 0.4 + 1.8 * lines), layout="constrained", squeeze=False)
+    most = max(float(np.nanmax(points[[x, y]])) for points in groups.values()) * 1.05
+    for ax, (title, points) in zip(axes.flat, groups.items(), strict=False):
+        ax.scatter(points[x], points[y], s=6, alpha=0.5, color=COLOURS[0], linewidth=0)
+        ax.plot([0, most], [0, most], color="#555555", linestyle="--", linewidth=0.8)
+        ax.set(title=title, xlim=(0, most), ylim=(0, most), aspect="equal")
+    for ax in axes.flat[len(groups) :]:
+        ax.remove()
+    figure.supxlabel(f"{x} ({unit})")
+    figure.supylabel(f"{y} ({unit})")
+    return figure
+
+
 def _rows(table: Iterable[Row] | pd.DataFrame) -> list[dict[str, Any]]:
     if isinstance(table, pd.DataFrame):
         return table.to_dict("records")

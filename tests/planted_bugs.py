@@ -27,15 +27,17 @@ class Bug(NamedTuple):
 
 
 _LOOP, _ROWS = "tests/privacy/dp/test_dp_training.py", "tests/privacy/dp/test_fine_tuning.py"
+_SHARED = "tests/privacy/dp/test_distributed.py"
+_SUMS = "tests/privacy/dp/gradients/test_clipped_sums.py"
 BUGS = {
     "noise omitted": Bug("privacy/dp/training", "        if state.sigma:\n", "        if False:\n", _LOOP),
     "clipping omitted": Bug(
-        "privacy/dp/clipped_sums", "torch.where(good, factor, 0)", "torch.where(good, torch.ones_like(factor), 0)",
-        "tests/privacy/dp/test_clipped_sums.py",
+        "privacy/dp/gradients/clipped_sums", "torch.where(good, factor, 0)", "torch.where(good, torch.ones_like(factor), 0)",
+        _SUMS,
     ),
     "clip after averaging over patients": Bug(
-        "privacy/dp/clipped_sums", "torch.where(good, factor, 0)", "torch.where(good, factor.mean().expand_as(factor), 0)",
-        "tests/privacy/dp/test_clipped_sums.py",
+        "privacy/dp/gradients/clipped_sums", "torch.where(good, factor, 0)",
+        "torch.where(good, factor.mean().expand_as(factor), 0)", _SUMS,
     ),
     "clip per record": Bug(
         "privacy/dp/fine_tuning", "        patient = torch.repeat_interleave(sizes)\n",
@@ -44,6 +46,15 @@ BUGS = {
     "realised batch size": Bug("privacy/dp/training", "/ config.batch)", "/ max(1, len(sampled)))", _LOOP),
     "budget forgotten on resume": Bug(
         "privacy/dp/training", "return state, tensors\n", "return replace(state, spent=state.done), tensors\n", _LOOP
+    ),
+    "noise on every process": Bug(
+        "privacy/dp/training", "        return _clipped_sum(model, rows_of, some, config, seed, step)\n",
+        "        return with_noise(_clipped_sum(model, rows_of, some, config, seed, step), config.clip, randomness='seeded', "
+        "seed=seed, step=step)\n", _SHARED,
+    ),
+    "a patient counted by every process": Bug(
+        "privacy/dp/distributed", "    return patients[distributed.get_rank() :: distributed.get_world_size()]\n",
+        "    return patients\n", _SHARED,
     ),
     "latent scale from private data": Bug(
         "privacy/dp/fine_tuning", "        return cls(latents, torch", "        return cls(latents / latents.std(), torch", _ROWS

@@ -1,5 +1,6 @@
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from stub_project import ROOT
 
@@ -96,6 +97,16 @@ def test_a_roc_and_a_histogram_save_what_they_show(chapter, tmp_path):
     chapter.histogram(groups, "distances", {"tau": 0.5}, label="distance")
     counts = read_results(tmp_path, "gate-distances").rows
     assert counts.groupby("group")["count"].sum().to_dict() == {"far": 1, "near": 2} and counts["to"].max() == 1
+
+
+def test_points_of_single_patients_are_saved_for_phantoms_and_left_out_for_people(chapter, tmp_path, make_set, capsys):
+    points = {"real": pd.DataFrame({"asked": [90.0, 150], "measured": [92.0, 147]})}
+    chapter.scatter(points, "asked", x="asked", y="measured", unit="ml")
+    saved = read_results(tmp_path, "gate-asked").rows
+    assert saved["measured"].tolist() == [92, 147] and set(saved["group"]) == {"real"}
+    chapter.note(test_set=make_set(origin="scan"))
+    chapter.scatter(points, "again", x="asked", y="measured", unit="ml")
+    assert WITHHELD in capsys.readouterr().out and not list(tmp_path.glob("gate-again*"))
 
 
 def test_columns_that_say_where_patients_are_are_left_out_for_people(chapter, make_set):

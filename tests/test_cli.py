@@ -5,6 +5,7 @@ import stat
 import sys
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ from medsynth import cli
 from medsynth.config import SamplingConfig
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Entry
+from medsynth.privacy.dp import distributed
+from medsynth.privacy.dp.distributed import DismissedError
 from medsynth.publish.notebook import ChapterError
 
 
@@ -212,6 +215,31 @@ def test_epsilon_makes_a_training_private(call, privately, trained, make_set):
     privacy = privately[1][1]["privacy"]
     assert (privacy.epsilon, privacy.delta, privacy.delta_rule, privacy.randomness) == (1, 0.3, "forced", "seeded")
     assert privacy.batch == 2
+
+
+def test_a_process_that_assists_looks_for_no_place_and_says_nothing(call, privately, make_set, monkeypatch, tmp_path):
+    """What the first process has written by then is no obstacle."""
+    make_set(12, (1, 8, 16, 16), modality="").save("hearts.npz")
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "generator.json").write_text("the first one's")
+    monkeypatch.setattr(distributed, "joined", lambda: suppress(DismissedError))
+    monkeypatch.setattr(distributed, "assists", lambda: True)
+
+    def dismissed(*_, **__):
+        privately.append("asked to help")
+        raise DismissedError
+
+    monkeypatch.setattr("medsynth.privacy.dp.fine_tuning.train_privately", dismissed)
+    assert call("train", "hearts.npz", "--out", "g", "--profile", "smoke", "--epsilon", 8) == (0, "", "")
+    assert privately == ["asked to help"] and [f.name for f in (tmp_path / "g").iterdir()] == ["generator.json"]
+
+
+def test_several_processes_share_a_private_training_alone(call, privately, trained, make_set, monkeypatch):
+    make_set(12, (1, 8, 16, 16), split=None).save("hearts.npz")
+    monkeypatch.setattr(distributed, "together", lambda: True)
+    code, _, err = call("train", "hearts.npz", "--out", "g", "--profile", "smoke")
+    assert code == 2 and "several processes share a training with --epsilon alone" in err and not trained
+    assert call("train", "hearts.npz", "--out", "g", "--profile", "smoke", "--epsilon", 8)[0] == 0 and privately
 
 
 @pytest.mark.parametrize(

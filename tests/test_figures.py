@@ -176,3 +176,14 @@ def test_what_is_in_several_panels_has_one_colour_and_is_named_in_each():
     colours = {(ax.get_title(), line.get_label()): line.get_color() for ax in axes for line in ax.lines}
     assert list(colours) == lines and all(ax.get_legend() for ax in axes)
     assert colours["a", "one"] == colours["b", "one"] != colours["b", "two"] == colours["c", "two"]
+
+
+def test_points_lie_beside_one_line_on_one_scale_in_all_panels():
+    groups = {"near": pd.DataFrame({"a": [1.0, 2], "b": [1.1, np.nan]}), "far": pd.DataFrame({"a": [10.0], "b": [20.0]})}
+    figure = figures.scatter_panels(groups, across=2, x="a", y="b", unit="ml")
+    assert [ax.get_title() for ax in figure.axes] == ["near", "far"]
+    assert {ax.get_xlim() for ax in figure.axes} == {ax.get_ylim() for ax in figure.axes} == {(0, 21.0)}
+    assert figure.axes[1].collections[0].get_offsets().tolist() == [[10, 20]]
+    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("a (ml)", "b (ml)")
+    # five groups leave the sixth place empty
+    assert len(figures.scatter_panels(dict.fromkeys("abcde", groups["far"]), across=3, x="a", y="b", unit="ml").axes) == 5

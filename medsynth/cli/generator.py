@@ -52,10 +52,14 @@ def train(
     window: WindowOption = None,
     unit: UnitOption = "1",
 ) -> None:
-    """Train a generator on your images; a killed training goes on where it was."""
+    """Train a generator on your images; a killed training goes on where it was.
+
+    Several processes, one for each GPU, share a training with --epsilon: torchrun --nproc-per-node 4 -m medsynth train IMAGES ...
+    """
     from medsynth.data.folder import load, stated
     from medsynth.diffusion.generator import Generator, to_train_on
     from medsynth.ledger import Ledger
+    from medsynth.privacy.dp.distributed import assists, joined, together
     from medsynth.privacy.dp.fine_tuning import train_privately
     from medsynth.runs import free_place
 
@@ -63,26 +67,33 @@ def train(
         raise ValueError("--delta, --force-delta, --noise and --batch belong to --epsilon; give it too")
     if epsilon is not None and images.is_dir() and patients is None:
         raise ValueError("--epsilon protects patients; give --patients, a CSV file,patient that says whose each file is")
-    # before hours of training
-    free_place(out)
-    outside(out, images)
-    settings = load_profile(profile)
-    meaning = stated(values, codes, window, unit, [images])
-    everybody = load(images, role="private", modality=modality, patients=patients, values=meaning)
-    ours = to_train_on(everybody)
-    likely = "ct" if ours.unit == "HU" else "mr" if len(ours.spatial) == 3 else "xray"
-    ours = replace(ours, modality=ours.modality or likely)
-    if len(ours) < len(everybody):
-        say(f"{len(ours)} of {len(everybody)} images: those of split train")
-    of = {"denoiser": settings.denoiser_for(len(ours.spatial)), "diffusion": settings.diffusion, "sampling": settings.sampling}
-    if epsilon is None:
-        made = Generator.train(ours, **of, ledger=Ledger(), seed=seed)
-    else:
-        asked = {"epsilon": epsilon, "delta": delta, "delta_rule": "forced" if force_delta else "below 1/n", "randomness": noise}
-        asked |= {} if batch is None else {"batch": batch}
-        made = train_privately(ours, privacy=replace(settings.privacy.training, **asked), **of, ledger=Ledger(), seed=seed)
-    say(f"trained on {len(ours)} images of {ours.patients} patients: {made.save(out)}, as private as they are")
-    say(made.sentence)
+    with joined():
+        if together() and epsilon is None:
+            raise ValueError("several processes share a training with --epsilon alone; give it, or start one process")
+        if not assists():
+            # before hours of training
+            free_place(out)
+            outside(out, images)
+        settings = load_profile(profile)
+        meaning = stated(values, codes, window, unit, [images])
+        everybody = load(images, role="private", modality=modality, patients=patients, values=meaning)
+        ours = to_train_on(everybody)
+        likely = "ct" if ours.unit == "HU" else "mr" if len(ours.spatial) == 3 else "xray"
+        ours = replace(ours, modality=ours.modality or likely)
+        if len(ours) < len(everybody) and not assists():
+            say(f"{len(ours)} of {len(everybody)} images: those of split train")
+        of = {
+            "denoiser": settings.denoiser_for(len(ours.spatial)), "diffusion": settings.diffusion, "sampling": settings.sampling,
+        }  # fmt: skip
+        if epsilon is None:
+            made = Generator.train(ours, **of, ledger=Ledger(), seed=seed)
+        else:
+            rule = "forced" if force_delta else "below 1/n"
+            asked = {"epsilon": epsilon, "delta": delta, "delta_rule": rule, "randomness": noise}
+            asked |= {} if batch is None else {"batch": batch}
+            made = train_privately(ours, privacy=replace(settings.privacy.training, **asked), **of, ledger=Ledger(), seed=seed)
+        say(f"trained on {len(ours)} images of {ours.patients} patients: {made.save(out)}, as private as they are")
+        say(made.sentence)
 
 
 @app.command()

@@ -70,13 +70,20 @@ def private_and_test(config: ThoraxConfig, data: str = "", modality: str = "xray
 
 
 def private_and_test_hearts(config: DPConfig, data: str = "", seed: int = 0) -> Sources:
-    """Private stacks of hearts and those of held-out patients, as `private_and_test` finds them: phantoms, or those of a file."""
-    if data:
-        private, test = _split(Path(data), lambda role: load_npz(Path(data), role=role, modality="mr"), seed)
-        return Sources(*(stacks_at(part, config.slices, config.size) for part in (private, test)))
+    """Private stacks of hearts and those of held-out patients, as `private_and_test` finds them: phantoms, or those of a file.
+
+    data: a file, or "rehearsal" for phantoms of a hospital that is nobody's: settings are chosen on them.
+    """
+    if data and data != "rehearsal":
+        return Sources(*(stacks_at(part, config.slices, config.size) for part in stacks_of_file(data, seed)))
     people = config.private_patients + config.test_patients + config.asked_patients
-    drawn = cached_hearts(patients=people, slices=config.slices, size=config.size, population="private", seed=seed)
-    return _first_and_others(replace(drawn, name="phantom-heart"), config.private_patients)
+    drawn = cached_hearts(patients=people, slices=config.slices, size=config.size, population=data or "private", seed=seed)
+    return _first_and_others(replace(drawn, name=f"{data or 'phantom'}-heart", role="private"), config.private_patients)
+
+
+def stacks_of_file(data: str, seed: int = 0) -> Sources:
+    """Private and held-out stacks of a file on the grid that they have, as `private_and_test` divides them."""
+    return _split(Path(data), lambda role: load_npz(Path(data), role=role, modality="mr"), seed)
 
 
 def second_scans(config: ThoraxConfig, modality: str = "xray", seed: int = 0) -> ImageSet:

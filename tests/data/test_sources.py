@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth.config import ThoraxConfig
+from medsynth.config import DPConfig, PrivacyConfig, ThoraxConfig
 from medsynth.data import sources
-from medsynth.data.sources import cached_thorax, private_and_test
+from medsynth.data.sources import cached_thorax, private_and_test, private_and_test_hearts
 from medsynth.imageset import ImageSet
 from medsynth.models.weights import denoiser_kind
 
@@ -63,6 +63,17 @@ def test_phantom_test_patients_are_of_the_private_population_and_never_trained_o
     assert not set(s.private.patient.tolist()) & set(s.test.patient.tolist())
     assert (s.private.role, s.test.role) == ("private", "eval")
     assert not set(s.private.row_hashes) & set(s.test.row_hashes)
+
+
+def test_hearts_of_a_rehearsal_play_private_and_are_of_another_hospital(cache):
+    training = PrivacyConfig(steps=1, batch=2)
+    config = DPConfig(3, 2, 1, (1.0,), training, training, slices=8, size=32)
+    s, private = private_and_test_hearts(config, "rehearsal"), private_and_test_hearts(config)
+    assert (s.private.dataset, s.private.role, s.test.role, s.private.patients, s.test.patients) == (
+        "rehearsal-heart", "private", "eval", 3, 3
+    )  # fmt: skip
+    assert private.private.dataset == "phantom-heart" and not set(s.private.row_hashes) & set(private.private.row_hashes)
+    assert not s.private.people
 
 
 def test_the_start_of_the_denoiser_depends_on_whether_images_are_real(drawn, make_set):

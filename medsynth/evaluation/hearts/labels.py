@@ -103,7 +103,7 @@ def train_segmenter(images: ImageSet, labels: np.ndarray, config: SegmenterConfi
             f"{images.name}: labels of shape {labels.shape}, up to {labels.max(initial=0)}; "
             f"expected {(len(images), *images.spatial)}, 0 to {_CLASSES - 1}"
         )
-    ledger.read(images, stage="train segmenter", output=f"segmenter of {images.name}")
+    ledger.read(images, stage="train segmenter", output=f"segmenter of {images.name}, an instrument, not released")
     labels = labels.astype(np.uint8)
     inputs = {"images": images.content_hash, "labels": bytes_hash(labels.tobytes())}
     return _found_or_trained(config, inputs, lambda: (images, labels))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from medsynth.evaluation.features import Extractor
 from medsynth.evaluation.fidelity import kid
+from medsynth.evaluation.hearts.annotated import nominal_spacing
 from medsynth.evaluation.hearts.controllability import UNITS as _UNITS
 from medsynth.evaluation.hearts.controllability import controllability, phase_accuracy, rows_by_condition
 from medsynth.evaluation.hearts.labels import HeartSegmenter, segment
@@ -31,6 +32,11 @@ class HeartScores:
 
     def __init__(self, test: ImageSet, extractor: Extractor, segmenter: HeartSegmenter, *, seed: int, splits: int) -> None:
         self.test, self.extractor, self.segmenter, self.seed, self.splits = test, extractor, segmenter, seed, splits
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Units of the metrics; of stacks of which nobody has said how large they are, nominal ones."""
+        return UNITS if self.test.spacing else {metric: f"nominal {unit}" for metric, unit in UNITS.items()}
 
     @cached_property
     def planes(self) -> Reference:
@@ -82,8 +88,8 @@ class HeartScores:
         return volume_features(stacks, self.extractor, pool="planes")
 
     def measured(self, stacks: ImageSet) -> pd.DataFrame:
-        """Volumes and walls as the segmenter finds them; where spacing is not known, in voxels of 1 mm."""
-        return measure_volumes(segment(self.segmenter, stacks), stacks.spacing or (1.0, 1.0, 1.0))
+        """Volumes and walls as the segmenter finds them; where spacing is not known, they are nominal."""
+        return measure_volumes(segment(self.segmenter, stacks), stacks.spacing or nominal_spacing(stacks.spatial))
 
     @cached_property
     def _volumes(self) -> np.ndarray:

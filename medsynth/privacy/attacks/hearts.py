@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from medsynth.config import DPConfig
-from medsynth.diffusion.conditions import conditions_of
+from medsynth.config import DenoiserConfig, DiffusionConfig, DPConfig, SamplingConfig
+from medsynth.diffusion.conditions import asked_for, conditions_of
 from medsynth.diffusion.generator import Generator
 from medsynth.evaluation.statistics import Estimate
 from medsynth.imageset import ImageSet
+from medsynth.ledger import Ledger
 from medsynth.models.weights import reconstruct
 from medsynth.privacy.attacks.canaries import PatientScores, audit_patients, distance_scores, loss_scores
+from medsynth.privacy.attacks.halves import one_image_each
 from medsynth.privacy.attacks.memorisation import Memorisation, copied, copied_by_others, copy_threshold
 from medsynth.privacy.dp.accountant import default_delta
+from medsynth.privacy.dp.fine_tuning import train_privately
 
 Features = Callable[[ImageSet], np.ndarray]
 LINES = {"any_mechanism": "any mechanism", "gaussian": "Gaussian", "independent": "independent"}
@@ -59,6 +65,48 @@ def first_patients(members: ImageSet, canaries: ImageSet, n: int) -> tuple[Image
     """Of both sides, those who are among the first n patients by number: who is audited is fixed whatever the coins said."""
     people = np.sort(np.concatenate([np.unique(members.patient), np.unique(canaries.patient)]))[:n]
     return members.of_patients(people), canaries.of_patients(people)
+
+
+class OverFitted(NamedTuple):
+    """A generator that an audit must catch, and both sides of those whose coins were tossed: one image of each patient."""
+
+    generator: Generator
+    members: ImageSet
+    canaries: ImageSet
+
+
+def over_fitted(
+    members: ImageSet, canaries: ImageSet, *, config: DPConfig, denoiser: DenoiserConfig, diffusion: DiffusionConfig,
+    sampling: SamplingConfig, ledger: Ledger, seed: int = 0,
+) -> OverFitted:  # fmt: skip
+    """A generator trained on the members among the first patients of both sides, as `config.overfitting` says: for many passes.
+
+    An audit that finds nothing here finds nothing anywhere. It is found again if made before. The first image of each patient
+    alone is kept, which makes a pass cheap. Who is among the first is fixed whatever the coins said, so a bound holds as it does
+    for all patients. One line in the ledger.
+    Raises ValueError for a training that promises something, and as `train_privately` does.
+    """
+    if math.isfinite(epsilon := config.overfitting.epsilon):
+        raise ValueError(f"epsilon {epsilon:g}; expected infinity: what a promise covers is not over-fitted")
+    inside, outside = (one_image_each(part) for part in first_patients(members, canaries, config.overfitted_patients))
+    how = {"denoiser": denoiser, "diffusion": diffusion, "sampling": sampling, "ledger": ledger, "seed": seed}
+    return OverFitted(train_privately(inside, privacy=config.overfitting, **how), inside, outside)
+
+
+def audit_over_fitted(
+    found: OverFitted, public: Generator, *, features: Features, config: DPConfig, seed: int
+) -> dict[str, dict[str, Estimate | float]]:
+    """Rows as of `audited`, of both attacks on an over-fitted generator, each with `config.overfitted_guesses` guesses.
+
+    The attacker who sees samples alone knows the attributes of everybody, asks for one image of each, and asks the generator
+    of public weights for the same. Both sides are read through the ledger by who calls.
+    """
+    sides = found.members, found.canaries
+    everybody = pd.concat([side.attributes for side in sides], ignore_index=True)
+    released, reference = (made.draw(asked_for(found.members, made.names, everybody)) for made in (found.generator, public))
+    sizes = replace(config, audited_patients=config.overfitted_patients, guesses=config.overfitted_guesses)
+    told = {"features": features, "config": sizes, "seed": seed}
+    return audited(found.generator, public, *sides, released=released, reference=reference, **told)
 
 
 def remembered(

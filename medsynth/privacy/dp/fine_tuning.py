@@ -30,6 +30,7 @@ from medsynth.models.weights import (
 )
 from medsynth.privacy.dp.accountant import Steps
 from medsynth.privacy.dp.central_images import GROUPS, WARM_UP, central_images, noise_for_share, public_subspace, warm_up
+from medsynth.privacy.dp.distributed import assists
 from medsynth.privacy.dp.trainable import make_trainable
 from medsynth.privacy.dp.training import PrivacyState, Rows, delta_of, fit_privately, promised
 from medsynth.runs import Tensors, Workspace, load_or_train, load_tensors, run_folder, save_tensors
@@ -46,6 +47,7 @@ def train_privately(
 
     All else that it holds is public: autoencoder, refiner, scales, and the weights that it starts from; "scratch" has none.
     diffusion: its schedule, objective and label dropout. An infinite epsilon proves nothing. One line in the ledger.
+    Within `distributed.joined` the first process alone reads for the ledger, keeps the run and returns.
     Raises ValueError where denoiser, images and public weights do not fit, and as `fit_privately` does.
     """
     if start not in STARTS:
@@ -75,11 +77,11 @@ def train_privately(
             model.load_state_dict(public.state_dict())
         return model.to(device)
 
-    def train(workspace: Workspace) -> tuple[Tensors, dict[str, object]]:
+    def train(workspace: Workspace | None = None) -> tuple[Tensors, dict[str, object]]:
         model = fresh()
         make_trainable(model, privacy.trainable)
         private = PrivateRows.of(images, number, conditions, autoencoder, diffusion, privacy.draws)
-        if before:
+        if before and workspace:
             noise = {"sigma": before[0].sigma, "randomness": privacy.randomness, "seed": seed}
             warm_up(model, _central(workspace, private, images, autoencoder, **noise), replace(diffusion, **WARM_UP))
         _, state = fit_privately(
@@ -90,6 +92,8 @@ def train_privately(
         weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
         return weights, {"privacy": asdict(state.bound_to(weights))}
 
+    if assists():
+        train()  # ends in DismissedError
     with ledger.making(f"a private generator of {images.name}") as readings:
         what = f"weights of {images.name}, {privacy.trainable}, from {start}, seed {seed}, {run}"
         ledger.read(images, stage="train denoiser", output=what, mechanism=promise)

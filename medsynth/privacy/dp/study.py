@@ -59,7 +59,7 @@ def closed(rows: Sequence[Row]) -> list[Row]:
     return made
 
 
-def chosen(rows: Sequence[Row], config: DPConfig) -> list[Row]:
+def chosen_rows(rows: Sequence[Row], config: DPConfig) -> list[Row]:
     """At each epsilon the rows of the method that was best on public phantoms, `config.chosen`, as a line of their own."""
     best = dict(zip(config.epsilons, config.chosen, strict=True)) if config.chosen else {}
     return [

@@ -29,7 +29,8 @@ from medsynth.hashes import json_hash, tensors_hash
 from medsynth.mechanism import NONE, Mechanism
 from medsynth.parse import parse
 from medsynth.privacy.dp.accountant import Steps, checked_delta, default_delta, epsilon_of, noise_for
-from medsynth.privacy.dp.clipped_sums import clipped_sums, refuse_unsuitable
+from medsynth.privacy.dp.distributed import assist, assists, begin, shared_sum
+from medsynth.privacy.dp.gradients.clipped_sums import clipped_sums, refuse_unsuitable
 from medsynth.privacy.dp.noise import patient_generators, sampled_patients, with_noise
 from medsynth.runs import Tensors, Workspace, write_json
 from medsynth.training import learning_rate_at, progress, restore_training, training_state
@@ -129,6 +130,7 @@ def fit_privately(
     is returned or logged, for none is covered by the promise. data: hash of what is trained on.
     With a workspace a killed run goes on, on the same data and kind of device; "seeded" it ends with the weights of an
     uninterrupted one (on a GPU nearly, as `fit`).
+    Within `distributed.joined`, processes share the sums; on all but the first it ends in DismissedError, with no workspace used.
     Raises ValueError for fewer patients than `batch`, where `refuse_unsuitable` does, and for a folder whose state is missing,
     of other weights or of another run; then nothing is overwritten.
     """
@@ -141,6 +143,12 @@ def fit_privately(
     device = parameters[0].device.type
     delta = delta_of(config, patients)
     planned = PrivacyState(config, patients, delta, tuple(before), seed, data, json_hash(list(trained)), device)
+
+    def own(some: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        return _clipped_sum(model, rows_of, some, config, seed, step)
+
+    if assists():
+        assist(model, trained, planned, own)
     state, tensors = _stored(workspace, planned) if workspace else (None, None)
     state = state or _with_sigma(planned)
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
@@ -152,12 +160,13 @@ def fit_privately(
     if stop < config.steps:
         log.warning("%s: %d steps were cut off and count as spent; it ends at step %d", label, config.steps - stop, stop)
     randomness = {"randomness": config.randomness, "seed": seed}
+    begin(model, planned)
     for step in progress(state.done, stop, label):
         state = replace(state, spent=max(state.spent, step + 1) if repeats else state.spent + 1, weights="")
         if workspace:
             write_json(workspace.path / _SAID, state)
         sampled = sampled_patients(patients, state.q, step=step, **randomness)
-        sums = _clipped_sum(model, rows_of, sampled, config, seed, step)
+        sums = shared_sum(trained, sampled, step, own)
         if state.sigma:
             sums = with_noise(sums, state.sigma * config.clip, step=step, **randomness)
         for name, p in trained.items():

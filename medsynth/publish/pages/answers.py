@@ -5,169 +5,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from medsynth.data.npz import KNOWN
+from medsynth.publish.pages.cells import CELLS, METHODS, QUESTIONS, Cell
 from medsynth.publish.pages.fill import unbroken
 from medsynth.results import YOURS, both, own_tables, show_value
 
 MARK = "<!-- may I share this -->"  # where book/share.md receives the table
-QUESTIONS = ("Is it a copy?", "What leaks?", "Can someone be singled out?", "Is it useful?")
-REAL, DRAWN, GATED = "Real images", "Synthetic images, as drawn", "Synthetic images, after a gate"
-METHODS = (REAL, DRAWN, GATED)
-KINDS = ("measured", "proved", "by definition")
 NOTHING = "Nothing has been measured yet"
 # verdicts: where no row counts, where rows disagree, and where some say nothing
 UNKNOWN, VARIES, PARTLY = "Not measured", "It varies", "Partly shown"
 NOT_SHOWN = "not shown"
 # how the table says verdicts of equivalence; an experiment that could not have seen a difference shows nothing
 WORDS = {"equivalent": "within half a decibel", "experiment not sensitive": NOT_SHOWN}
-KINDS_OF_IMAGE = {"xray": "X-ray", "ct": "CT", "mr": "MR", "pet": "PET"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One answer of a method to a question: a sentence, and the rows of result tables that hold its number.
-
-    Several answers to one question stand below one another. Raises ValueError for a method, question, kind or pick that does
-    not exist, for a definition with a table, and for any other kind without one.
-    """
-
-    method: str
-    question: str
-    kind: str
-    says: str  # what the number is; by definition: the answer
-    brief: str = ""  # the same in a few words, for the table
-    tables: tuple[str, ...] = ()
-    where: Mapping[str, str | float] = field(default_factory=dict)  # column -> value of the rows that count
-    pick: str = ""  # of several rows on a data set show all (""), or the "lowest" or "highest"
-    beside: str = ""  # a column whose text, or number with its name, stands beside the value
-    verdict: str = ""  # a few words for the table, with columns of the row in braces; without it the cell is a detail
-    below: tuple[float, str] | None = None  # a value, and the verdict of rows that are less
-    worst: str = ""  # which row of several the table shows, "lowest" or "highest"
-
-    def __post_init__(self) -> None:
-        known = {"method": METHODS, "question": QUESTIONS, "kind": KINDS, "pick": ("", "lowest", "highest")}
-        known["worst"] = ("lowest", "highest") if self.verdict and self.tables else ("",)
-        for name, allowed in known.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"cell {self.says!r}: {name} {getattr(self, name)!r}; expected one of {allowed}")
-        if (self.kind == "by definition") == bool(self.tables):
-            raise ValueError(f"cell {self.says!r}: {self.kind}, with tables {self.tables}; a number needs one, a definition none")
-
-
-_ATTACKS = ("gate-attacks", "weights-gate-attacks")
-_GATE = {"arm": "encoder", "rule": "calibrated on copies"}
-_REFUSES = {"metric": "share refused"} | _GATE
-_SLICES = "of CT and MR of real patients, on whose like no threshold could be found, at the one found on radiographs"
-
-_REFUSED = {
-    "verdict": "Mostly refused", "below": (0.95, "Many pass"), "worst": "lowest",
-    "brief": "share of altered copies refused, for the worst of the alterations that the encoder was trained on",
-}  # fmt: skip
-_NEAR = {
-    "verdict": "Not ruled out", "worst": "highest",
-    "brief": "share of samples within the gate's distance of a private image; other private images may lie as near",
-}  # fmt: skip
-_LESS = "PSNR of restored scans, less that after training on real ones, dB"
-_TO_REAL = {"verdict": "{verdict}", "worst": "lowest", "brief": _LESS}
-
-# a later chapter adds its lines here
-CELLS = (
-    Cell(method=REAL, question=QUESTIONS[0], kind="by definition", says="Yes: every image is a patient's.", verdict="Yes"),
-    Cell(
-        method=REAL, question=QUESTIONS[1], kind="by definition", verdict="Everything",
-        says="Everything: whoever receives an image has it.",
-    ),
-    Cell(
-        method=REAL, question=QUESTIONS[2], kind="by definition", verdict="Yes",
-        says="Yes: an image is one patient and nobody else.",
-    ),
-    Cell(
-        method=REAL, question=QUESTIONS[3], kind="measured", tables=("restoration",), where={"metric": "PSNR", "arm": "real"},
-        says="PSNR (dB) of restoration networks trained on them, on held-out patients", verdict="Yes", worst="lowest",
-        brief="PSNR of scans restored after training on them, dB",
-    ),
-    Cell(
-        method=DRAWN, question=QUESTIONS[0], kind="measured", tables=("gate",),
-        where={"metric": "share too close", "arm": "no gate"}, **_NEAR,
-        says="share of samples within the gate's distance of a private image",
-    ),
-    Cell(
-        method=DRAWN, question=QUESTIONS[0], kind="measured", tables=("weights-gate-samples",), beside="private_patients",
-        where={"metric": "share too close", "arm": "no gate"}, **_NEAR,
-        says="the same of generators of CT and MR of real patients, of whom there are few. It shows a likeness to the training "
-        "patients, not that images were stored: how near private slices lie to one another is not beside it; n counts samples",
-    ),
-    Cell(
-        method=DRAWN, question=QUESTIONS[1], kind="by definition",
-        says="Not measured: the one attack that was run looks for the holes that a gate leaves, and cannot see whether samples "
-        "repeat their training images.",
-    ),
-    *(
-        Cell(
-            method=DRAWN, question=QUESTIONS[3], kind="measured", tables=("generator",), pick="highest",
-            where={"metric": metric, "arm": "trained", "guidance": 1.0},
-            says=f"{metric} to held-out patients (0: real), the highest of several seeds",
-        ) for metric in ("FID minus floor", "KID")
-    ),
-    *(
-        Cell(
-            method=method, question=QUESTIONS[3], kind="measured", tables=("gate",), where={"metric": metric, "arm": arm},
-            says=f"{metric} to held-out patients of a generator's samples (0: real)",
-        ) for method, arm in ((DRAWN, "no gate"), (GATED, "distance gate")) for metric in ("FID minus floor", "KID")
-    ),
-    Cell(
-        method=DRAWN, question=QUESTIONS[3], kind="measured", tables=("restoration",), beside="verdict",
-        where={"metric": "PSNR difference to real", "arm": "synthetic"}, **_TO_REAL,
-        says="PSNR (dB) of restoration networks trained on them, minus that of real-trained ones",
-    ),
-    Cell(
-        method=GATED, question=QUESTIONS[0], kind="proved", tables=_ATTACKS, where={"metric": "tau"} | _GATE, beside="phi",
-        says="no released image lies within the gate's distance, in the features of one network at 64 x 64 pixels, of a private "
-        "image or of a copy of it that the certificate lists",
-    ),
-    Cell(
-        method=GATED, question=QUESTIONS[0], kind="measured", tables=_ATTACKS, where={"kind": "attack"} | _REFUSES,
-        pick="lowest", beside="family", **_REFUSED,
-        says="share of altered copies that are refused, for the worst of the alterations that the encoder was trained on; others "
-        "were not tried. Of PET, noise, gain and offset are not covered: certificates of phantoms say so, those of people "
-        "that nobody has measured it",
-    ),
-    Cell(
-        method=GATED, question=QUESTIONS[0], kind="measured", tables=_ATTACKS, where={"kind": "pair"} | _REFUSES,
-        pick="lowest", beside="family", **_REFUSED,
-        says="share of copies altered twice that are refused, for the worst pair of these (of PET one with what is not covered)",
-    ),
-    *(
-        Cell(
-            method=GATED, question=QUESTIONS[0], kind="measured", tables=("weights-gate-attacks-slices",),
-            where={"kind": kind} | _REFUSES, pick="lowest", beside="family", **_REFUSED,
-            says=f"the same, for the worst {worst}, {_SLICES}",
-        ) for kind, worst in (("attack", "alteration"), ("pair", "pair"))
-    ),
-    Cell(
-        method=GATED, question=QUESTIONS[1], kind="measured", tables=("gate",),
-        where={"metric": "negative-space AUC", "arm": "distance gate"},
-        beside="expected", verdict="No guarantee", worst="highest",
-        brief="AUC of the one attack tried, where 0.5 is a guess and *expected* is how many released images it could look for",
-        says="AUC at telling members from non-members by empty space around them (0.5: a guess). Beside it, how many released "
-        "images the attacker expected around a member: far below 1 there is nothing to see, and a larger release shows more",
-    ),
-    Cell(
-        method=GATED, question=QUESTIONS[3], kind="measured", tables=("restoration",), beside="verdict",
-        where={"metric": "PSNR difference to real", "arm": "gated"}, **_TO_REAL,
-        says="PSNR (dB) of restoration networks trained on them, minus that of real-trained ones",
-    ),
-    Cell(
-        method=GATED, question=QUESTIONS[3], kind="measured", tables=("sites",),
-        where={"metric": "PSNR difference to pooled real, all", "arm": "pooled synthetic, all"},
-        says="PSNR (dB) of a network trained on what three sites pool, minus that of one trained on all their real images",
-    ),
-)  # fmt: skip
+KINDS_OF_IMAGE = {"xray": "X-ray", "ct": "CT", "mr": "MR", "pet": "PET", "heart": "heart"}
+_STACKS = {"heart": "mr"}  # phantoms that are called by what they show -> what people's are
 
 
 def share_section(published: Path, own: Path, cells: Sequence[Cell] = CELLS) -> str:
@@ -231,7 +86,9 @@ def _kind(row: Mapping[str, object]) -> str:
     name, task = str(row["dataset"]), row.get("task")
     if name in KNOWN:
         return KNOWN[name].modality
-    return name.removeprefix("phantom-") if _phantom(row) else task.partition("-")[0] if isinstance(task, str) else "xray"
+    if _phantom(row):
+        return _STACKS.get(kind := name.removeprefix("phantom-"), kind)
+    return task.partition("-")[0] if isinstance(task, str) else "xray"
 
 
 def _end(row: Mapping[str, object], end: str) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
 
 SAMPLES = "quickstart-samples"  # of the run that builds the book: no pictures are published elsewhere
 PSNR = ("ct-tcia-full", "restoration", {"metric": "PSNR", "task": "ct-low-dose", "net": "edsr"})
+EPSILON = ("phantoms-full", "dp", {"metric": "FID", "arm": "pre-trained"})
 # training sets and what needs none, as a reader calls them
 ARMS = {"degraded": "as scanned", "TV": "filter", "real": "real", "synthetic": "synthetic", "gated": "gated"}
 SIZE = (3.2, 2.6)  # inches: a third of a page
 
 
 def draw(published: Path, own: Path, target: Path) -> None:
-    """Put front/samples.svg and front/psnr.svg below `target`; one that nothing was measured for says so."""
+    """Put front/samples.svg, front/psnr.svg and front/epsilon.svg below `target`; one that nothing was measured for says so."""
     front = target / "front"
     front.mkdir(parents=True)
     place = own_tables(own).get(SAMPLES)
@@ -31,17 +33,35 @@ def draw(published: Path, own: Path, target: Path) -> None:
     else:
         read_results(place, SAMPLES)
         shutil.copyfile(place / f"{SAMPLES}.svg", front / "samples.svg")
-    run, table, where = PSNR
-    rows = read_results(published / run, table).rows if (published / run / f"{table}.csv").exists() else None
-    _save(_empty("not measured") if rows is None else _psnr(rows, where), front / "psnr.svg")
+    for name, (run, table, where), drawn in (("psnr", PSNR, _psnr), ("epsilon", EPSILON, _epsilon)):
+        there = (published / run / f"{table}.csv").exists()
+        figure = drawn(read_results(published / run, table).rows, where) if there else _empty("not measured")
+        _save(figure, front / f"{name}.svg")
+
+
+def _chosen(rows: pd.DataFrame, where: dict[str, str]) -> pd.DataFrame:
+    for column, wanted in where.items():
+        rows = rows[rows[column] == wanted]
+    return rows
 
 
 def _psnr(rows: pd.DataFrame, where: dict[str, str]) -> Figure:
-    for column, wanted in where.items():
-        rows = rows[rows[column] == wanted]
+    rows = _chosen(rows, where)
     rows = rows.set_index("arm").loc[list(ARMS)].rename(index=ARMS).reset_index()
     figure, ax = figures.new_figure(size=SIZE)
     figures.estimates_plot(ax, rows, label="PSNR (dB), 95 %")
+    return figure
+
+
+def _epsilon(rows: pd.DataFrame, where: dict[str, str]) -> Figure:
+    """Over seeds as a chapter draws them: the mean, the least low and the largest high."""
+    floor = next(_chosen(rows, where | {"metric": f"{where['metric']} floor"}).itertuples(), None)
+    over_seeds = _chosen(rows, where).groupby(["arm", "epsilon"], sort=True).agg({"value": "mean", "low": "min", "high": "max"})
+    points = list(over_seeds.reset_index().itertuples())
+    places = {point.epsilon: "not private" if math.isinf(point.epsilon) else f"{point.epsilon:g}" for point in points}
+    figure, ax = figures.new_figure(size=SIZE)
+    figures.steps_plot(ax, points, places, by=lambda point: point.epsilon, y_label=where["metric"], floor=floor)
+    ax.set_xlabel("epsilon")
     return figure
 
 

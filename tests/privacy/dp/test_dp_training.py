@@ -172,8 +172,8 @@ BUGS = {
     "realised batch size": ("/ config.batch)", "/ max(1, len(sampled)))"),
     "moving average on virtual steps": ("        average.step(parameters)\n", "        for _ in sampled.split(config.physical):\n"
                                         "            average.step(parameters)\n"),
-    "empty batches skipped": ("        sums = _clipped_sum(", "        if not len(sampled):\n            continue\n"
-                              "        sums = _clipped_sum("),
+    "empty batches skipped": ("        sums = shared_sum(", "        if not len(sampled):\n            continue\n"
+                              "        sums = shared_sum("),
     "one randomness for all patients": ("patient_generators(some, seed", "patient_generators(0 * some, seed"),
     "the last physical batch dropped": ("sampled.split(config.physical) if", "sampled.split(config.physical)[:-1] if"),
     "a part that was not sampled": ("sampled_patients(patients, state.q, ", "sampled_patients(patients, state.q / 2, "),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from medsynth.config import DPConfig, PrivacyConfig
-from medsynth.privacy.dp.study import CENTRAL, CHOSEN, arm_of, chosen, closed, places
+from medsynth.privacy.dp.study import CENTRAL, CHOSEN, arm_of, chosen_rows, closed, places
 from medsynth.results import Row
 
 TRAINING = PrivacyConfig(steps=5, batch=10)
@@ -79,10 +79,10 @@ def test_the_chosen_line_is_what_was_best_elsewhere_also_where_it_is_not_here():
         row(0.0, 1.0),
     ]
     config = replace(CONFIG, chosen=("b", "a"))
-    found = chosen(rows, config)
+    found = chosen_rows(rows, config)
     assert [(r.arm, r.value, r.seed, r.extra) for r in found] == [
         (CHOSEN, 8.0, 0, {"epsilon": 1.0, "method": "b"}), (CHOSEN, 7.0, 3, {"epsilon": 10.0, "method": "a"}),
     ]  # fmt: skip
-    assert chosen(rows, CONFIG) == []
+    assert chosen_rows(rows, CONFIG) == []
     with pytest.raises(ValueError, match="chosen has 1 methods; expected one for each of 2 epsilons"):
         replace(CONFIG, chosen=("b",))

@@ -7,7 +7,7 @@ from torch import nn
 from medsynth.config import DenoiserConfig
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.lora import RANK, merge_adapters
-from medsynth.privacy.dp.clipped_sums import refuse_unsuitable
+from medsynth.privacy.dp.gradients.clipped_sums import refuse_unsuitable
 from medsynth.privacy.dp.trainable import TRAINABLE, make_trainable
 
 NAMES = ("age", "sex")

@@ -1,13 +1,12 @@
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from medsynth.publish.pages import answers as share
 from medsynth.publish.pages.answers import (
     CELLS,
-    DRAWN,
-    GATED,
     METHODS,
     NOTHING,
     PARTLY,
@@ -19,6 +18,7 @@ from medsynth.publish.pages.answers import (
     matching,
     share_section,
 )
+from medsynth.publish.pages.cells import DRAWN, GATED, PRIVATE
 from medsynth.results import Estimate, Row, write_results
 
 SIDECAR = {"parameters": {}, "seeds": [0], "inputs": {}, "data_licence": "generated"}
@@ -61,7 +61,7 @@ def test_without_a_table_every_place_says_so(places):
     # a place for every pair, a sentence for every cell that needs rows, and one where there is no cell at all
     empty = {(m, q) for m in METHODS for q in QUESTIONS} - {(c.method, c.question) for c in CELLS}
     assert details.count(NOTHING) == sum(c.kind == "measured" for c in CELLS) + len(empty)
-    assert details.count("*Proved*") == 1 and "*Measured*" not in details
+    assert details.count("*Proved*") == sum(c.kind == "proved" for c in CELLS) == 2 and "*Measured*" not in details
 
 
 def test_a_verdict_shows_the_worst_row_on_real_images(places):
@@ -139,7 +139,7 @@ def test_a_verdict_links_to_rows_that_are_on_the_page(places):
         ("mri_acdc_3d", "MR of people"),
         ("phantom-pet", "PET phantoms"),
         ("ct", "ct"),
-        ("phantom-heart", "phantom-heart"),
+        ("phantom-heart", "heart phantoms"),
         ("mine", "mine"),
     ],
 )
@@ -151,6 +151,65 @@ def test_the_copies_that_a_gate_misses_most_are_in_the_table():
     """Whether altered once or twice."""
     counted = [c for c in CELLS if c.where.get("kind") in ("attack", "pair")]
     assert len(counted) == 4 and all(c.verdict and c.worst == c.pick == "lowest" for c in counted)
+
+
+def dp(metric, value, table="dp", arm="pre-trained", **extra):
+    """A row of a chapter on differential privacy, at epsilon 10 unless it says another."""
+    named = {"chapter": table.partition("-")[0], "dataset": "phantom-heart", "metric": metric, "arm": arm, "value": value}
+    return Row(**named, extra={"epsilon": 10.0} | extra)
+
+
+def test_differential_privacy_is_bounded_by_the_accountant_and_useful_by_what_is_left_of_the_gain(places):
+    published, own, write = places
+    audit = {"table": "dp-audit", "attack": "white box"}
+    write("published/full", "dp-audit", [
+        dp("accountant", 9.75, **audit), dp("accountant", 1.0, **audit | {"epsilon": 1.0}),
+        dp("lower bound, Gaussian", 0.5, **audit), dp("lower bound, Gaussian", 2.5, **audit | {"epsilon": np.inf}),
+    ])  # fmt: skip
+    gaps = [dp("FID gap closed", 0.875, run="a"), dp("FID gap closed", 0.75, run="b"), dp("FID gap closed", 0.25, epsilon=1.0)]
+    write("published/full", "dp", [*gaps, dp("FID minus floor", 3.5), dp("FID minus floor", 2.0, epsilon=np.inf)])
+    table, details = shown(published, own).split("\n:::\n")
+    line = table[table.index(f"* - {PRIVATE}") :].splitlines()
+    assert line[1] == f"  - **{UNKNOWN}**" == line[3]
+    assert line[2].startswith("  - **Bounded**<br>") and "1 a strong" not in line[2] and ": 9.75, {ref}`heart phantoms" in line[2]
+    assert line[4].startswith("  - **Mostly kept**<br>") and ": 0.75, {ref}`heart phantoms <rows-dp>`" in line[4]
+    details = details[details.index(f"{PRIVATE}: every number") :]
+    assert re.findall(r"^- (\S+, heart .*)$", details, re.MULTILINE) == [
+        "9.75, heart phantoms (full)", "0.5, heart phantoms (full)", "2.5, heart phantoms (full)",
+        "0.875, heart phantoms (full)", "0.75, heart phantoms (full)", "3.5, heart phantoms (full)", "2, heart phantoms (full)",
+    ]  # fmt: skip
+
+
+def test_where_privacy_costs_most_of_the_gain_the_page_says_so(places):
+    published, own, write = places
+    write(
+        "published/full", "dp_images", [dp("FID gap closed", 0.25, table="dp_images"), dp("accountant", 9.5, table="dp_images")]
+    )
+    table = shown(published, own)
+    assert "**More than half is lost**<br>" in table and "**Bounded**<br>" in table
+
+
+def test_phantom_hearts_stand_back_where_people_s_were_measured(places):
+    published, own, write = places
+    head = {"verdict": "Mostly kept", "worst": "lowest", "brief": "share", "tables": ("dp",), "where": {"metric": "gap"}}
+    people = Row(chapter="dp", dataset="mri_acdc_3d", metric="gap", arm="x", value=0.75)
+    write("published/full", "dp", [Row(chapter="dp", dataset="phantom-heart", metric="gap", arm="x", value=0.25), people])
+    assert "share: 0.75, {ref}`MR of people <rows-dp>`" in shown(published, own, [cell(**head)]).split("\n:::\n")[0]
+
+
+def test_what_drawn_images_give_away_names_chance_and_training_without_privacy(places):
+    published, own, write = places
+    arms = {"pre-trained, epsilon 10": 0.125, "pre-trained, epsilon inf": 0.5, "other patients, fresh": 0.0625}
+    rows = [
+        Row.of(Estimate(v, 0.0, 0.75, 80), chapter="dp", dataset="phantom-heart", metric="patients remembered", arm=arm)
+        for arm, v in arms.items()
+    ]
+    write("published/full", "dp-memorisation", rows)
+    table, details = shown(published, own).split("\n:::\n")
+    assert (
+        "**Not ruled out**<br>" in table and ": 0.125 [0, 0.75] (n = 80), {ref}`heart phantoms <rows-dp-memorisation>`" in table
+    )
+    assert [details.index(f"- {v:.3g} [") for v in arms.values()] == sorted(details.index(f"- {v:.3g} [") for v in arms.values())
 
 
 def test_a_phone_shows_each_answer_below_its_question(project):

@@ -14,6 +14,8 @@ from medsynth.publish.plan import chapter_sources
 from medsynth.results import COLUMNS, FIGURE, ROWS, both, chapter_of, published_names, read_results, table_names
 
 PUBLISHED = ROOT / "results" / "published"
+# of chapters whose full runs are not over: the page says so in the place of their numbers
+UNPUBLISHED = {"dp", "dp-audit", "dp-memorisation", "dp_images"}
 TABLES = [(run, name) for run in published_names(PUBLISHED) for name in table_names(PUBLISHED / run)]
 
 
@@ -75,6 +77,10 @@ def names_in(code):
                 yield from (f"{chapter}-{beginning(n)}" for n in own)
 
 
+def test_what_is_said_to_be_unpublished_is():
+    assert not UNPUBLISHED & {name for _, name in TABLES}
+
+
 def beginning(name):
     return ast.literal_eval(name.values[0] if isinstance(name, ast.JoinedStr) else name)
 
@@ -82,6 +88,6 @@ def beginning(name):
 @pytest.mark.parametrize("cell", [c for c in CELLS if c.tables], ids=lambda c: f"{c.method}, {c.says[:30]}")
 def test_every_number_of_the_share_page_is_found_in_what_is_published(cell):
     tables = {name for _, name in TABLES} & set(cell.tables)
-    assert tables == set(cell.tables)
+    assert tables == set(cell.tables) - UNPUBLISHED
     for name in tables:
         assert matching(both(PUBLISHED / "none", name, PUBLISHED), cell), name

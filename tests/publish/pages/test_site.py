@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shutil
 
@@ -145,15 +146,21 @@ def test_the_first_page_has_its_figures_whatever_has_run(project):
     target = assemble(project, folder)
     named = re.findall(r"\{image\} (\S+)", (target / "intro.md").read_text())
     empty = {name: (target / name).read_text() for name in named}
-    assert len(empty) == 2
+    assert len(empty) == 3
     own, rows = folder / "results" / "00_quickstart", project / "results" / "published" / "ct-tcia-full"
     write_figure_data(own, "quickstart-samples", pd.DataFrame({"finding": ["none"]}), **SIDECAR)
     (own / "quickstart-samples.svg").write_text("<svg>four and four</svg>")
     shutil.copytree(ROOT / "results" / "published" / "ct-tcia-full", rows)
+    found = {0.0: 9.0, 10.0: 5.0, math.inf: 4.0}
+    of = {"chapter": "dp", "dataset": "phantom-heart", "arm": "pre-trained", "low": 3.0, "high": 9.5, "level": 0.95}
+    dp = [Row(**of, metric="FID", value=v + s, seed=s, extra={"epsilon": e}) for e, v in found.items() for s in (0, 1)]
+    floor = Row(**of, metric="FID floor", value=3.5, seed=0, extra={"epsilon": 0.0})
+    write_results(project / "results" / "published" / "phantoms-full", "dp", [*dp, floor], **SIDECAR)
     target = assemble(project, folder)
     assert (target / "front" / "samples.svg").read_text() == "<svg>four and four</svg>"
     drawn = (target / "front" / "psnr.svg").read_text()
-    assert drawn != empty["front/psnr.svg"] and assemble(project, folder)
+    assert drawn != empty["front/psnr.svg"]
+    assert (target / "front" / "epsilon.svg").read_text() != empty["front/epsilon.svg"] and assemble(project, folder)
     # the same rows are the same file: nothing is built again
     assert (target / "front" / "psnr.svg").read_text() == drawn
 

@@ -26,7 +26,8 @@ class Rule(NamedTuple):
 
     axes: Callable[[nn.Module], int]  # fewest axes of its inputs, rows included
     vectors: Callable[[nn.Module, Collection[str], torch.Tensor, torch.Tensor], Vectors]  # named ones of each row: (rows, ...)
-    squares: Callable[[nn.Module, list[Pair]], torch.Tensor] | None = None  # squared norms of the weight's gradients, (patients,)
+    each: Callable[[nn.Module, list[Pair]], torch.Tensor] | None = None  # the weight's gradients, (patients, *weight.shape)
+    squares: Callable[[nn.Module, list[Pair]], torch.Tensor] | None = None  # their squared norms, (patients,)
     total: Callable[[nn.Module, list[Pair]], torch.Tensor] | None = None  # the weight's gradient, summed over rows
 
 
@@ -46,6 +47,10 @@ def _inner(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
 
 def _linear_vectors(layer: nn.Linear, keys: Collection[str], x: torch.Tensor, g: torch.Tensor) -> Vectors:
     return {"bias": g.reshape(len(g), -1, g.shape[-1]).sum(1)} if "bias" in keys else {}
+
+
+def _linear_each(layer: nn.Linear, pairs: list[Pair]) -> torch.Tensor:
+    return sum(g.flatten(1, -2).mT @ x.flatten(1, -2) for x, g in pairs)
 
 
 def _linear_squares(layer: nn.Linear, pairs: list[Pair]) -> torch.Tensor:
@@ -89,16 +94,20 @@ def _conv_gradient(layer: nn.Conv2d, x: torch.Tensor, g: torch.Tensor, networks:
     return form(x, shape, g, layer.stride, padding, layer.dilation, networks * layer.groups)
 
 
+def _conv_each(layer: nn.Conv2d, pairs: list[Pair]) -> torch.Tensor:
+    # patients' channels, side by side, are groups of one convolution: as fast as the ordinary gradient, where patients in a
+    # loop take three times as long
+    patients = len(pairs[0][0])
+    beside = [[t.transpose(0, 1).flatten(1, 2) for t in pair] for pair in pairs]
+    return sum(_conv_gradient(layer, x, g, patients) for x, g in beside).reshape(patients, *layer.weight.shape)
+
+
 def _conv_squares(layer: nn.Conv2d, pairs: list[Pair]) -> torch.Tensor:
     x, g = pairs[0]
     before, after = (t.shape[1] * math.prod(t.shape[3:]) for t in (x, g))
     if len(pairs) == layer.groups == 1 and _by_positions(before, after, layer.weight.shape) < after * layer.weight.numel():
         return _conv_squares_by_positions(layer, x, g)
-    # patients' channels, side by side, are groups of one convolution: as fast as the ordinary gradient, where patients in a
-    # loop take three times as long
-    beside = [[t.transpose(0, 1).flatten(1, 2) for t in pair] for pair in pairs]
-    gradients = sum(_conv_gradient(layer, x, g, len(pairs[0][0])) for x, g in beside)
-    return _square(gradients.reshape(len(x), -1))
+    return _square(_conv_each(layer, pairs))
 
 
 def _conv_squares_by_positions(layer: nn.Conv2d, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
@@ -165,23 +174,27 @@ def _table(layer: nn.Embedding, index: torch.Tensor, g: torch.Tensor) -> torch.T
     return table.index_add_(0, (start + index).flatten(), g.flatten(0, 1)).view(patients, entries, -1)
 
 
+def _embedding_each(layer: nn.Embedding, pairs: list[Pair]) -> torch.Tensor:
+    return sum(_table(layer, x.flatten(1), g.flatten(1, -2)) for x, g in pairs)
+
+
 def _embedding_squares(layer: nn.Embedding, pairs: list[Pair]) -> torch.Tensor:
-    return _square(sum(_table(layer, x.flatten(1), g.flatten(1, -2)) for x, g in pairs))
+    return _square(_embedding_each(layer, pairs))
 
 
 def _embedding_total(layer: nn.Embedding, pairs: list[Pair]) -> torch.Tensor:
     return sum(_table(layer, x.reshape(1, -1), g.reshape(1, -1, g.shape[-1]))[0] for x, g in pairs)
 
 
-_CONVOLUTION = Rule(lambda layer: layer.weight.ndim, _conv_vectors, _conv_squares, _conv_total)
+_CONVOLUTION = Rule(lambda layer: layer.weight.ndim, _conv_vectors, _conv_each, _conv_squares, _conv_total)
 
 # Of a subclass nothing is known: its forward pass may differ
 RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: Rule(lambda layer: 2, _linear_vectors, _linear_squares, _linear_total),
+    nn.Linear: Rule(lambda layer: 2, _linear_vectors, _linear_each, _linear_squares, _linear_total),
     nn.Conv1d: _CONVOLUTION,
     nn.Conv2d: _CONVOLUTION,
     nn.Conv3d: _CONVOLUTION,
     nn.GroupNorm: Rule(lambda layer: 2, _group_norm_vectors),
     nn.LayerNorm: Rule(lambda layer: 1 + len(layer.normalized_shape), _layer_norm_vectors),
-    nn.Embedding: Rule(lambda layer: 1, lambda *_: {}, _embedding_squares, _embedding_total),
+    nn.Embedding: Rule(lambda layer: 1, lambda *_: {}, _embedding_each, _embedding_squares, _embedding_total),
 }

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from medsynth.config import DenoiserConfig
 from medsynth.models.denoiser import Denoiser
-from medsynth.privacy.dp import clipped_sums as module
-from medsynth.privacy.dp import layer_rules
-from medsynth.privacy.dp.clipped_sums import ClippedSums, clipped_sums, refuse_unsuitable
+from medsynth.privacy.dp.gradients import clipped_sums as module
+from medsynth.privacy.dp.gradients import layer_rules
+from medsynth.privacy.dp.gradients.clipped_sums import ClippedSums, clipped_sums, refuse_unsuitable
 from medsynth.privacy.dp.trainable import TRAINABLE, make_trainable
 
 NAMES = ("age", "sex", "bmi")
@@ -201,11 +201,11 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=["by positions", "by gradients"])
+@pytest.fixture(params=["by positions", "by gradients", "by gradients that are kept"])
 def form(request, monkeypatch) -> str:
-    """Both ways to a weight's norm, whichever is cheaper."""
-    cost = 0 if request.param == "by positions" else 1 << 60
-    monkeypatch.setattr(layer_rules, "_by_positions", lambda *_: cost)
+    """All ways to a weight's norm, whichever is cheapest."""
+    monkeypatch.setattr(layer_rules, "_by_positions", lambda *_: 0 if request.param == "by positions" else 1 << 60)
+    monkeypatch.setattr(module._Book, "_are_small", lambda *_: request.param == "by gradients that are kept")
     return request.param
 
 
@@ -260,6 +260,7 @@ def test_rows_may_belong_to_patients_in_any_way(patient, positions):
 def test_gradients_formed_a_patient_at_a_time_are_the_same(monkeypatch):
     model, patient = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 3, padding=1)), torch.tensor([1, 0, 2, 1, 1, 3])
     monkeypatch.setattr(layer_rules, "_by_positions", lambda *_: 1 << 60)
+    monkeypatch.setattr(module._Book, "_are_small", lambda *_: False)
     together = compared(model, normal(6, 2, 6, 6), patient, clip=0.1)
     monkeypatch.setattr(module, "CHUNK", 1)
     apart = compared(model, normal(6, 2, 6, 6), patient, clip=0.1)
@@ -280,6 +281,29 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("layer", [nn.Conv2d(2, 2, 3, padding=1), nn.Linear(4, 4), nn.GroupNorm(1, 2)], ids=str)
 def test_uses_of_a_layer_are_summed_before_the_norm(layer, form):
     compared(Twice(layer), normal(5, 2, 4, 4), torch.tensor([0, 1, 1, 2, 0]))
+
+
+@pytest.mark.parametrize("small", [(True, False), (False, True)])
+def test_uses_of_a_layer_are_kept_as_the_first_of_them_is(small, monkeypatch):
+    decided = []
+    monkeypatch.setattr(module._Book, "_are_small", lambda *_: (decided.append(small[len(decided)]), decided[-1])[1])
+    compared(Twice(nn.Conv2d(2, 2, 3, padding=1)), normal(5, 2, 4, 4), torch.tensor([0, 1, 1, 2, 0]))
+    assert decided == [small[0]]
+
+
+@pytest.mark.parametrize(("pixels", "kept_as"), [(9, "gradients"), (2, "pairs")])
+def test_what_is_kept_of_a_weight_is_what_takes_less_memory(pixels, kept_as, monkeypatch):
+    """Three patients' gradients of 8 * 8 * 9 numbers, or inputs and output gradients of 2 * 8 * pixels^2 numbers a row."""
+    kept, norms = {}, module._Book.norms
+
+    def noted(book: module._Book) -> torch.Tensor:
+        kept["gradients"] = book.gradients["weight"].nbytes if "weight" in book.gradients else 0
+        kept["pairs"] = sum(x.nbytes + g.nbytes for pairs in book.pairs.values() for x, g in pairs)
+        return norms(book)
+
+    monkeypatch.setattr(module._Book, "norms", noted)
+    compared(nn.Conv2d(8, 8, 3, padding=1), normal(4, 8, pixels, pixels), torch.tensor([0, 1, 1, 2]), clip=1.0)
+    assert kept == {"gradients": 0, "pairs": 0} | {kept_as: min(3 * 8 * 8 * 9, 4 * 2 * 8 * pixels**2) * 8}
 
 
 def test_what_gets_no_gradient_counts_as_zero():

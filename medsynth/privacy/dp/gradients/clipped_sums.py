@@ -3,7 +3,8 @@
 A *row* is one record with one draw of noise. A patient's gradient is the weighted sum over its rows, so it is averaged before it
 is clipped (Abadi et al. 2016, Algorithm 1, with the patient as the unit). The backward pass computes no gradient of a weight;
 it leaves each layer's inputs and output gradients. From them a patient's gradient is formed for its norm alone, and one
-contraction, output gradients scaled by clip factors, gives the sum over patients.
+contraction, output gradients scaled by clip factors, gives the sum over patients. Where patients' gradients take less memory
+than these inputs and output gradients, they are formed at once and kept instead: then nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from medsynth.privacy.dp.layer_rules import RULES, Pair
+from medsynth.privacy.dp.gradients.layer_rules import RULES, Pair
 
 CHUNK = 2**22  # numbers in the gradients that are formed at a time: 16 MiB in float32
 ROUNDING = 128  # units in the last place by which a computed norm may be too small; 10 were seen
@@ -106,9 +107,11 @@ class _Book:
         self.layers = {name: layer for name, layer in model.named_modules() if _trained(layer)}
         self.patient, self.dtype = patient, dtype
         self.patients = int(patient.max()) + 1
+        self.groups = _by_count(patient)
         self.pairs: dict[str, list[Pair]] = defaultdict(list)
-        # biases and norms: a patient's vector is smaller than the feature maps that it is a sum over, so it is what is kept
-        self.vectors: dict[str, torch.Tensor] = {}
+        # (patients, ...) of biases and norms, which are smaller than the feature maps that they are sums over, and of weights
+        # that are
+        self.gradients: dict[str, torch.Tensor] = {}
 
     @contextlib.contextmanager
     def kept(self, trained: dict[str, nn.Parameter]) -> Iterator[None]:
@@ -152,9 +155,26 @@ class _Book:
         with _exactly(g.device):
             for key, of_rows in rule.vectors(layer, keys, *self._typed(x, g)).items():
                 full = _joined(name, key)
-                self.vectors[full] = self.vectors.get(full, 0) + self.by_patient(of_rows)
-        if rule.squares and "weight" in keys:
-            self.pairs[name].append((x, g))
+                self.gradients[full] = self.gradients.get(full, 0) + self.by_patient(of_rows)
+            if rule.each and "weight" in keys:
+                full = _joined(name, "weight")
+                # what the first use of a layer decides holds for the others: its gradients are summed before the norm
+                if full in self.gradients or (name not in self.pairs and self._are_small(layer, x, g)):
+                    self._form(layer, full, x, g)
+                else:
+                    self.pairs[name].append((x, g))
+
+    def _are_small(self, layer: nn.Module, x: torch.Tensor, g: torch.Tensor) -> bool:
+        """Whether patients' gradients of the weight take less memory than what they follow from."""
+        return self.patients * layer.weight.numel() * self.dtype.itemsize < x.nbytes + g.nbytes
+
+    def _form(self, layer: nn.Module, full: str, x: torch.Tensor, g: torch.Tensor) -> None:
+        """Add to the patients' gradients of a weight."""
+        if full not in self.gradients:
+            self.gradients[full] = torch.zeros(self.patients, *layer.weight.shape, dtype=self.dtype, device=g.device)
+        for patients, rows in self.groups:
+            each = RULES[type(layer)].each(layer, [self._typed(_rows(x, rows), _rows(g, rows))])
+            self.gradients[full].index_add_(0, patients.to(g.device), each)
 
     def by_patient(self, of_rows: torch.Tensor) -> torch.Tensor:
         """(rows, ...) -> (patients, ...), summed."""
@@ -163,13 +183,12 @@ class _Book:
     def norms(self) -> torch.Tensor:
         """(patients,) norms over all parameters."""
         squares = torch.zeros(self.patients, dtype=self.dtype, device=self.patient.device)
-        for vectors in self.vectors.values():
-            squares += vectors.flatten(1).square().sum(1)
-        groups = _by_count(self.patient)
+        for gradients in self.gradients.values():
+            squares += torch.linalg.vector_norm(gradients.flatten(1), dim=1) ** 2
         for name, pairs in self.pairs.items():
             layer = self.layers[name]
             chunk = max(1, CHUNK // layer.weight.numel())
-            for patients, rows in groups:
+            for patients, rows in self.groups:
                 for some, its_rows in zip(patients.split(chunk), rows.split(chunk), strict=True):
                     of_some = [self._typed(_rows(x, its_rows), _rows(g, its_rows)) for x, g in pairs]
                     squares[some] += RULES[type(layer)].squares(layer, of_some)
@@ -179,8 +198,10 @@ class _Book:
         """Of each parameter that has a gradient, the sum over patients of factor (patients,) * gradient; the pairs are spent."""
         # what is not finite must not enter: zero times infinity is no number
         kept = factor > 0
-        sums = {name: torch.tensordot(factor[kept], v[kept], dims=1) for name, v in self.vectors.items()}
-        rows = slice(None) if kept.all() else kept[self.patient].nonzero()[:, 0]
+        everybody = bool(kept.all())
+        some = slice(None) if everybody else kept.nonzero()[:, 0]
+        sums = {name: torch.tensordot(factor[some], v[some], dims=1) for name, v in self.gradients.items()}
+        rows = slice(None) if everybody else kept[self.patient].nonzero()[:, 0]
         of_rows = factor[self.patient][rows]
         while self.pairs:
             name, pairs = self.pairs.popitem()
