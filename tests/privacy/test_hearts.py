@@ -11,7 +11,7 @@ from medsynth.imageset import ImageSet
 from medsynth.mechanism import NONE, Mechanism
 from medsynth.privacy.attacks import hearts
 from medsynth.privacy.attacks.canaries import PatientScores
-from medsynth.privacy.attacks.hearts import audited, first_patients, remembered
+from medsynth.privacy.attacks.hearts import audited, audits, first_patients, remembered
 from medsynth.privacy.attacks.one_run import split_by_coins
 
 TRAINING = PrivacyConfig(steps=5, batch=10)
@@ -81,6 +81,19 @@ def test_one_that_knows_nobody_is_not_and_the_promise_stands_beside(attack):
     for rows in found.values():
         assert rows["AUC"].low < 0.5 < rows["AUC"].high and rows["lower bound, any mechanism"] < 0.5
         assert rows["accountant"] == 8.0 and rows["ceiling, any mechanism"] > 1.5
+
+
+def test_generators_of_one_seed_are_audited_beside_the_public_one_and_variants_are_not(monkeypatch):
+    calls = []
+    monkeypatch.setattr(hearts, "audited", lambda *a, **k: (calls.append((a, k)), {"white box": {"AUC": 0.5}})[1])
+    keys = [("pre-trained", 0.0, 1), ("pre-trained", 10.0, 1), ("pre-trained", 10.0, 2), ("pre-trained, draws 4", 10.0, 1)]
+    named = {key: f"generator {key}" for key in keys}
+    drawn = {key: f"samples {key}" for key in keys}
+    found = audits(named, drawn, "members", "canaries", features=pixels, config="sizes", seed=1)
+    assert found == {("pre-trained", 10.0, "white box"): {"AUC": 0.5}}
+    [(positional, told)] = calls
+    assert positional == (named[keys[1]], named[keys[0]], "members", "canaries")
+    assert (told["released"], told["reference"], told["seed"]) == (drawn[keys[1]], drawn[keys[0]], 1)
 
 
 def test_copies_are_found_and_controls_stand_beside(sides, monkeypatch):

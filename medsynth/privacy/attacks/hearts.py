@@ -24,6 +24,8 @@ from medsynth.privacy.dp.accountant import default_delta
 from medsynth.privacy.dp.fine_tuning import train_privately
 
 Features = Callable[[ImageSet], np.ndarray]
+Key = tuple[str, float, int]  # arm, epsilon, seed
+Audits = dict[tuple[str, float, str], dict[str, Estimate | float]]  # arm, epsilon, attack -> rows
 LINES = {"any_mechanism": "any mechanism", "gaussian": "Gaussian", "independent": "independent"}
 
 
@@ -61,6 +63,22 @@ def audited(
     return found
 
 
+def audits(
+    generators: Mapping[Key, Generator], samples: Mapping[Key, ImageSet], members: ImageSet, canaries: ImageSet, *,
+    features: Features, config: DPConfig, seed: int,
+) -> Audits:  # fmt: skip
+    """Rows of `audited`, of the generators of one seed that are no variant, beside the public one."""
+    start = ("pre-trained", 0.0, seed)
+    told = {"reference": samples[start], "features": features, "config": config, "seed": seed}
+    found = {}
+    for key, made in generators.items():
+        arm, epsilon, of_seed = key
+        if of_seed == seed and epsilon and "," not in arm:
+            attacks = audited(made, generators[start], members, canaries, released=samples[key], **told)
+            found |= {(arm, epsilon, attack): rows for attack, rows in attacks.items()}
+    return found
+
+
 def first_patients(members: ImageSet, canaries: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
     """Of both sides, those who are among the first n patients by number: who is audited is fixed whatever the coins said."""
     people = np.sort(np.concatenate([np.unique(members.patient), np.unique(canaries.patient)]))[:n]
@@ -93,10 +111,8 @@ def over_fitted(
     return OverFitted(train_privately(inside, privacy=config.overfitting, **how), inside, outside)
 
 
-def audit_over_fitted(
-    found: OverFitted, public: Generator, *, features: Features, config: DPConfig, seed: int
-) -> dict[str, dict[str, Estimate | float]]:
-    """Rows as of `audited`, of both attacks on an over-fitted generator, each with `config.overfitted_guesses` guesses.
+def audit_over_fitted(found: OverFitted, public: Generator, *, features: Features, config: DPConfig, seed: int) -> Audits:
+    """Rows as of `audits`, of both attacks on an over-fitted generator, each with `config.overfitted_guesses` guesses.
 
     The attacker who sees samples alone knows the attributes of everybody, asks for one image of each, and asks the generator
     of public weights for the same. Both sides are read through the ledger by who calls.
@@ -106,7 +122,8 @@ def audit_over_fitted(
     released, reference = (made.draw(asked_for(found.members, made.names, everybody)) for made in (found.generator, public))
     sizes = replace(config, audited_patients=config.overfitted_patients, guesses=config.overfitted_guesses)
     told = {"features": features, "config": sizes, "seed": seed}
-    return audited(found.generator, public, *sides, released=released, reference=reference, **told)
+    attacks = audited(found.generator, public, *sides, released=released, reference=reference, **told)
+    return {("over-fitted", math.inf, attack): rows for attack, rows in attacks.items()}
 
 
 def remembered(

@@ -42,6 +42,11 @@ class StepCost(NamedTuple):
     of_plain: Estimate
     of_lean: Estimate
 
+    @property
+    def ratios(self) -> dict[str, Estimate]:
+        """By the names that a table has for them."""
+        return {"time over plain": self.of_plain, "time over lean": self.of_lean}
+
 
 def step_costs(
     config: DenoiserConfig,
