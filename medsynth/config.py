@@ -220,7 +220,7 @@ class DPConfig:
     segmenter_patients: int = 600
     overfitted_patients: int = 32  # of both sides; by their coins half are trained on, one stack each: what an audit must catch
     overfitted_guesses: int = 24
-    overfitting: PrivacyConfig = PrivacyConfig(100, 4, math.inf, learning_rate=5e-4, trainable="full", warmup=10)
+    overfitting: PrivacyConfig = PrivacyConfig(160, 4, math.inf, trainable="full", schedule="cosine", warmup=10)
     cost_batch: int = 16  # rows of the steps that are timed, so many times each
     cost_rounds: int = 7
     slices: int = 8

@@ -14,6 +14,7 @@ from medsynth.privacy.attacks.halves import planes_halved
 from medsynth.privacy.attacks.memorisation import correlations
 from medsynth.privacy.attacks.remembered import (
     COPIES,
+    MARGIN,
     NEARER,
     OTHER_HALF,
     OTHERS,
@@ -55,7 +56,7 @@ def value(found):
 
 def test_copies_of_trained_planes_are_memory(known):
     found = value(known.of(known.ward.halves.trained))
-    assert found[REMEMBERED] == found[COPIES] == found[NEARER] == 1
+    assert found[REMEMBERED] == found[COPIES] == found[NEARER] == 1 and found[MARGIN] > 0.2
     # and by the limit alone the patient would seem remembered by planes that nobody saw
     assert found[OTHER_HALF] > 0.5 and found[OTHERS] < 0.3
 
@@ -73,6 +74,7 @@ def test_new_images_of_the_same_patients_pass_the_test_of_the_coins(known):
     found = known.of(again.with_images(np.clip(mean + noise, 0, 1)))
     assert found[REMEMBERED].value > 0.5
     assert found[NEARER].low < 0.5 < found[NEARER].high and found[NEARER].n == 40
+    assert found[MARGIN].low < 0 < found[MARGIN].high
 
 
 def test_strangers_are_not_remembered(known):
