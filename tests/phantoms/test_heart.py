@@ -164,7 +164,10 @@ def test_populations_differ_in_people_and_scanner(public, private):
     assert not set(public[0].row_hashes) & set(private.row_hashes)
     lung = [np.percentile(s.images[:, 0, 4], 2) for s in (public[0], private)]
     assert lung[1] > 1.3 * lung[0], "the private scanner is noisier"
-    assert set(POPULATIONS) == {"public", "private"}
+    rehearsal = POPULATIONS["rehearsal"]
+    assert set(POPULATIONS) == {"public", "private", "rehearsal"} and rehearsal.role == "public"
+    # nobody is in two of them, and no two share a scanner
+    assert len({p.first_patient for p in POPULATIONS.values()}) == len({p.scanner for p in POPULATIONS.values()}) == 3
 
 
 def test_targets_are_met_by_the_voxels():
