@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 
 from medsynth import figures
-from medsynth.config import ThoraxConfig, load_profile, project_root
-from medsynth.data.sources import Sources, private_and_test, private_and_test_hearts
+from medsynth.config import ThoraxConfig
+from medsynth.data.hearts import Hearts, hearts_of
+from medsynth.data.sources import Sources, private_and_test
 from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.weights import denoiser_kind, shipped_hash, weights_folder
+from medsynth.profile import load_profile, project_root
 from medsynth.results import COLUMNS, Estimate, Row, Scalar, write_results
 from medsynth.words import did_you_mean
 
@@ -53,17 +55,26 @@ class Chapter:
 
         The private set is declared; that the held-out one will be measured against leaves a line.
         """
-        return self._noted(private_and_test(sizes or self.settings.thorax, data, modality, self.seed), modality, stage, output)
-
-    def hearts(self, data: str = "", *, stage: str = "measure", output: str = "result rows") -> Sources:
-        """As `sets`, of stacks of hearts."""
-        return self._noted(private_and_test_hearts(self.settings.privacy, data, self.seed), "hearts", stage, output)
-
-    def _noted(self, sources: Sources, kind: str, stage: str, output: str) -> Sources:
-        self.ledger.declare(sources.private)
-        self.ledger.read(sources.test, stage=stage, output=output)
-        self.note(**{f"private {kind}": sources.private, f"test {kind}": sources.test})
+        sources = private_and_test(sizes or self.settings.thorax, data, modality, self.seed)
+        self._noted({f"private {modality}": sources.private, f"test {modality}": sources.test}, stage, output)
         return sources
+
+    def hearts(self, data: str = "", *, stage: str = "measure", output: str = "result rows") -> Hearts:
+        """As `sets`, of stacks of hearts; volumes that the labels of a file say stand among their attributes."""
+        from medsynth.evaluation.hearts.annotated import labels_of, with_volumes
+
+        hearts = hearts_of(self.settings.privacy, data, self.seed)
+        hearts = Hearts(*(with_volumes(part, labels_of(data, part)) for part in hearts))
+        self._noted({"private hearts": hearts.private, "asked hearts": hearts.asked, "test hearts": hearts.test}, stage, output)
+        return hearts
+
+    def _noted(self, sets: Mapping[str, ImageSet], stage: str, output: str) -> None:
+        """The first is private, and declared; that the others will be measured against leaves a line each."""
+        first, *others = sets.values()
+        self.ledger.declare(first)
+        for images in others:
+            self.ledger.read(images, stage=stage, output=output)
+        self.note(**sets)
 
     def generator(self, private: ImageSet, *, seed: int | None = None, table: str = "") -> Generator:
         """A generator at the settings, trained on these images; found again if trained before. Its weights are noted."""

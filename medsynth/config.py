@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
-
-import yaml
-
-from medsynth.config_memorisation import MemorisationConfig
-from medsynth.parse import check_sizes, parse
-from medsynth.words import did_you_mean
+from dataclasses import dataclass, replace
 
 # parameters of a denoiser; see medsynth.privacy.dp.trainable
 TRAINABLE = ("bias", "attention", "lora", "full")
@@ -231,8 +224,12 @@ class DPConfig:
             raise ValueError(f"chosen has {len(self.chosen)} methods; expected one for each of {len(self.epsilons)} epsilons")
 
     def asked(self, people: int) -> int:
-        """How many of so many held-out people are asked for; their images are measured against the others."""
-        return round(people * self.asked_patients / (self.asked_patients + self.test_patients))
+        """How many of so many held-out people are asked for; their images are measured against the others.
+
+        Of fewer people than the profile has, half: neither may be too few.
+        """
+        enough = self.asked_patients + self.test_patients
+        return round(people * (self.asked_patients / enough if people >= enough else 0.5))
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -257,6 +254,49 @@ class DPImagesConfig:
 
 
 @dataclass(frozen=True)
+class DPPatientsConfig:
+    """One promise with ever more patients behind it: how many a private generator of hearts needs."""
+
+    patients: tuple[int, ...]  # of the private set, the first so many; of a set of fewer, all
+    epsilons: tuple[float, ...]
+    training: PrivacyConfig  # its batch is for the fewest patients, and grows as they do
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of all that is trained, as PATIENTS/EPSILON."""
+        return tuple(f"{n}/{epsilon:g}" for n in self.patients for epsilon in (*self.epsilons, math.inf))
+
+    def recipe(self, patients: int, epsilon: float) -> PrivacyConfig:
+        """The training with so many patients, at least those of a step: each is as often in a step as of the fewest."""
+        share = self.training.batch / self.patients[0]
+        return replace(self.training, batch=max(1, round(share * patients)), epsilon=epsilon)
+
+
+@dataclass(frozen=True)
+class MemorisationConfig:
+    """Generators of few patients: what they remember, by how often they saw them and by what was promised."""
+
+    patients: int  # of each set, at most; half of the planes of each are trained on
+    others: int  # held-out patients: how near they come is the measure of a copy
+    passes: tuple[int, ...]  # over the patients, each a training without privacy, of all weights
+    epsilons: tuple[float, ...]  # each a training with a promise, of few weights; beside them stands one with none
+    private_passes: int
+    batch: int = 4  # patients that a step expects
+    private_batch: int = 10
+    learning_rate: float = 1e-3
+    private_learning_rate: float = 5e-4
+    warmup: int = 10  # steps
+    planes: int = 8  # of a half, at most: the depth of stacks, and what a patient may add to a set of images
+    size: int = 64  # pixels
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of all that is trained, as passes/NUMBER or epsilon/NUMBER."""
+        passes = (f"passes/{n}" for n in self.passes)
+        return (*passes, *(f"epsilon/{epsilon:g}" for epsilon in (*self.epsilons, math.inf)))
+
+
+@dataclass(frozen=True)
 class WeightsConfig:
     """On how many phantoms the shipped weights are measured, and how finely their ruler is studied."""
 
@@ -267,81 +307,3 @@ class WeightsConfig:
     populations: int  # that are compared with themselves, to see what the ruler notices
     splits: int  # patient-disjoint halves of a set of 500, of smaller ones more, to see whether the ruler rises with damage
     power_splits: int  # and what it notices
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One size at which the whole book can run; profiles differ in numbers only."""
-
-    name: str
-    thorax: ThoraxConfig
-    cardiac: CardiacConfig
-    denoiser: DenoiserConfig
-    diffusion: DiffusionConfig
-    sampling: SamplingConfig
-    evaluation: EvaluationConfig
-    gate: GateConfig
-    restoration: RestorationGridConfig
-    sites: SitesConfig
-    privacy: DPConfig
-    dp_images: DPImagesConfig
-    memorisation: MemorisationConfig
-    weights: WeightsConfig
-    denoiser_3d: DenoiserConfig = DenoiserConfig(channels=(32, 64, 96), spatial_dims=3)
-    seeds: tuple[int, ...] = (0,)
-    arms: tuple[str, ...] = ()  # chapters that are begun in arms where several runs go at a time: those that train for long
-
-    def denoiser_for(self, spatial_dims: int) -> DenoiserConfig:
-        """The network for images or for stacks."""
-        return self.denoiser_3d if spatial_dims == 3 else self.denoiser
-
-
-def project_root(start: Path | None = None) -> Path:
-    """The nearest folder at or above `start` (default: the working directory) that holds `profiles/`."""
-    start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
-        if (folder / "profiles").is_dir() and (folder / "notebooks").is_dir():
-            return folder
-    raise FileNotFoundError(f"no folder with profiles/ and notebooks/ at or above {start}; run inside the project")
-
-
-def load_profile(name: str, folder: Path | None = None) -> Profile:
-    """Read `profiles/<name>.yaml`, or a file of your own where `name` is its path, such as "sizes/mine.yaml".
-
-    An unknown name, key or type is a ValueError that names the closest valid one. With `folder`, names in it alone count.
-    """
-    path = Path(name)
-    if folder is None and path.suffix == ".yaml":
-        if not path.is_file():
-            raise ValueError(f"profile {name!r}: no such file; expected a .yaml file, or the name of one in profiles/")
-        folder, name = path.resolve().parent, path.stem
-    folder = folder or project_root() / "profiles"
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
-    if name not in known:
-        raise ValueError(f"profile {name!r} does not exist in {folder.name}/; {did_you_mean(name, known)}")
-    path = folder / f"{name}.yaml"
-    where = f"{folder.name}/{path.name}"
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _OnceEach) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = f"line {mark.line + 1}: " if (mark := getattr(error, "problem_mark", None)) else ""
-        raise ValueError(f"{where}: not YAML that can be read: {place}{getattr(error, 'problem', error)}") from error
-    if isinstance(found, dict):
-        if "name" in found:
-            raise ValueError(f"{where}: unknown key 'name'; a profile is named by its file, so remove it")
-        found = {"name": name, **found}
-    profile = parse(Profile, found, where)
-    check_sizes(profile, where)
-    return profile
-
-
-class _OnceEach(yaml.SafeLoader):
-    """YAML in which each key of a mapping stands once: of two, another reader takes the last and forgets the other."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        known: list[object] = []
-        for key, _ in node.value:
-            if (name := self.construct_object(key, deep=True)) in known:
-                raise yaml.constructor.ConstructorError(problem=f"{name!r} stands there twice", problem_mark=key.start_mark)
-            known.append(name)
-        return super().construct_mapping(node, deep)

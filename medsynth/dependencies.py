@@ -13,7 +13,7 @@ from medsynth.hashes import bytes_hash
 
 PACKAGE = "medsynth"
 # settings enter a hash by their values; a ledger writes down what was read, and changes nothing that is made of it
-UNCOUNTED = ("medsynth.config", "medsynth.dependencies", "medsynth.ledger")
+UNCOUNTED = ("medsynth.config", "medsynth.profile", "medsynth.dependencies", "medsynth.ledger")
 _LOGGERS = ("log", "logger", "logging", "warnings", "ledger")
 _UNREAD = ("__version__", "__all__")
 

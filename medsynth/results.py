@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from medsynth.config import project_root
 from medsynth.hashes import file_hash
+from medsynth.profile import project_root
 from medsynth.runs import atomic_path, package_versions, write_json
 from medsynth.words import did_you_mean
 

@@ -14,16 +14,14 @@ from medsynth.config import (
     AutoencoderConfig,
     DenoiserConfig,
     DiffusionConfig,
-    Profile,
     SamplingConfig,
     ThoraxConfig,
-    load_profile,
-    project_root,
 )
 from medsynth.parse import parse
+from medsynth.profile import Profile, load_profile, project_root
 
 PROFILES = ("full", "laptop", "paper", "smoke")
-CONFIGS = [c for c in vars(config).values() if is_dataclass(c)]
+CONFIGS = [*(c for c in vars(config).values() if is_dataclass(c)), Profile]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from medsynth.cli.app import (
     outside,
     say,
 )
-from medsynth.config import load_profile
+from medsynth.profile import load_profile
 
 DeltaOption = Annotated[
     float | None, typer.Option(help="Of --epsilon; default the least of 1e-6 and patients to the power of -1.5.")

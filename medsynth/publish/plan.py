@@ -14,8 +14,8 @@ from operator import attrgetter
 from pathlib import Path
 
 import medsynth
-from medsynth.config import Profile, load_profile
 from medsynth.data.npz import known_folder
+from medsynth.profile import Profile, load_profile
 from medsynth.publish.fingerprint import changes, fingerprint
 from medsynth.publish.notebook import (
     Arms,

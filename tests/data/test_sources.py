@@ -8,7 +8,8 @@ import pytest
 
 from medsynth.config import DPConfig, PrivacyConfig, ThoraxConfig
 from medsynth.data import sources
-from medsynth.data.sources import cached_thorax, private_and_test, private_and_test_hearts
+from medsynth.data.hearts import hearts_of
+from medsynth.data.sources import cached_thorax, private_and_test
 from medsynth.imageset import ImageSet
 from medsynth.models.weights import denoiser_kind
 
@@ -68,10 +69,10 @@ def test_phantom_test_patients_are_of_the_private_population_and_never_trained_o
 def test_hearts_of_a_rehearsal_play_private_and_are_of_another_hospital(cache):
     training = PrivacyConfig(steps=1, batch=2)
     config = DPConfig(3, 2, 1, (1.0,), training, training, slices=8, size=32)
-    s, private = private_and_test_hearts(config, "rehearsal"), private_and_test_hearts(config)
-    assert (s.private.dataset, s.private.role, s.test.role, s.private.patients, s.test.patients) == (
-        "rehearsal-heart", "private", "eval", 3, 3
-    )  # fmt: skip
+    s, private = hearts_of(config, "rehearsal"), hearts_of(config)
+    assert (s.private.dataset, s.private.role, s.private.patients) == ("rehearsal-heart", "private", 3)
+    assert (s.asked.role, s.test.role, s.asked.patients, s.test.patients) == ("eval", "eval", 1, 2)
+    assert not set(s.asked.patient.tolist()) & set(s.test.patient.tolist())
     assert private.private.dataset == "phantom-heart" and not set(s.private.row_hashes) & set(private.private.row_hashes)
     assert not s.private.people
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from medsynth.config import load_profile
 from medsynth.downstream.tasks import TASKS, LowCountPET, LowDoseCT, SuperResolutionMR, experiment, task
 from medsynth.evaluation.image_quality import image_psnr
 from medsynth.phantoms.thorax.thorax import thorax
+from medsynth.profile import load_profile
 
 
 @pytest.fixture(scope="module")

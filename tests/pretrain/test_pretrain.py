@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from medsynth.config import AutoencoderConfig, DiffusionConfig, RefinerConfig, load_profile
+from medsynth.config import AutoencoderConfig, DiffusionConfig, RefinerConfig
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX
@@ -32,6 +32,7 @@ from medsynth.pretrain.autoencoder import (
 from medsynth.pretrain.diffusion import REAL_REPEATS, pretrain_denoiser
 from medsynth.pretrain.extractor import degrade
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
+from medsynth.profile import load_profile
 from medsynth.training import step_generator
 from medsynth.vocabulary import HEART, MODALITIES
 

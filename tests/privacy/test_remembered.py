@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from medsynth.config_memorisation import MemorisationConfig
+from medsynth.config import MemorisationConfig
 from medsynth.imageset import ImageSet
 from medsynth.privacy.attacks import remembered
 from medsynth.privacy.attacks.halves import planes_halved

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from stub_project import add_arms, make_project
 
-from medsynth.config import load_profile
 from medsynth.data.npz import KNOWN as KNOWN_FILES
 from medsynth.downstream.tasks import TASKS
 from medsynth.phantoms.thorax.thorax import SITES, thorax
+from medsynth.profile import load_profile
 from medsynth.publish import plan as reproduce
 from medsynth.publish.notebook import declared_arms
 from medsynth.publish.plan import (
@@ -298,13 +298,16 @@ def test_a_chapter_that_is_done_needs_no_arms(project):
 def test_our_chapters_are_divided_by_what_they_train():
     profile = load_profile("full", ROOT / "profiles")
     arms = {name: stages(source, profile) for name, source in chapter_sources(ROOT).items() if declared_arms(source)}
-    assert list(arms) == ["02_generator", "04_restoration", "05_sites", "06_dp", "06_dp_images", "06_memorisation"]
+    assert list(arms) == [
+        "02_generator", "04_restoration", "05_sites", "06_dp", "06_dp_images", "06_dp_patients", "06_memorisation",
+    ]  # fmt: skip
     assert [a.values for a in arms["02_generator"]] == [["0", "1", "2"]]
     # a generator each, then the networks that learn from its images
     assert [a.values for a in arms["04_restoration"]] == [["ct", "mr", "pet"], list(profile.restoration.experiments)]
     assert [tuple(a.values) for a in arms["05_sites"]] == [SITES]
     assert [tuple(a.values) for a in arms["06_dp"]] == [profile.privacy.arms]
     assert [tuple(a.values) for a in arms["06_dp_images"]] == [profile.dp_images.arms]
+    assert [tuple(a.values) for a in arms["06_dp_patients"]] == [profile.dp_patients.arms]
     assert [tuple(a.values) for a in arms["06_memorisation"]] == [profile.memorisation.arms]
     # the first kind has one arm for each generator only if experiments are called as their modality
     assert all(name.partition("-")[0] == task.modality for name, task in TASKS.items())

@@ -9,6 +9,7 @@ is measured better than that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from medsynth.evaluation.hearts.labels import (
     train_segmenter,
 )
 from medsynth.evaluation.statistics import Estimate, bootstrap_mean
-from medsynth.imageset import ImageSet
+from medsynth.imageset import ImageSet, concatenate
 from medsynth.ledger import Ledger
 from medsynth.phantoms.heart.heart import PHASES, measure_volumes
 from medsynth.resample import stacks_at
@@ -44,12 +45,14 @@ def nominal_spacing(spatial: tuple[int, ...]) -> tuple[float, float, float]:
 
 
 def labels_of(path: str | Path, images: ImageSet) -> np.ndarray | None:
-    """Labels uint8 (n, d, h, w) of stacks that were read from an .npz file; None where it holds none.
+    """Labels uint8 (n, d, h, w) of stacks that were read from an .npz file; None where it holds none, or where there is no file.
 
     images: all stacks of some patients of the file, in its order, on any grid that `stacks_at` makes; labels are brought to it
     in the same way, and each voxel gets what fills most of it. 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle.
     Raises ValueError for labels of another shape or with other numbers, and for images of which the file holds no such stack.
     """
+    if not Path(path).is_file():
+        return None
     arrays = read_arrays(Path(path))
     key = next((k for k in MASKS if k in arrays and arrays[k].ndim == 4), None)
     if key is None:
@@ -95,18 +98,26 @@ def with_volumes(images: ImageSet, labels: np.ndarray | None) -> ImageSet:
     return replace(images, attributes=images.attributes.assign(**found))
 
 
-def segmenter_for(private: ImageSet, labels: np.ndarray | None, config: SegmenterConfig, *, ledger: Ledger) -> HeartSegmenter:
-    """Of scans with labels a segmenter trained on them, which leaves a line in the ledger; without labels that of phantoms."""
-    return heart_segmenter(config) if labels is None else train_segmenter(private, labels, config, ledger=ledger)
+def segmenter_for(
+    private: ImageSet, unseen: Sequence[ImageSet], data: str, config: SegmenterConfig, *, ledger: Ledger, seed: int
+) -> tuple[HeartSegmenter, dict[str, Estimate]]:
+    """A segmenter, and its `segmenter_error` on the sets `unseen`: trained on the labels of a file, otherwise on phantoms.
+
+    data: the file that all sets are from. That private images train a segmenter leaves a line in the ledger.
+    """
+    labels = labels_of(data, private)
+    if labels is None:
+        return heart_segmenter(config), {}
+    found = train_segmenter(private, labels, config, ledger=ledger)
+    known = np.concatenate([labels_of(data, images) for images in unseen])
+    return found, segmenter_error(found, concatenate(unseen, "unseen"), known, seed=seed)
 
 
-def segmenter_error(segmenter: HeartSegmenter, images: ImageSet, labels: np.ndarray | None, *, seed: int) -> dict[str, Estimate]:
-    """Mean Dice of each structure over stacks that the segmenter has not seen, with intervals over patients; {} without labels.
+def segmenter_error(segmenter: HeartSegmenter, images: ImageSet, labels: np.ndarray, *, seed: int) -> dict[str, Estimate]:
+    """Mean Dice of each structure over stacks that the segmenter has not seen, with intervals over patients.
 
     Stacks in which neither shows the structure do not count. Also "lv ratio": the volume that is found over the true one.
     """
-    if labels is None:
-        return {}
     segmented = segment(segmenter, images)
     scores = dice(segmented, labels)
     found = {}

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsynth.config import PrivacyConfig, ThoraxConfig
-from medsynth.config_memorisation import MemorisationConfig
+from medsynth.config import MemorisationConfig, PrivacyConfig, ThoraxConfig
 from medsynth.data.sources import Sources, cached_hearts, private_and_test, stacks_of_file
 from medsynth.evaluation.statistics import Estimate, bootstrap_mean, clopper_pearson
 from medsynth.imageset import ImageSet, concatenate

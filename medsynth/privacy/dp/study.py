@@ -10,10 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from medsynth.config import DPConfig, PrivacyConfig
+from medsynth.evaluation.hearts.volumes import DAUM_FID
 from medsynth.results import Row
 from medsynth.words import did_you_mean
 
 CENTRAL, CHOSEN = "central images first", "chosen on public phantoms"
+# of all metrics those that a reader compares; tables hold the others too
+SHOWN = ("FID", "FID gap closed", "KID", "KID of volumes", "MS-SSIM", "lv r", "rv r", "wall r", "cycle accuracy", DAUM_FID)
 
 
 class Arm(NamedTuple):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from medsynth.config import DPConfig, PrivacyConfig
+from medsynth.data.hearts import hearts_of
 from medsynth.data.npz import load_npz
-from medsynth.data.sources import private_and_test_hearts
 from medsynth.evaluation.hearts import annotated
 from medsynth.evaluation.hearts import labels as heart_labels
 from medsynth.evaluation.hearts.annotated import (
@@ -58,10 +58,10 @@ def test_labels_of_a_file_on_its_own_grid_are_its_labels(file, truth):
 
 def test_labels_go_to_the_grid_of_a_chapter_as_its_images_do(file, truth):
     """Against a naive reference: planes by place, then the structure of most of the four pixels; ties are left out."""
-    private, test = private_and_test_hearts(GRID, str(file))
-    assert (private.spatial, private.patients, test.patients) == ((8, 32, 32), 6, 4)
-    found, labels = labels_of(file, test), truth[1][12:]
-    volumes = truth[0].images[12:, 0]
+    private, asked, test = hearts_of(GRID, str(file))
+    assert (private.spatial, private.patients, asked.patients, test.patients) == ((8, 32, 32), 6, 2, 2)
+    found, labels = labels_of(file, test), truth[1][16:]
+    volumes = truth[0].images[16:, 0]
     for stack in range(len(test)):
         shown = np.flatnonzero((volumes[stack] * 255).round().max((1, 2)) > 0)
         for k, plane in enumerate(np.linspace(shown[0], shown[-1], 8).round().astype(int)):
@@ -76,7 +76,7 @@ def test_a_file_without_labels_has_none(file, arrays):
     np.savez(file, **{k: v for k, v in arrays.items() if k != "label"})
     images = load_npz(file, modality="mr")
     assert labels_of(file, images) is None
-    assert with_volumes(images, None) is images and segmenter_error(None, images, None, seed=0) == {}
+    assert with_volumes(images, None) is images and labels_of("", images) is None
 
 
 @pytest.mark.parametrize(
@@ -121,16 +121,16 @@ def test_a_patient_without_a_phase_has_no_volume_of_it(truth):
 
 
 def test_a_segmenter_of_scans_leaves_a_line_and_one_of_phantoms_none(file, cache, monkeypatch):
-    private, test = private_and_test_hearts(GRID, str(file))
-    labels, ledger = labels_of(file, private), Ledger()
-    segmenter = segmenter_for(private, labels, TINY, ledger=ledger)
+    private, *unseen = hearts_of(GRID, str(file))
+    ledger = Ledger()
+    _, found = segmenter_for(private, unseen, str(file), TINY, ledger=ledger, seed=0)
     (line,) = ledger.entries(private)
     assert (line.stage, line.mechanism.name) == ("train segmenter", "none") and "not released" in line.output
-    found = segmenter_error(segmenter, test, labels_of(file, test), seed=0)
     assert set(found) == {"Dice RV", "Dice myocardium", "Dice LV", "lv ratio"}
     assert all(0 <= e.low <= e.value <= e.high for e in found.values()) and found["Dice LV"].n == 4
     monkeypatch.setattr(annotated, "heart_segmenter", lambda config: config)
-    assert segmenter_for(private, None, TINY, ledger=ledger) is TINY and len(ledger.entries(private)) == 1
+    assert segmenter_for(private, unseen, "", TINY, ledger=ledger, seed=0) == (TINY, {})
+    assert len(ledger.entries(private)) == 1
 
 
 def test_the_error_of_true_labels_is_none(truth, monkeypatch):

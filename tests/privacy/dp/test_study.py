@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from medsynth.config import DPConfig, PrivacyConfig
+from medsynth.config import DPConfig, DPPatientsConfig, PrivacyConfig
 from medsynth.privacy.dp.study import CENTRAL, CHOSEN, arm_of, chosen_rows, closed, places
 from medsynth.results import Row
 
@@ -43,7 +43,16 @@ def test_a_variant_that_cannot_be_is_named(variant, said):
 
 
 def test_held_out_people_are_asked_for_or_measured_against():
-    assert CONFIG.asked(30) == 10 and CONFIG.asked(17) == 6
+    assert CONFIG.asked(30) == 10 and CONFIG.asked(33) == 11
+    # of few people neither side may be too few
+    assert CONFIG.asked(17) == 8
+
+
+def test_more_patients_are_more_in_every_step():
+    few = DPPatientsConfig((60, 250), (10.0,), replace(TRAINING, batch=20))
+    assert few.arms == ("60/10", "60/inf", "250/10", "250/inf")
+    assert few.recipe(60, 10.0) == replace(TRAINING, batch=20, epsilon=10.0)
+    assert few.recipe(250, math.inf) == replace(TRAINING, batch=83, epsilon=math.inf) and few.recipe(1, 1.0).batch == 1
 
 
 def row(epsilon, value, *, arm="pre-trained", seed=0):
