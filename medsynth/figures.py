@@ -269,7 +269,8 @@ def steps_plot(
     if floor is not None:
         ax.axhline(floor.value, color="#555555", linestyle="--", linewidth=1.2, label="real against real")
         ax.axhspan(floor.low, floor.high, color="#999999", alpha=0.25, linewidth=0)
-    ax.set_xticks(range(len(at)), list(places.values()))
+    # words stand below each other: panels are narrow, and the last label would run into the one before
+    ax.set_xticks(range(len(at)), [label.replace(" ", "\n") for label in places.values()])
     ax.set(xlim=(-0.5, len(at) - 0.5), ylabel=y_label)
     return ax
 
