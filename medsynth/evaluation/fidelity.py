@@ -115,7 +115,9 @@ class _Blocks(NamedTuple):
 
 def _mean_off_diagonal(sums: np.ndarray, size: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     total = ((drawn @ sums) * drawn).sum(1) - drawn**2 @ np.diag(sums)
-    return total / ((drawn @ size) ** 2 - drawn**2 @ size**2)
+    # of two people a resample may be one alone, who has nobody to be compared with: no number, which the interval leaves out
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return total / ((drawn @ size) ** 2 - drawn**2 @ size**2)
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from medsynth.resample import slices_of
 
 UNITS = {f"{name} error": unit for name, unit in _UNITS.items()}
 _PAIRS = 200  # of stacks, for MS-SSIM
+_FIDS = ("FID", "FID floor", "FID minus floor")
 
 
 class HeartScores:
@@ -32,6 +33,7 @@ class HeartScores:
 
     def __init__(self, test: ImageSet, extractor: Extractor, segmenter: HeartSegmenter, *, seed: int, splits: int) -> None:
         self.test, self.extractor, self.segmenter, self.seed, self.splits = test, extractor, segmenter, seed, splits
+        self._conditions: dict[str, Reference] = {}
 
     @property
     def units(self) -> dict[str, str]:
@@ -41,12 +43,12 @@ class HeartScores:
     @cached_property
     def planes(self) -> Reference:
         """The planes of the held-out stacks; planes of one patient are one unit."""
-        return Reference(slices_of(self.test), self.extractor, seed=self.seed, splits=self.splits)
+        return self._reference(self.test)
 
     def quality(self, stacks: ImageSet) -> dict[str, Estimate | float]:
         """FID and KID of planes with floors, KID of volumes, MS-SSIM within the set, and the variant of Daum et al."""
         planes = slices_of(stacks)
-        reference = self.planes if len(planes) >= self.planes.rows else self.planes.at(len(planes))
+        reference = _as_large(self.planes, planes)
         # a drawn stack is one unit, its planes are not
         found: dict[str, Estimate | float] = dict(reference.score(planes))
         features = volume_features(stacks, self.extractor)
@@ -72,7 +74,10 @@ class HeartScores:
         return found | {"cycle accuracy": phases.pairs}
 
     def by_condition(self, stacks: ImageSet, asked: ImageSet) -> dict[str, dict[str, Estimate]]:
-        """KID of volumes for each condition, against held-out patients of the same; conditions of fewer than ten are left out."""
+        """FID of planes and KID of volumes for each condition, against held-out patients of the same.
+
+        Conditions of fewer than ten stacks are left out, and the FID where it has no value at so few planes.
+        """
         found = {}
         if not {"condition"} <= set(asked.attributes) & set(self.test.attributes):
             return found
@@ -80,7 +85,12 @@ class HeartScores:
         features = volume_features(stacks, self.extractor)
         for name in (n for n in ours if n in theirs and min(len(ours[n]), len(theirs[n])) >= 10):
             units = {"patient": self.test.patient[ours[name]], "synthetic_patient": stacks.patient[theirs[name]]}
-            found[name] = {"KID of volumes": kid(self._volumes[ours[name]], features[theirs[name]], **units, seed=self.seed)}
+            near = kid(self._volumes[ours[name]], features[theirs[name]], **units, seed=self.seed)
+            if name not in self._conditions:
+                self._conditions[name] = self._reference(self.test.select(ours[name]))
+            planes = slices_of(stacks.select(theirs[name]))
+            fids = _as_large(self._conditions[name], planes).score(planes)
+            found[name] = {k: v for k, v in fids.items() if k in _FIDS} | {"KID of volumes": near}
         return found
 
     def joined(self, stacks: ImageSet) -> np.ndarray:
@@ -91,6 +101,14 @@ class HeartScores:
         """Volumes and walls as the segmenter finds them; where spacing is not known, they are nominal."""
         return measure_volumes(segment(self.segmenter, stacks), stacks.spacing or nominal_spacing(stacks.spatial))
 
+    def _reference(self, stacks: ImageSet) -> Reference:
+        return Reference(slices_of(stacks), self.extractor, seed=self.seed, splits=self.splits)
+
     @cached_property
     def _volumes(self) -> np.ndarray:
         return volume_features(self.test, self.extractor)
+
+
+def _as_large(reference: Reference, planes: ImageSet) -> Reference:
+    """The reference, with no more rows a side than there are planes."""
+    return reference if len(planes) >= reference.rows else reference.at(len(planes))

@@ -54,7 +54,18 @@ def test_nothing_is_controlled_where_no_volume_was_asked_for(scores, people):
 def test_conditions_are_scored_apart_where_enough_have_them(scores, people):
     found = scores.by_condition(people[1], people[1])
     common = [k for k in ("normal", "dilated") if all((p.attributes["condition"] == k).sum() >= 10 for p in people.values())]
-    assert set(common) <= set(found) and all(set(v) == {"KID of volumes"} for v in found.values())
+    assert set(common) <= set(found) and all({"KID of volumes"} <= set(v) for v in found.values())
+    # of 128 planes a side and more there is a FID as well
+    assert {name for name, v in found.items() if "FID minus floor" in v} <= set(common)
+
+
+def test_a_condition_with_planes_enough_has_a_fid_which_sees_a_set_that_is_not_of_it(monkeypatch):
+    sets = [cardiac(patients=40, slices=8, size=32, seed=seed) for seed in (0, 1)]
+    scores = HeartScores(sets[0].with_role("eval"), shipped_extractor(), None, seed=0, splits=2)
+    found = scores.by_condition(sets[1], sets[1])["normal"]
+    blurred = sets[1].with_images(sets[1].images * 0.5)
+    assert found["FID"].value < scores.by_condition(blurred, sets[1])["normal"]["FID"].value
+    assert set(found) == {"FID", "FID floor", "FID minus floor", "KID of volumes"}
 
 
 def test_joined_features_tell_planes_apart(scores, people):
