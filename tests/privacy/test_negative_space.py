@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from medsynth.evaluation.roc import membership
 from medsynth.privacy.attacks.negative_space import expected_hits, hole_attack, hole_score, within
-from medsynth.privacy.attacks.scores import membership
 
 
 def features(n: int, seed: int, d: int = 2) -> np.ndarray:

@@ -15,12 +15,12 @@ from scipy.spatial.distance import cdist
 
 from medsynth.config import DiffusionConfig
 from medsynth.diffusion.schedule import noise_schedule, objective
+from medsynth.evaluation.roc import Attack, membership
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import latents_of
 from medsynth.privacy.attacks.one_run import Audit, audit
-from medsynth.privacy.attacks.scores import Attack, membership
 from medsynth.training import step_generator
 
 _ROWS = 256  # whose distances to all others are held at once

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from medsynth.evaluation.roc import Scored, threshold_at
 from medsynth.evaluation.statistics import Estimate, bootstrap_mean, clopper_pearson
-from medsynth.privacy.attacks.scores import Scored, threshold_at
 
 _ROWS = 1024  # whose correlations with all others are held at once
 _DECIMALS = 12  # of a correlation: what is equal stays equal in whatever order a processor adds

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from medsynth.evaluation.roc import membership
 from medsynth.evaluation.statistics import Estimate
-from medsynth.privacy.attacks.scores import membership
 
 
 class HoleAttack(NamedTuple):

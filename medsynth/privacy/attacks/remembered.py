@@ -17,13 +17,13 @@ import numpy as np
 
 from medsynth.config import MemorisationConfig, PrivacyConfig, ThoraxConfig
 from medsynth.data.sources import Sources, cached_hearts, private_and_test, stacks_of_file
+from medsynth.evaluation.roc import Scored, threshold_at
 from medsynth.evaluation.statistics import Estimate, bootstrap_mean, clopper_pearson
 from medsynth.imageset import ImageSet, concatenate
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.weights import reconstruct
 from medsynth.privacy.attacks.halves import Halves, one_image_each, planes_at, planes_halved
 from medsynth.privacy.attacks.memorisation import correlations
-from medsynth.privacy.attacks.scores import Scored, threshold_at
 from medsynth.resample import slices_of
 
 Features = Callable[[ImageSet], np.ndarray]

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import pdist
 
+from medsynth.evaluation.roc import Scored, auc, roc, share_above, threshold_at
 from medsynth.evaluation.statistics import Estimate, percentile_interval, resample
-from medsynth.privacy.attacks.scores import Scored, auc, roc, share_above, threshold_at
 
 _POINTS = 400  # of the curve, about
 _KEPT = 5  # times the false positive rate: the share of different-patient pairs that a bootstrap replicate can need

@@ -1,6 +1,7 @@
-"""Scores of members and of non-members: ROC, AUC and TPR at a false positive rate, with intervals over patients.
+"""Scores of two kinds: ROC, AUC and TPR at a false positive rate, with intervals over patients.
 
-Every attack ends here. A score is higher for whom the attack takes for a member; rows have weights, which a bootstrap changes.
+Every attack ends here, and every classifier. A score is higher for what is taken for the first kind: members, or those who have a
+finding. Rows have weights, which a bootstrap changes.
 """
 
 from __future__ import annotations

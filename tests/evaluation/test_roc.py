@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from medsynth.evaluation.roc import Scored, auc, membership, roc, share_above, threshold_at, tpr_at
 from medsynth.evaluation.statistics import generator, resample
-from medsynth.privacy.attacks.scores import Scored, auc, membership, roc, share_above, threshold_at, tpr_at
 
 # few distinct scores, so that most are tied, and weights of which some are zero
 KIND = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=15)
