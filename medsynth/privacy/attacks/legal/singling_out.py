@@ -21,6 +21,7 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from medsynth.evaluation.statistics import Estimate, bootstrap_mean, clopper_pearson, generator
+from medsynth.privacy.attacks.legal.risk import residual
 
 AIM = 0.1  # of the weight that may be: predicates that just reach it are seldom certified
 _NEIGHBOURS = 20  # that say how the weight of a ball grows with its radius
@@ -99,7 +100,7 @@ def play(release: People, private: People, others: Others, *, weight: float, mat
     baseline, _ = _isolations(made, others.baseline, n, seed=seed)
     singled_out = clopper_pearson(int((who > 0).sum()), n, n_of="patients")
     guess = n * weight * (1 - weight) ** (n - 1)
-    return Game(attack, baseline, _residual(attack, baseline), singled_out, float(made.light.mean()), weight, guess)
+    return Game(attack, baseline, residual(attack, baseline), singled_out, float(made.light.mean()), weight, guess)
 
 
 def predicates(
@@ -207,14 +208,6 @@ def _codes(release: People, people: People, match: Sequence[str]) -> tuple[np.nd
     both = pd.concat(sides, ignore_index=True)
     codes = np.stack([pd.factorize(both[name])[0] for name in match], axis=1) if match else np.zeros((len(both), 0), int)
     return codes[: len(sides[0])], codes[len(sides[0]) :]
-
-
-def _residual(attack: Estimate, baseline: Estimate) -> Estimate:
-    def over(a: float, b: float) -> float:
-        return (a - b) / (1 - b) if b < 1 else 0.0
-
-    low, high = over(attack.low, baseline.high), over(attack.high, baseline.low)
-    return attack._replace(value=over(attack.value, baseline.value), low=low, high=high)
 
 
 def _check(private: People, others: Others, weight: float) -> None:

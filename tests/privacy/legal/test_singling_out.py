@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from medsynth.privacy.attacks.singling_out import (
+from medsynth.privacy.attacks.legal.singling_out import (
     Others,
     People,
     Predicates,
