@@ -1,4 +1,8 @@
-"""How much of the real variety a synthetic set holds: precision, recall, density, coverage, and MS-SSIM within a set."""
+"""How much of the real variety a synthetic set holds, and how much of its own: a set that repeats itself, or its training images.
+
+Precision, recall, density and coverage against real images, authenticity against the training images, MS-SSIM and the Vendi score
+within a set.
+"""
 
 from __future__ import annotations
 
@@ -62,6 +66,38 @@ def prdc(
         bootstrap_mean(inside.sum(0) / k_dc, images, **options)._replace(n_of="images"),
         bootstrap_mean(inside.any(1), patient, **options),
     )
+
+
+def authenticity(training: np.ndarray, synthetic: np.ndarray, *, seed: int, replicates: int = 1000) -> Estimate:
+    """Share of synthetic features (m, d) that are farther from their nearest training row (n, d) than that is from its own.
+
+    A copy is not, and of new images of the population about half are. n = images; the interval resamples synthetic rows.
+    Source: Alaa et al., arXiv:2102.08921, section 4.3. Raises ValueError for fewer than two training rows.
+    """
+    if len(training) < 2:
+        raise ValueError(f"{len(training)} training row(s); expected at least 2, each with a nearest other")
+    cross = cdist(synthetic, training, "sqeuclidean")
+    nearest = cross.argmin(1)
+    own = _neighbours(training, 1)[:, 0]
+    new = cross[np.arange(len(synthetic)), nearest] > own[nearest]
+    return bootstrap_mean(new, np.arange(len(synthetic)), seed=seed, replicates=replicates)._replace(n_of="images")
+
+
+def vendi(features: np.ndarray) -> float:
+    """Effective number of different rows of features (n, d): 1 where all are alike, n where no two have anything in common.
+
+    The exponential of the entropy of the eigenvalues of K / n, with the cosine as kernel. It grows with n: compare at equal n.
+    Source: Friedman and Dieng, arXiv:2210.02410, definition 3.1. Raises ValueError for a row of zeros.
+    """
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    if not (norms > 0).all():
+        raise ValueError(f"row {int(np.argmin(norms))} is all zeros, which has no direction; expected features of images")
+    unit = (features / norms).astype(np.float64)
+    # X X^T and X^T X have the same eigenvalues but for zeros, which add nothing
+    gram = unit.T @ unit if unit.shape[1] < len(unit) else unit @ unit.T
+    share = np.linalg.eigvalsh(gram).clip(min=0) / len(unit)
+    share = share[share > 0]
+    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def ms_ssim(images: ImageSet, *, seed: int, pairs: int = 1000, replicates: int = 1000) -> Estimate:

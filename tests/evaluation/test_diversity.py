@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsynth.evaluation.diversity import _cross_pairs, ms_ssim, ms_ssim_pairs, ms_ssim_scales, prdc
+from medsynth.evaluation.diversity import _cross_pairs, authenticity, ms_ssim, ms_ssim_pairs, ms_ssim_scales, prdc, vendi
 from medsynth.evaluation.statistics import generator
 from medsynth.imageset import ImageSet
 
@@ -142,3 +142,37 @@ def test_ms_ssim_refuses_volumes_and_single_patients():
         ms_ssim(images_of(np.zeros((3, 1, 4, 32, 32))), seed=0)
     with pytest.raises(ValueError, match="different patients"):
         ms_ssim(images_of(np.zeros((3, 1, 32, 32)), np.zeros(3, dtype=int)), seed=0)
+
+
+def test_authenticity_is_its_definition_and_copies_have_none():
+    training, drawn = generator(0).normal(size=(40, 3)), generator(1).normal(size=(30, 3))
+
+    def authentic(row):
+        near = min(range(40), key=lambda j: np.linalg.norm(row - training[j]))
+        own = min(np.linalg.norm(training[near] - training[j]) for j in range(40) if j != near)
+        return np.linalg.norm(row - training[near]) > own
+
+    found = authenticity(training, drawn, seed=0)
+    assert found.value == np.mean([authentic(row) for row in drawn]) and (found.n, found.n_of) == (30, "images")
+    assert authenticity(training, training[:20], seed=0).value == 0
+    with pytest.raises(ValueError, match="1 training row"):
+        authenticity(training[:1], drawn, seed=0)
+
+
+def test_of_new_images_of_the_population_about_half_are_authentic():
+    training, drawn = generator(0).normal(size=(2000, 4)), generator(1).normal(size=(2000, 4))
+    assert abs(authenticity(training, drawn, seed=0).value - 0.5) < 0.06
+
+
+@pytest.mark.parametrize("dim", [3, 40])
+def test_vendi_counts_what_is_different(dim):
+    rows = np.eye(dim)
+    assert vendi(np.repeat(rows[:1], 9, axis=0)) == pytest.approx(1)
+    assert vendi(np.repeat(rows[:3], 7, axis=0)) == pytest.approx(3)
+    x = generator(0).normal(size=(25, dim))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    share = np.linalg.eigvalsh(unit @ unit.T / 25).clip(min=1e-300)
+    assert vendi(x) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    assert vendi(x * generator(1).uniform(0.1, 9, (25, 1))) == pytest.approx(vendi(x))
+    with pytest.raises(ValueError, match="row 2 is all zeros"):
+        vendi(np.array([[1.0, 0], [0, 1], [0, 0]]))
