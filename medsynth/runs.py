@@ -164,6 +164,18 @@ def run_folder(kind: str, config: object, inputs: dict[str, str]) -> Path:
     return cache_folder() / "runs" / f"{kind}-{json_hash({'config': _jsonable(config), 'inputs': inputs})}"
 
 
+def run_token(folder: Path) -> str:
+    """A random name of the run in `folder`, made on first sight, gone with the folder.
+
+    It tells nothing of what the run was made from. A hash of inputs would: whoever guesses them can hash the guess.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = folder / "token"
+    with contextlib.suppress(FileExistsError), open(file, "x", encoding="utf-8") as f:
+        f.write(secrets.token_hex(4))
+    return file.read_text(encoding="utf-8")
+
+
 def _jsonable(config: object) -> object:
     return json.loads(json.dumps(config, default=_plain))
 

@@ -48,9 +48,9 @@ BUGS = {
         "privacy/dp/training", "return state, tensors\n", "return replace(state, spent=state.done), tensors\n", _LOOP
     ),
     "noise on every process": Bug(
-        "privacy/dp/training", "        return _clipped_sum(model, rows_of, some, config, seed, step)\n",
-        "        return with_noise(_clipped_sum(model, rows_of, some, config, seed, step), config.clip, randomness='seeded', "
-        "seed=seed, step=step)\n", _SHARED,
+        "privacy/dp/training", "        return _clipped_sum(model, rows_of, some, keys, config, seed, step)\n",
+        "        own = _clipped_sum(model, rows_of, some, keys, config, seed, step)\n"
+        "        return with_noise(own, config.clip, randomness='seeded', seed=seed, step=step)\n", _SHARED,
     ),
     "a patient counted by every process": Bug(
         "privacy/dp/distributed", "    return patients[distributed.get_rank() :: distributed.get_world_size()]\n",
@@ -75,9 +75,16 @@ BUGS = {
     "samples asked for by private attributes": Bug(
         "diffusion/generator", "if conditions.private and", "if False and", "tests/privacy/dp/test_fine_tuning.py"
     ),
+    "patients known by their place in the list": Bug(
+        "privacy/dp/fine_tuning", "    keys = patient_keys(images)\n", "    keys = list(range(len(people)))\n",
+        "tests/privacy/dp/test_fine_tuning.py",
+    ),
+    "one noise for two runs of a seed": Bug(
+        "privacy/dp/training", "        return run_stream(self.seed, json_hash(said))\n", "        return self.seed\n", _LOOP
+    ),
     "central images divided by a private count": Bug(
         "privacy/dp/central_images", "sums / (patients / groups)",
-        "sums / np.maximum(np.bincount(group_of(people, groups, seed=seed), minlength=groups), 1)[:, None]",
+        "sums / np.maximum(np.bincount(group_of(keys, groups), minlength=groups), 1)[:, None]",
         "tests/privacy/dp/test_central_images.py",
     ),
 }  # fmt: skip

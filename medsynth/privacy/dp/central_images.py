@@ -15,7 +15,6 @@ import torch
 from medsynth.config import DiffusionConfig
 from medsynth.data.sources import cached_hearts, cached_thorax
 from medsynth.diffusion.train import train_latents
-from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
@@ -67,7 +66,7 @@ def public_subspace(images: ImageSet, autoencoder: Autoencoder) -> tuple[Subspac
         public = cached_thorax(size=images.spatial[0], modality=images.modality, **drawn)
     latents = latents_of(autoencoder, torch.from_numpy(public.scaled()), batch=32)
     subspace = Subspace.of(latents, DIRECTIONS)
-    vectors, _ = patient_vectors(latents, public.patient, subspace, clip=np.inf)
+    vectors = patient_vectors(latents, public.patient, subspace, clip=np.inf)
     return subspace, float(np.median(np.linalg.norm(vectors, axis=1)))
 
 
@@ -89,6 +88,7 @@ class CentralImages(NamedTuple):
 def central_images(
     latents: torch.Tensor,
     patient: np.ndarray,
+    keys: Sequence[int],
     subspace: Subspace,
     *,
     clip: float,
@@ -101,9 +101,10 @@ def central_images(
     """Noisy means of `groups` random groups of patients, from latents (n, c, *spatial) of an autoencoder made without them.
 
     Each patient's mean over its records, less the public centre, is projected on the public directions and clipped to L2 norm
-    `clip`. It enters the sum of one group, which (seed, the patient's number) decide, so the L2 sensitivity of all sums together
-    is `clip`; the noise is N(0, (sigma clip)^2) in each direction. Divisor: patients / groups, `patients` being a *public*
-    number of patients that are expected, not a count of these. randomness: "seeded" or "secure".
+    `clip`. It enters the sum of one group, which the patient's own key decides, so the L2 sensitivity of all sums together is
+    `clip`; the noise is N(0, (sigma clip)^2) in each direction. Divisor: patients / groups, `patients` being a *public* number,
+    as that which the promise takes for public is. keys: in the order of patient numbers, as of `patient_keys`; seed: of the
+    noise, another in every run. randomness: "seeded" or "secure".
     The caller leaves a line in the ledger before the reading.
     Raises ValueError for latents and patients of different lengths, and where a public constant is not positive.
     """
@@ -112,18 +113,16 @@ def central_images(
     for name, value in (("clip", clip), ("sigma", sigma), ("patients", patients), ("groups", groups)):
         if not value > 0:
             raise ValueError(f"central images: {name} is {value}; expected a positive public constant")
-    vectors, people = patient_vectors(latents, patient, subspace, clip=clip)
+    vectors = patient_vectors(latents, patient, subspace, clip=clip)
     shape, source = (groups, vectors.shape[1]), {"randomness": randomness, "seed": stream(seed, _CENTRAL), "step": 0}
     noise = gaussian_noise(shape, sigma * clip, dtype=torch.float64, **source).numpy()
-    sums = grouped_sums(vectors, group_of(people, groups, seed=seed), groups) + noise
+    sums = grouped_sums(vectors, group_of(keys, groups), groups) + noise
     means = subspace.centre + sums / (patients / groups) @ subspace.directions
     return CentralImages(torch.from_numpy(means).float().view(groups, *latents.shape[1:]), Steps(sigma=sigma, q=1.0, steps=1))
 
 
-def patient_vectors(
-    latents: torch.Tensor, patient: np.ndarray, subspace: Subspace, *, clip: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """(vectors (p, k) of L2 norm at most `clip`, patient numbers (p,)): one vector a patient, however many records it has.
+def patient_vectors(latents: torch.Tensor, patient: np.ndarray, subspace: Subspace, *, clip: float) -> np.ndarray:
+    """Vectors (p, k) of L2 norm at most `clip`, in the order of patient numbers: one a patient, however many records it has.
 
     A patient whose latents are not finite counts as zero.
     """
@@ -134,12 +133,12 @@ def patient_vectors(
     means = sums / np.bincount(unit)[:, None]
     means[~np.isfinite(means).all(1)] = 0
     norms = np.linalg.norm(means, axis=1, keepdims=True)
-    return means * np.minimum(1, clip / np.maximum(norms, np.finfo(float).tiny)), people
+    return means * np.minimum(1, clip / np.maximum(norms, np.finfo(float).tiny))
 
 
-def group_of(people: Sequence[int] | np.ndarray, groups: int, *, seed: int) -> np.ndarray:
-    """The group (p,) of each patient number: a function of it and the seed alone, so nobody else's coming or going moves it."""
-    return np.array([int(bytes_hash(f"{seed}/{number}".encode())[:15], 16) % groups for number in people], dtype=int)
+def group_of(keys: Sequence[int], groups: int) -> np.ndarray:
+    """The group (p,) of each patient: a function of their key alone, so nobody else's coming or going moves it."""
+    return np.asarray(keys) % groups
 
 
 def grouped_sums(vectors: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:

@@ -31,9 +31,10 @@ from medsynth.models.weights import (
 from medsynth.privacy.dp.accountant import Steps
 from medsynth.privacy.dp.central_images import GROUPS, WARM_UP, central_images, noise_for_share, public_subspace, warm_up
 from medsynth.privacy.dp.distributed import assists
+from medsynth.privacy.dp.noise import patient_keys, run_stream
 from medsynth.privacy.dp.trainable import make_trainable
 from medsynth.privacy.dp.training import PrivacyState, Rows, delta_of, fit_privately, promised
-from medsynth.runs import Tensors, Workspace, load_or_train, load_tensors, run_folder, save_tensors
+from medsynth.runs import Tensors, Workspace, load_or_train, load_tensors, run_folder, run_token, save_tensors
 from medsynth.training import autocast, best_device, described
 
 STARTS = ("public", "scratch")
@@ -63,12 +64,15 @@ def train_privately(
     diffusion = replace(diffusion, steps=privacy.steps, seed=seed)
     before = central_event(privacy, len(people))
     promise = promised(privacy, len(people), before)
+    keys = patient_keys(images)
+    _refuse_one_image_of_two(images)
     config = {"denoiser": denoiser, "diffusion": diffusion, "privacy": privacy, "names": list(names), "start": start}
     inputs = {
         "images": images.content_hash, "condition": bytes_hash(conditions.tobytes()), "code": code_hash(__name__),
         "autoencoder": tensors_hash(autoencoder.state_dict()),
     } | ({"start": shipped_hash(f"denoiser_{kind}")} if public else {})  # fmt: skip
-    run, device = run_folder("private-denoiser", config, inputs).name, best_device()
+    folder, device = run_folder("private-denoiser", config, inputs), best_device()
+    run = folder.name
 
     def fresh() -> Denoiser:
         torch.manual_seed(seed)
@@ -82,10 +86,10 @@ def train_privately(
         make_trainable(model, privacy.trainable)
         private = PrivateRows.of(images, number, conditions, autoencoder, diffusion, privacy.draws)
         if before and workspace:
-            noise = {"sigma": before[0].sigma, "randomness": privacy.randomness, "seed": seed}
-            warm_up(model, _central(workspace, private, images, autoencoder, **noise), replace(diffusion, **WARM_UP))
+            noise = {"sigma": before[0].sigma, "randomness": privacy.randomness, "seed": run_stream(seed, run)}
+            warm_up(model, _central(workspace, private, images, keys, autoencoder, **noise), replace(diffusion, **WARM_UP))
         _, state = fit_privately(
-            model, lambda *asked: private.rows(model, *asked), patients=len(people), config=privacy, seed=seed,
+            model, lambda *asked: private.rows(model, *asked), keys=keys, config=privacy, seed=seed,
             data=run, before=before, workspace=workspace, label=f"{start}, epsilon {privacy.epsilon:g}",
         )  # fmt: skip
         merge_adapters(model)
@@ -95,7 +99,7 @@ def train_privately(
     if assists():
         train()  # ends in DismissedError
     with ledger.making(f"a private generator of {images.name}") as readings:
-        what = f"weights of {images.name}, {privacy.trainable}, from {start}, seed {seed}, {run}"
+        what = f"weights of {images.name}, {privacy.trainable}, from {start}, seed {seed}, run {run_token(folder)}"
         ledger.read(images, stage="train denoiser", output=what, mechanism=promise)
         trained = load_or_train("private-denoiser", config, inputs, train, device=described(device))
     PrivacyState.read(trained.manifest["metrics"]["privacy"], str(trained.path)).check(trained.weights, str(trained.path))
@@ -117,16 +121,29 @@ def central_event(privacy: PrivacyConfig, patients: int) -> tuple[Steps, ...]:
 
 
 def _central(
-    workspace: Workspace, private: PrivateRows, images: ImageSet, autoencoder: Autoencoder, **noise: object
+    workspace: Workspace, private: PrivateRows, images: ImageSet, keys: Sequence[int], autoencoder: Autoencoder, **noise: object
 ) -> torch.Tensor:
     """Drawn once a run: after a kill the same are read again, for new ones would have to be paid for."""
     kept = workspace.path / "central.safetensors"
     if not kept.exists():
         subspace, clip = public_subspace(images, autoencoder)
-        patients = len(private.records)
-        found = central_images(private.latents, images.patient, subspace, clip=clip, patients=patients, groups=GROUPS, **noise)
+        sizes = {"clip": clip, "patients": len(keys), "groups": GROUPS}
+        found = central_images(private.latents, images.patient, keys, subspace, **sizes, **noise)
         save_tensors(kept, {"latents": found.latents})
     return load_tensors(kept)["latents"]
+
+
+def _refuse_one_image_of_two(images: ImageSet) -> None:
+    """ValueError where two patients have one and the same image: they are one, and what is promised to each is less than said."""
+    _, first, same = np.unique(images.row_hashes, return_index=True, return_inverse=True)
+    other = np.flatnonzero(images.patient != images.patient[first][same])
+    # air, which many stacks end in, is nobody's
+    shared = [row for row in other.tolist() if np.ptp(images.images[row]) > 0]
+    if shared:
+        raise ValueError(
+            f"{images.name}: rows {first[same][shared[0]]} and {shared[0]} are one image of two patients; a person who counts as "
+            "two is promised half as much; give both one patient number, or remove one of them"
+        )
 
 
 @dataclass(frozen=True)

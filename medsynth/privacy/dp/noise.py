@@ -1,8 +1,9 @@
 """The randomness that privacy rests on, Gaussian noise and who takes part in a step, in two modes that a record tells apart.
 
-"seeded": a function of (seed, step). A run can be repeated and resumed to the same weights, so it is for experiments. The proof
-holds against whoever cannot guess the seed: who can, subtracts the noise. PyTorch reads 32 bits of it, so guessing is cheap. Two
-runs with one seed share their noise: on sets that differ in a patient, the difference of the weights is that patient's.
+"seeded": a function of (seed, run, step). A run can be repeated and resumed to the same weights, so it is for experiments. The
+proof holds against whoever cannot guess the seed: who can, subtracts the noise. PyTorch reads 32 bits, so guessing is cheap.
+Noise is another in every run (`run_stream`): two releases with the same noise, at two epsilons or on sets that differ in a
+patient, would give it away, and what is proved of each would not add up.
 
 "secure": every bit from the operating system (`os.urandom`), whose cryptographic generator hardware entropy seeds. Its state is
 secret and too long to guess, and no run can be repeated; who can break the generator can subtract the noise. What is left is
@@ -15,17 +16,22 @@ arithmetic, since the proof is about real numbers:
 None of this is a proof. Discrete noise has one (Canonne et al., arXiv:2004.00010); it is not built here.
 
 Which timesteps and which noise a patient's own images are given need not be secret, since the bound holds for any: they are
-seeded in both modes.
+seeded in both modes. But they may depend on nobody else. A patient's place in a list does: without the first one, all others
+move up, draw other noise, and the sum changes by more than one patient's part. So they are keyed by the patient's own images
+(`patient_keys`).
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from medsynth.hashes import bytes_hash
+from medsynth.imageset import ImageSet
 from medsynth.mechanism import RANDOMNESS
 from medsynth.training import step_generator
 
@@ -73,15 +79,29 @@ def sampled_patients(n: int, q: float, *, randomness: str, seed: int, step: int)
     return torch.from_numpy(np.flatnonzero(uniform < q))
 
 
-def patient_generators(patients: torch.Tensor, *, seed: int, step: int, device: str = "cpu") -> list[torch.Generator]:
-    """Of each patient the randomness of one step: (seed, step, patient) decide it, whoever else takes part."""
+def patient_generators(keys: Sequence[int], *, seed: int, step: int, device: str = "cpu") -> list[torch.Generator]:
+    """Of each patient the randomness of one step: (seed, step, the patient's key) decide it, whoever else there is."""
     within = stream(stream(seed, _PATIENTS), step)
-    return [step_generator(within, p, device) for p in patients.tolist()]
+    return [step_generator(within, key, device) for key in keys]
+
+
+def patient_keys(images: ImageSet) -> list[int]:
+    """A number below 2^60 for each patient, in the order of their numbers, which the patient's own images alone decide."""
+    _, unit = np.unique(images.patient, return_inverse=True)
+    own: list[list[str]] = [[] for _ in range(unit.max(initial=-1) + 1)]
+    for person, digest in zip(unit.tolist(), images.row_hashes.tolist(), strict=True):
+        own[person].append(digest)
+    return [int(bytes_hash(" ".join(sorted(digests)).encode())[:15], 16) for digests in own]
 
 
 def stream(seed: int, purpose: int) -> int:
     """A seed of 63 bits for one purpose of a seed, not below 0; streams share nothing that is known."""
     return int(np.random.SeedSequence([seed, purpose]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def run_stream(seed: int, run: str) -> int:
+    """A seed of 63 bits for one run of a seed; `run` names all that tells it from others: settings, promise and images."""
+    return stream(seed, int(bytes_hash(run.encode())[:15], 16))
 
 
 def _secure_gaussian(n: int) -> torch.Tensor:

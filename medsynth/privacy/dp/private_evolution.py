@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from medsynth.diffusion.conditions import Conditions, conditions_of
 from medsynth.diffusion.sample import even_timesteps, guided_prediction, initial_noise, sample_latents
 from medsynth.diffusion.schedule import solver
 from medsynth.evaluation.features import Extractor
+from medsynth.hashes import bytes_hash, json_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.mechanism import Mechanism
@@ -30,7 +31,7 @@ from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import latents_of
 from medsynth.phantoms.heart.simulator import HeartSimulator
 from medsynth.privacy.dp.accountant import checked_delta, gaussian_mu
-from medsynth.privacy.dp.noise import gaussian_noise, stream
+from medsynth.privacy.dp.noise import gaussian_noise, run_stream, stream
 
 SMOOTHING = 0.5  # of usual votes, in their mean: a candidate that none votes for is no chance to take
 BLOCKS, LEVELS = 16, np.linspace(0.03, 0.97, 16)  # of grey levels
@@ -121,6 +122,8 @@ def evolve(
     """
     mechanism = recorded(private, epsilon=epsilon, delta=delta, config=config, ledger=ledger, label=label)
     sigma = mechanism.sigma
+    told = {"set": private.content_hash, "mechanism": asdict(mechanism), "config": asdict(config), "label": label}
+    noise = {"seed": run_stream(config.seed, json_hash(told)), "randomness": config.randomness}
     mine = features(private)
     generations, histograms = [simulator.first(config.candidates, config.rng(0, 0)) if start is None else start], []
     for t, strength in enumerate(np.geomspace(*config.strengths, config.rounds)):
@@ -131,7 +134,7 @@ def evolve(
         theirs = features(images)
         distances = nearest_distances(mine, theirs, images.patient)
         ballot = (votes or nearest_votes)(distances, config.neighbours, config.rng(t, 1))
-        histograms.append(noisy_histogram(patient_votes(ballot, private.patient), sigma, config, t))
+        histograms.append(noisy_histogram(patient_votes(ballot, private.patient), sigma, t, **noise))
         wanted = config.samples if t == config.rounds - 1 else config.candidates
         usual = usual_votes(theirs, images.patient, config.neighbours, config.rng(t, 5))
         picks = resampled(histograms[-1], usual, wanted, config.threshold * sigma, config.rng(t, 3))
@@ -164,8 +167,13 @@ def nearest_votes(distances: np.ndarray, neighbours: int, rng: np.random.Generat
 
 
 def random_votes(distances: np.ndarray, neighbours: int, rng: np.random.Generator) -> np.ndarray:
-    """As many votes as of `nearest_votes`, for candidates drawn blindly: the control that learns nothing of the patients."""
-    return _marked(rng.random(distances.shape).argsort(1)[:, :neighbours], distances.shape)
+    """As many votes as of `nearest_votes`, for candidates drawn blindly: the control that learns nothing of the patients.
+
+    An image's own distances decide what is drawn for it, and not its place: so nobody's absence changes the votes of others.
+    """
+    base = int(rng.integers(2**32))
+    drawn = (np.random.default_rng([base, int(bytes_hash(row.tobytes())[:15], 16)]).random(len(row)) for row in distances)
+    return _marked(np.stack(list(drawn)).argsort(1)[:, :neighbours], distances.shape)
 
 
 def _marked(columns: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -182,9 +190,12 @@ def patient_votes(votes: np.ndarray, patient: np.ndarray) -> np.ndarray:
     return np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
 
 
-def noisy_histogram(votes: np.ndarray, sigma: float, config: EvolutionConfig, t: int) -> np.ndarray:
-    """Sum (m,) of the patients' scaled votes (patients, m), whose L2 sensitivity is 1, with noise N(0, sigma^2) in each bin."""
-    said = {"randomness": config.randomness, "seed": stream(config.seed, _VOTING), "step": t, "dtype": torch.float64}
+def noisy_histogram(votes: np.ndarray, sigma: float, t: int, *, seed: int, randomness: str) -> np.ndarray:
+    """Sum (m,) of the patients' scaled votes (patients, m), whose L2 sensitivity is 1, with noise N(0, sigma^2) in each bin.
+
+    t: the round; seed: of this evolution alone.
+    """
+    said = {"randomness": randomness, "seed": stream(seed, _VOTING), "step": t, "dtype": torch.float64}
     return votes.sum(0) + gaussian_noise((votes.shape[1],), sigma, **said).numpy()
 
 

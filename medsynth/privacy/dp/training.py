@@ -31,7 +31,7 @@ from medsynth.parse import parse
 from medsynth.privacy.dp.accountant import Steps, checked_delta, default_delta, epsilon_of, noise_for
 from medsynth.privacy.dp.distributed import assist, assists, begin, shared_sum
 from medsynth.privacy.dp.gradients.clipped_sums import clipped_sums, refuse_unsuitable
-from medsynth.privacy.dp.noise import patient_generators, sampled_patients, with_noise
+from medsynth.privacy.dp.noise import patient_generators, run_stream, sampled_patients, with_noise
 from medsynth.runs import Tensors, Workspace, write_json
 from medsynth.training import learning_rate_at, progress, restore_training, training_state
 
@@ -82,6 +82,12 @@ class PrivacyState:
         return self.config.batch / self.patients
 
     @property
+    def noise_seed(self) -> int:
+        """Of seeded noise, and of who takes part: two runs of one seed share neither, so what is proved of them adds up."""
+        said = asdict(replace(self, sigma=0.0, done=0, spent=0, weights="", device="", config=replace(self.config, physical=1)))
+        return run_stream(self.seed, json_hash(said))
+
+    @property
     def events(self) -> tuple[Steps, ...]:
         """What the accountant is asked about."""
         return (*self.before, Steps(self.sigma, self.q, self.spent))
@@ -113,7 +119,7 @@ def fit_privately(
     model: nn.Module,
     rows_of: RowsOf,
     *,
-    patients: int,
+    keys: Sequence[int],
     config: PrivacyConfig,
     seed: int,
     data: str = "",
@@ -125,9 +131,10 @@ def fit_privately(
     """Minimise the patients' mean loss over the parameters that require gradients, with Adam; (EMA state dict on CPU, its state).
 
     Each logical step samples patients with rate batch / patients, adds up their clipped gradients, adds N(0, (sigma clip)^2) once
-    and divides by `batch`, whoever took part. sigma is solved so that all steps, after the events `before`, cost epsilon at most.
-    The network stays in evaluation mode: dropout would be neither the patient's own nor repeatable. No loss of a private patient
-    is returned or logged, for none is covered by the promise. data: hash of what is trained on.
+    and divides by `batch`, whoever took part. keys: one for each patient, which their own images alone decide, as `patient_keys`
+    does; how many there are is taken for public. sigma is solved so that all steps, after the events `before`, cost epsilon at
+    most. The network stays in evaluation mode: dropout would be neither the patient's own nor repeatable. No loss of a private
+    patient is returned or logged, for none is covered by the promise. data: hash of what is trained on.
     With a workspace a killed run goes on, on the same data and kind of device; "seeded" it ends with the weights of an
     uninterrupted one (on a GPU nearly, as `fit`).
     Within `distributed.joined`, processes share the sums; on all but the first it ends in DismissedError, with no workspace used.
@@ -141,11 +148,11 @@ def fit_privately(
         raise ValueError("no parameter requires a gradient; choose with make_trainable what is trained")
     parameters = list(trained.values())
     device = parameters[0].device.type
-    delta = delta_of(config, patients)
-    planned = PrivacyState(config, patients, delta, tuple(before), seed, data, json_hash(list(trained)), device)
+    delta = delta_of(config, len(keys))
+    planned = PrivacyState(config, len(keys), delta, tuple(before), seed, data, json_hash(list(trained)), device)
 
     def own(some: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
-        return _clipped_sum(model, rows_of, some, config, seed, step)
+        return _clipped_sum(model, rows_of, some, keys, config, seed, step)
 
     if assists():
         assist(model, trained, planned, own)
@@ -159,13 +166,13 @@ def fit_privately(
     stop = config.steps if repeats else config.steps - (state.spent - state.done)
     if stop < config.steps:
         log.warning("%s: %d steps were cut off and count as spent; it ends at step %d", label, config.steps - stop, stop)
-    randomness = {"randomness": config.randomness, "seed": seed}
+    randomness = {"randomness": config.randomness, "seed": planned.noise_seed}
     begin(model, planned)
     for step in progress(state.done, stop, label):
         state = replace(state, spent=max(state.spent, step + 1) if repeats else state.spent + 1, weights="")
         if workspace:
             write_json(workspace.path / _SAID, state)
-        sampled = sampled_patients(patients, state.q, step=step, **randomness)
+        sampled = sampled_patients(len(keys), state.q, step=step, **randomness)
         sums = shared_sum(trained, sampled, step, own)
         if state.sigma:
             sums = with_noise(sums, state.sigma * config.clip, step=step, **randomness)
@@ -212,7 +219,7 @@ def _sigma(epsilon: float, delta: float, q: float, steps: int, before: tuple[Ste
 
 
 def _clipped_sum(
-    model: nn.Module, rows_of: RowsOf, sampled: torch.Tensor, config: PrivacyConfig, seed: int, step: int
+    model: nn.Module, rows_of: RowsOf, sampled: torch.Tensor, keys: Sequence[int], config: PrivacyConfig, seed: int, step: int
 ) -> dict[str, torch.Tensor]:
     """Over the sampled patients, in physical batches; no patient adds more than clip, one that is not finite nothing."""
     clip = math.inf if math.isinf(config.epsilon) else config.clip
@@ -220,7 +227,8 @@ def _clipped_sum(
     nobody = sampled[:0].to(device)
     total = clipped_sums(model, lambda: nobody, nobody, nobody.float(), clip=clip).sums
     for some in sampled.split(config.physical) if len(sampled) else ():
-        rows = rows_of(some, step, patient_generators(some, seed=seed, step=step, device=device.type))
+        drawn = patient_generators([keys[p] for p in some.tolist()], seed=seed, step=step, device=device.type)
+        rows = rows_of(some, step, drawn)
         part = clipped_sums(model, rows.losses, rows.patient.to(device), rows.weight.to(device), clip=clip).sums
         for name, value in part.items():
             total[name] += value

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from medsynth.privacy.dp.central_images import (
     public_subspace,
     warm_up,
 )
-from medsynth.privacy.dp.noise import gaussian_noise
+from medsynth.privacy.dp.noise import gaussian_noise, patient_keys
 
 SHAPE = (2, 3, 4, 4)  # c, d, h, w
 DIM = math.prod(SHAPE)
@@ -47,7 +48,7 @@ def records(n: int, seed: int = 0) -> torch.Tensor:
 
 def central(latents: torch.Tensor, patient: np.ndarray, **changes):
     options = {"clip": 2.0, "sigma": 1e-9, "patients": 50, "groups": 1, "seed": 0} | changes
-    return central_images(latents, patient, options.pop("subspace", SUBSPACE), **options)
+    return central_images(latents, patient, np.unique(patient).tolist(), options.pop("subspace", SUBSPACE), **options)
 
 
 @given(
@@ -57,9 +58,9 @@ def central(latents: torch.Tensor, patient: np.ndarray, **changes):
 def test_a_patient_is_one_vector_within_the_clip_however_many_records_it_has(counts, clip, seed):
     patient = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)) * 5, counts))
     latents = records(len(patient), seed)
-    vectors, people = patient_vectors(latents, patient, SUBSPACE, clip=clip)
-    assert people.tolist() == [5 * i for i in range(len(counts))] and (np.linalg.norm(vectors, axis=1) <= clip * (1 + 1e-9)).all()
-    for p, vector in zip(people, vectors, strict=True):
+    vectors = patient_vectors(latents, patient, SUBSPACE, clip=clip)
+    assert len(vectors) == len(counts) and (np.linalg.norm(vectors, axis=1) <= clip * (1 + 1e-9)).all()
+    for p, vector in zip(5 * np.arange(len(counts)), vectors, strict=True):
         mean = latents[torch.from_numpy(patient == p)].double().mean(0).flatten().numpy()
         plain = SUBSPACE.directions @ (mean - SUBSPACE.centre)
         np.testing.assert_allclose(vector, plain * min(1, clip / np.linalg.norm(plain)), atol=1e-9)
@@ -142,14 +143,34 @@ def test_secure_noise_is_never_the_same_and_seeded_noise_is_not_that_of_training
 
 
 def test_a_patients_group_is_its_own_business():
-    everyone = group_of(np.arange(2000), 8, seed=3)
-    assert (group_of(np.arange(0, 2000, 3), 8, seed=3) == everyone[::3]).all()
-    assert np.bincount(everyone, minlength=8).min() > 190 and (group_of(np.arange(2000), 8, seed=4) != everyone).mean() > 0.8
+    images = cardiac(patients=60, slices=8, size=32)
+    everyone = group_of(patient_keys(images), 4)
+    without = images.of_patients(np.unique(images.patient)[3:])
+    # another number for each, as a folder without the first patients gives
+    moved = replace(without, patient=np.unique(without.patient, return_inverse=True)[1])
+    assert group_of(patient_keys(moved), 4).tolist() == everyone[3:].tolist()
+    assert np.bincount(everyone, minlength=4).min() > 5
+
+
+def test_without_one_patient_the_sums_move_by_the_clip_at_most():
+    """Also where patients are numbered anew: with places for keys all changed groups, and the sums moved by many clips."""
+    images = cardiac(patients=40, slices=8, size=32)
+    latents = torch.tensor(images.images).flatten(1)
+    plane = Subspace(np.zeros(latents.shape[1]), np.eye(latents.shape[1])[3500:3564])
+    left = images.of_patients(np.unique(images.patient)[1:])
+    left = replace(left, patient=np.unique(left.patient, return_inverse=True)[1])
+
+    def sums(some, rows):
+        vectors = patient_vectors(rows, some.patient, plane, clip=0.5)
+        return grouped_sums(vectors, group_of(patient_keys(some), 8), 8)
+
+    moved = np.linalg.norm(sums(images, latents) - sums(left, latents[2:]))
+    assert 0 < moved <= 0.5 + 1e-9
 
 
 def test_each_patient_enters_one_group():
     vectors = np.random.default_rng(0).normal(size=(30, 5))
-    group = group_of(np.arange(30), 4, seed=0)
+    group = group_of(np.random.default_rng(1).integers(2**60, size=30), 4)
     np.testing.assert_allclose(grouped_sums(vectors, group, 4), [vectors[group == g].sum(0) for g in range(4)])
 
 
@@ -193,7 +214,7 @@ def test_a_warmed_up_denoiser_denoises_central_images_better():
     config = DenoiserConfig(channels=(16, 16), attention=(False, False), head_channels=16)
     model = Denoiser(config, ("age",), 2)
     found = central_images(
-        torch.ones(20, 2, 8, 8), np.arange(20), everything(128), clip=100.0, sigma=0.01, patients=20, groups=2, seed=0
+        torch.ones(20, 2, 8, 8), np.arange(20), range(20), everything(128), clip=100.0, sigma=0.01, patients=20, groups=2, seed=0
     )
 
     def error() -> float:

@@ -15,6 +15,7 @@ import torch.multiprocessing as multiprocessing
 from torch import distributed, nn
 
 from medsynth.config import PrivacyConfig
+from medsynth.hashes import json_hash
 from medsynth.privacy.dp import distributed as module
 from medsynth.privacy.dp import training
 from medsynth.privacy.dp.distributed import DismissedError, assists, joined
@@ -25,10 +26,23 @@ from medsynth.runs import Tensors, Workspace
 PATIENTS = 12
 # of these steps one has nobody, and some have one patient, so that a process has nothing to do
 CONFIG = PrivacyConfig(epsilon=6, steps=6, batch=2, clip=0.3, learning_rate=0.05, physical=2, accountant="rdp")
-SEED = next(
-    seed for seed in range(99)
-    if {0, 1, 4} <= {len(sampled_patients(PATIENTS, 2 / PATIENTS, randomness="seeded", seed=seed, step=s)) for s in range(6)}
-)  # fmt: skip
+
+
+def taken_in(step: int, seed: int) -> list[int]:
+    """Who takes part in a step of `fit`."""
+    trained = json_hash([name for name, p in network(0).named_parameters() if p.requires_grad])
+    planned = PrivacyState(CONFIG, PATIENTS, training.delta_of(CONFIG, PATIENTS), seed=seed, trained=trained)
+    return sampled_patients(PATIENTS, 2 / PATIENTS, randomness="seeded", seed=planned.noise_seed, step=step).tolist()
+
+
+def network(start: int) -> nn.Module:
+    torch.manual_seed(start)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    model[0].bias.requires_grad_(False)
+    return model
+
+
+SEED = next(seed for seed in range(99) if {0, 1, 4} <= {len(taken_in(step, seed)) for step in range(6)})
 
 
 class Cohort:
@@ -46,15 +60,8 @@ class Cohort:
         return Rows(lambda: (self.model(x) - x.sum(1, keepdim=True)).square().mean(1), patient, 1 / sizes[patient])
 
 
-def network(start: int) -> nn.Module:
-    torch.manual_seed(start)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    model[0].bias.requires_grad_(False)
-    return model
-
-
 def fit(rows: Cohort, config: PrivacyConfig, **options: Any) -> tuple[Tensors, PrivacyState]:
-    return fit_privately(rows.model, rows, patients=PATIENTS, config=config, seed=SEED, **options)
+    return fit_privately(rows.model, rows, keys=range(PATIENTS), config=config, seed=SEED, **options)
 
 
 def noise_on_every_process(patch: pytest.MonkeyPatch) -> None:
@@ -62,8 +69,10 @@ def noise_on_every_process(patch: pytest.MonkeyPatch) -> None:
     alone = training._clipped_sum
     sigma = training._with_sigma(PrivacyState(CONFIG, PATIENTS, training.delta_of(CONFIG, PATIENTS))).sigma
 
-    def noisy(model: nn.Module, rows: Cohort, some: torch.Tensor, config: PrivacyConfig, seed: int, step: int) -> Tensors:
-        sums = alone(model, rows, some, config, seed, step)
+    def noisy(
+        model: nn.Module, rows: Cohort, some: torch.Tensor, keys: Sequence[int], config: PrivacyConfig, seed: int, step: int
+    ) -> Tensors:
+        sums = alone(model, rows, some, keys, config, seed, step)
         return with_noise(sums, sigma * config.clip, randomness=config.randomness, seed=seed, step=step)
 
     patch.setattr(training, "_clipped_sum", noisy)
@@ -152,7 +161,7 @@ def check(found: tuple[Tensors, PrivacyState, Cohort, Any], alone: tuple[Tensors
         torch.testing.assert_close(weights[name], expected, rtol=1e-5, atol=1e-6)
     # each patient once, by one of them, at the same weights
     for step in range(CONFIG.steps):
-        sampled = sampled_patients(PATIENTS, 2 / PATIENTS, randomness="seeded", seed=SEED, step=step).tolist()
+        sampled = taken_in(step, SEED)
         both = [(some, met) for s, some, met in [*rows.asked, *others] if s == step]
         assert sorted(p for some, _ in both for p in some) == sampled
         assert all(torch.equal(met[name], both[0][1][name]) for _, met in both for name in met)

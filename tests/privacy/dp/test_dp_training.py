@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medsynth.config import PrivacyConfig
+from medsynth.hashes import json_hash
 from medsynth.mechanism import NONE
 from medsynth.privacy.dp import training
 from medsynth.privacy.dp.accountant import Steps, epsilon_of
 from medsynth.privacy.dp.noise import patient_generators, sampled_patients
-from medsynth.privacy.dp.training import PrivacyState, Rows, fit_privately, promised
+from medsynth.privacy.dp.training import PrivacyState, Rows, delta_of, fit_privately, promised
 from medsynth.runs import Tensors, Workspace, load_or_train
 from medsynth.training import learning_rate_at
 
@@ -76,8 +77,16 @@ class KilledError(Exception):
 
 
 def fit(model: nn.Module, rows: Cohort | None = None, **changed: object) -> tuple[Tensors, PrivacyState]:
-    options = {"patients": PATIENTS, "config": CONFIG, "seed": 1} | changed
+    options = {"keys": range(PATIENTS), "config": CONFIG, "seed": 1} | changed
     return fit_privately(model, rows or Cohort(model), **options)
+
+
+def taken_in(step: int, config: PrivacyConfig, seed: int = 1) -> list[int]:
+    """Who takes part in a step of `fit`."""
+    names = json_hash([name for name, _ in network().named_parameters()])
+    planned = PrivacyState(config, PATIENTS, delta_of(config, PATIENTS), seed=seed, trained=names)
+    q = config.batch / PATIENTS
+    return sampled_patients(PATIENTS, q, randomness="seeded", seed=planned.noise_seed, step=step).tolist()
 
 
 def same(a: Tensors, b: Tensors) -> bool:
@@ -86,7 +95,7 @@ def same(a: Tensors, b: Tensors) -> bool:
 
 def clipped(model: nn.Module, rows: Cohort, patient: int, step: int, clip: float, seed: int = 1) -> Tensors:
     """One patient's gradient by autograd: the mean over its rows, then the clip."""
-    [generator] = patient_generators(torch.tensor([patient]), seed=seed, step=step)
+    [generator] = patient_generators([patient], seed=seed, step=step)
     x = rows.rows(patient, generator)
     names, parameters = zip(*[(k, p) for k, p in model.named_parameters() if p.requires_grad], strict=True)
     gradient = torch.autograd.grad(rows.losses(x).mean(), parameters)
@@ -105,7 +114,7 @@ def by_hand(noise: Callable[[int], Tensors], config: PrivacyConfig, seed: int = 
     average = {k: p.detach().clone() for k, p in parameters.items()}
     clip = config.clip if math.isfinite(config.epsilon) else math.inf
     for step in range(config.steps):
-        taken = sampled_patients(PATIENTS, config.batch / PATIENTS, randomness="seeded", seed=seed, step=step).tolist()
+        taken = taken_in(step, config, seed)
         gradients = [clipped(model, rows, p, step, clip, seed) for p in taken]
         rate = config.learning_rate * min(1, (step + 1) / 2)
         decay = min(config.ema, (1 + step) / (10 + step)) if step else 0.0
@@ -139,7 +148,7 @@ def noise_of_the_loop(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> dict
 FEW = replace(CONFIG, batch=2, physical=1)
 SEED = next(
     seed for seed in range(99)
-    if {0, 3} <= {len(sampled_patients(PATIENTS, 2 / PATIENTS, randomness="seeded", seed=seed, step=s)) for s in range(7)}
+    if {0, 3} <= {len(taken_in(s, FEW, seed)) for s in range(7)}
 )  # fmt: skip
 
 
@@ -174,9 +183,9 @@ BUGS = {
                                         "            average.step(parameters)\n"),
     "empty batches skipped": ("        sums = shared_sum(", "        if not len(sampled):\n            continue\n"
                               "        sums = shared_sum("),
-    "one randomness for all patients": ("patient_generators(some, seed", "patient_generators(0 * some, seed"),
+    "one randomness for all patients": ("[keys[p] for p in some.tolist()]", "[0 for p in some.tolist()]"),
     "the last physical batch dropped": ("sampled.split(config.physical) if", "sampled.split(config.physical)[:-1] if"),
-    "a part that was not sampled": ("sampled_patients(patients, state.q, ", "sampled_patients(patients, state.q / 2, "),
+    "a part that was not sampled": ("sampled_patients(len(keys), state.q, ", "sampled_patients(len(keys), state.q / 2, "),
     "noise for a target of its own": ("sigma=_sigma(c.epsilon, ", "sigma=_sigma(2 * c.epsilon, "),
 }  # fmt: skip
 FORGETFUL = {
@@ -224,7 +233,7 @@ def test_the_noise_has_the_deviation_that_the_accountant_was_told(randomness, mo
 
 def test_an_empty_batch_is_a_step_with_noise(monkeypatch):
     config = replace(CONFIG, steps=1, batch=1, warmup=0)
-    seed = next(s for s in range(99) if not len(sampled_patients(PATIENTS, 1 / PATIENTS, randomness="seeded", seed=s, step=0)))
+    seed = next(s for s in range(99) if not taken_in(0, config, s))
     model = network()
     before, rows = copy.deepcopy(model.state_dict()), Cohort(model)
     noise = noise_of_the_loop(model, monkeypatch)
@@ -252,7 +261,21 @@ def test_the_physical_batch_bounds_memory_and_changes_nothing(physical):
     assert max(len(some) for _, some in rows.asked) <= physical
     for step in range(CONFIG.steps):
         asked = [p for s, some in rows.asked if s == step for p in some]
-        assert asked == sampled_patients(PATIENTS, 4 / PATIENTS, randomness="seeded", seed=1, step=step).tolist()
+        assert asked == taken_in(step, CONFIG)
+
+
+def test_two_runs_of_one_seed_share_neither_noise_nor_who_takes_part(monkeypatch):
+    """With one noise for both, two noisy sums at two epsilons give noise and sum away."""
+    noise = []
+    for change in ({}, {"config": replace(CONFIG, epsilon=3)}, {"data": "another set"}):
+        with monkeypatch.context() as patch:
+            kept = noise_of_the_loop(model := network(), patch)
+            _, state = fit(model, **change)
+            noise.append(torch.cat([v.flatten() / state.sigma for v in kept[0].values()]))
+    for k, one in enumerate(noise):
+        for other in noise[k + 1 :]:
+            assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.7
+    assert [taken_in(s, CONFIG) for s in range(7)] != [taken_in(s, replace(CONFIG, epsilon=3)) for s in range(7)]
 
 
 def test_without_a_promise_the_same_loop_neither_clips_nor_adds_noise(monkeypatch):
@@ -267,7 +290,7 @@ def test_without_a_promise_the_same_loop_neither_clips_nor_adds_noise(monkeypatc
 
 
 def sum_of(model: nn.Module, rows: Cohort, patients: list[int], config: PrivacyConfig = CONFIG) -> Tensors:
-    return training._clipped_sum(model, rows, torch.tensor(patients, dtype=torch.long), config, 1, 0)
+    return training._clipped_sum(model, rows, torch.tensor(patients, dtype=torch.long), range(PATIENTS), config, 1, 0)
 
 
 @settings(max_examples=12)
@@ -510,7 +533,7 @@ def test_a_run_is_resumed_on_its_own_patients_seed_and_parameters_alone(tmp_path
     for name, found, changed in (
         ("data", "'aaaa', not 'bbbb'", {"data": "bbbb"}),
         ("seed", "1, not 2", {"seed": 2}),
-        ("patients", "12, not 13", {"patients": 13}),
+        ("patients", "12, not 13", {"keys": range(13)}),
         ("before", "", {"before": [Steps(9.0, 1.0, 1)]}),
     ):
         refused(tmp_path, f"the run was begun with {name} {found}", **(options | changed))
@@ -596,7 +619,7 @@ def test_a_finished_run_keeps_its_state_with_its_weights(cache):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"patients": 3}, "3 patients, and a step expects 4; use a smaller batch or more patients"),
+        ({"keys": range(3)}, "3 patients, and a step expects 4; use a smaller batch or more patients"),
         ({"config": replace(CONFIG, delta=0.2)}, "delta is 0.2 for 12 patients; expected less than 1/12"),
         ({"config": replace(CONFIG, delta=2.0, delta_rule="forced")}, r"delta is 2.0; expected a number above 0 and below 1"),
         ({"model": network().requires_grad_(False)}, "no parameter requires a gradient; choose with make_trainable"),

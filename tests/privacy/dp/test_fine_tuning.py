@@ -15,7 +15,7 @@ from medsynth.ledger import CoverError, Ledger
 from medsynth.models.weights import shipped_autoencoder, shipped_denoiser
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.privacy.dp import central_images as central_module
-from medsynth.privacy.dp import fine_tuning
+from medsynth.privacy.dp import fine_tuning, training
 from medsynth.privacy.dp.fine_tuning import PrivateRows, train_privately
 from medsynth.training import step_generator
 from medsynth.vocabulary import HEART
@@ -75,6 +75,38 @@ def test_the_rows_of_a_patient_do_not_depend_on_the_others(hearts, tiny, shipped
     lonely = rows_of(hearts.of_patients([hearts.patient[-1]]), tiny=tiny)
     torch.testing.assert_close(private.latents[list(private.records[4])], lonely.latents, rtol=1e-4, atol=1e-4)
     assert len(alone[1]) == 6
+
+
+class CaughtError(Exception):
+    pass
+
+
+def clipped_sum_of(images, settings, monkeypatch):
+    """What a step adds up over everybody, before the noise."""
+    kept = {}
+
+    def caught(model, rows_of, *, keys, config, seed, **_):
+        kept.update(training._clipped_sum(model, rows_of, torch.arange(len(keys)), keys, config, seed, 0))
+        raise CaughtError
+
+    monkeypatch.setattr(fine_tuning, "fit_privately", caught)
+    with pytest.raises(CaughtError):
+        train_privately(images, privacy=PRIVACY, **settings, ledger=Ledger())
+    return torch.cat([v.flatten() for v in kept.values()])
+
+
+def test_without_one_patient_the_sum_moves_by_the_clip_at_most(hearts, settings, monkeypatch):
+    """Also where the others are numbered anew, as a folder without that patient's files would give them."""
+    left = hearts.of_patients(np.unique(hearts.patient)[1:])
+    left = replace(left, patient=np.unique(left.patient, return_inverse=True)[1])
+    both = [clipped_sum_of(images, settings, monkeypatch) for images in (hearts, left)]
+    assert 0.9 * PRIVACY.clip < float((both[0] - both[1]).norm()) < 1.001 * PRIVACY.clip
+
+
+def test_one_image_of_two_patients_is_refused(hearts, settings):
+    twice = hearts.with_images(hearts.images[[0, 1, 2, 3, 4, 5, 6, 7, 8, 0]])
+    with pytest.raises(ValueError, match="ward: rows 0 and 9 are one image of two patients; a person who counts as two"):
+        train_privately(twice, privacy=PRIVACY, **settings, ledger=Ledger())
 
 
 def test_timesteps_cover_the_schedule_within_each_patient(hearts, tiny, shipped):

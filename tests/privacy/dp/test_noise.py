@@ -123,13 +123,13 @@ def test_a_further_patient_changes_nobodys_coin():
 
 def test_a_patients_randomness_is_its_own():
     def draws(patients: list[int], **key: int) -> dict[int, list[float]]:
-        generators = patient_generators(torch.tensor(patients), **(ONE | key))
+        generators = patient_generators(patients, **(ONE | key))
         return {p: torch.rand(4, generator=g).tolist() for p, g in zip(patients, generators, strict=True)}
 
     together = draws([4, 9, 17])
     assert draws([9])[9] == together[9] and draws([17, 9]) == {17: together[17], 9: together[9]}
     assert len({tuple(v) for v in (*together.values(), *draws([4], seed=4).values(), *draws([4], step=6).values())}) == 5
-    assert len({g.initial_seed() % 2**32 for g in patient_generators(torch.arange(20_000), **ONE)}) == 20_000
+    assert len({g.initial_seed() % 2**32 for g in patient_generators(range(20_000), **ONE)}) == 20_000
 
 
 def test_no_purpose_of_a_seed_shares_its_stream():
