@@ -10,10 +10,10 @@ import medsynth
 PACKAGE = Path(medsynth.__file__).parent
 # from the ground up; a room may use what stands before it, and its own
 FLOORS = (
-    "vocabulary", "words", "hashes", "parse", "config", "profile", "dependencies", "runs", "attributes", "imageset",
-    "resample", "training", "results", "mechanism", "ledger", "figures", "phantoms", "data", "models", "evaluation",
-    "diffusion", "downstream", "privacy.gate", "privacy.release", "privacy.dp", "privacy.selection", "privacy.attacks",
-    "pretrain", "explore", "chapter", "publish", "cli",
+    "vocabulary", "words", "sentences", "hashes", "parse", "config", "profile", "dependencies", "runs", "attributes",
+    "imageset", "resample", "training", "results", "mechanism", "ledger", "figures", "phantoms", "data", "models",
+    "evaluation", "diffusion", "downstream", "privacy.gate", "privacy.release", "privacy.dp", "privacy.selection",
+    "privacy.attacks", "pretrain", "explore", "chapter", "publish", "cli",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig, SamplingConfig
 from medsynth.data.imagefile import as_read
 from medsynth.diffusion.cached import cached_latents
-from medsynth.diffusion.conditions import Conditions, conditions_of, vocabulary_for
+from medsynth.diffusion.conditions import Conditions, conditions_of, of_sentences, vocabulary_for
 from medsynth.diffusion.detail import train_refiner
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.refine import refine
@@ -30,6 +31,7 @@ from medsynth.models.refiner import Refiner
 from medsynth.models.weights import denoiser_kind, reconstruct, shipped_autoencoder, shipped_denoiser, shipped_refiner
 from medsynth.parse import check_sizes, parse
 from medsynth.runs import load_tensors, new_folder, owner_alone, save_tensors, write_json
+from medsynth.sentences import TEXT, TOKENS
 from medsynth.training import best_device
 
 # The guide's; a generator that is trained for no more is not guided: between two that have hardly left the public weights lies
@@ -68,18 +70,20 @@ class Generator:
     @classmethod
     def train(
         cls, images: ImageSet, *, denoiser: DenoiserConfig, diffusion: DiffusionConfig, sampling: SamplingConfig, ledger: Ledger,
-        seed: int = 0,
+        seed: int = 0, names: Sequence[str] = (),
     ) -> Generator:  # fmt: skip
         """A generator trained on `images`, from the shipped public weights where they have this architecture, and guided.
 
         Images (n, 1, h, w) or volumes (n, 1, d, h, w), with a denoiser of as many dimensions. Unless the images are public, each
-        stage leaves a line in the ledger (mechanism "none"). Raises ValueError where denoiser and images do not fit.
+        stage leaves a line in the ledger (mechanism "none"). names: its vocabulary; none is `vocabulary_for` these images, to
+        which FEATURES or TEXT may be added. Raises ValueError where denoiser, names and images do not fit.
         """
-        autoencoder, names = shipped_autoencoder(), vocabulary_for(images)
-        conditions = checked_conditions(images, denoiser)
+        autoencoder, names = shipped_autoencoder(), tuple(names) or vocabulary_for(images)
+        conditions = checked_conditions(images, denoiser, names)
         diffusion, sampling = replace(diffusion, seed=seed), sampling_for(images, sampling, seed=seed)
         kind = denoiser_kind(images)
-        start = kind if shipped_denoiser(kind).config == denoiser else None
+        public = shipped_denoiser(kind)
+        start = kind if public.config == denoiser and set(public.names) <= set(names) else None
 
         def trained(steps: int) -> Denoiser:
             model, _ = train_denoiser(
@@ -117,6 +121,10 @@ class Generator:
     def sentence(self) -> str:
         """What is proved of what it gives away, for those who pass its images on."""
         return statement(self.entries)
+
+    def ask(self, sentences: str | Sequence[str]) -> Conditions:
+        """Conditions that sentences such as "ct, large left nodule, female, 60s" state; raises as `of_sentences` does."""
+        return of_sentences(sentences, self.like, self.names)
 
     def draw(
         self, conditions: Conditions, rows: np.ndarray | None = None, *, attempt: int = 0, guidance: float | None = None
@@ -162,6 +170,7 @@ class Generator:
             self.like.save(made / _LIKE)
             write_json(made / _CARD, {
                 "format": _FORMAT, "denoiser": asdict(strong.config), "names": list(self.names), "people": self.model.people,
+                "tokens": list(TOKENS) if set(TEXT) & set(self.names) else [],
                 "guide": self.model.weight if isinstance(self.model, Autoguided) else None,
                 "autoencoder": asdict(self.autoencoder.config), "refiner": asdict(self.refiner.config) if self.refiner else None,
                 "diffusion": asdict(self.diffusion), "sampling": asdict(self.sampling), "licence": self.licence,
@@ -208,8 +217,11 @@ def sampling_for(images: ImageSet, sampling: SamplingConfig, *, seed: int) -> Sa
     return replace(sampling, seed=seed, epsilon_scale=1.0 if len(images.spatial) == 3 else sampling.epsilon_scale)
 
 
-def checked_conditions(images: ImageSet, denoiser: DenoiserConfig) -> np.ndarray:
-    """Conditions (n, k) of images that such a denoiser can be trained on. Raises ValueError for others."""
+def checked_conditions(images: ImageSet, denoiser: DenoiserConfig, names: tuple[str, ...] = ()) -> np.ndarray:
+    """Conditions (n, k) of images that such a denoiser can be trained on, by `names` or else by their own vocabulary.
+
+    Raises ValueError for others.
+    """
     if denoiser.spatial_dims != len(images.spatial):
         raise ValueError(
             f"{images.name}: images of shape {images.images.shape[1:]}; expected {denoiser.spatial_dims} spatial axes, "
@@ -218,7 +230,7 @@ def checked_conditions(images: ImageSet, denoiser: DenoiserConfig) -> np.ndarray
     if len(images.spatial) == 3 and images.spatial[0] == 1:
         # nor could what it draws be written to files
         raise ValueError(f"{images.name}: volumes of one plane; make them images, (n, h, w)")
-    names = vocabulary_for(images)
+    names = names or vocabulary_for(images)
     conditions = conditions_of(images, names)
     if len(odd := np.argwhere(np.abs(conditions) > _LARGEST_VALUE)):
         row, column = odd[0]
@@ -250,5 +262,7 @@ def without_images(images: ImageSet) -> ImageSet:
 
 def _model(card: dict, latent_channels: int) -> Denoiser | Autoguided:
     config = parse(DenoiserConfig, card["denoiser"], _CARD)
+    if set(TEXT) & set(card["names"]) and card["tokens"] != list(TOKENS):
+        raise ValueError("it was trained on other words")
     nets = [Denoiser(config, card["names"], latent_channels) for _ in range(1 if card["guide"] is None else 2)]
     return nets[0] if card["guide"] is None else Autoguided(*nets, card["guide"])

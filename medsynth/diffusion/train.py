@@ -50,7 +50,7 @@ def diffusion_loss(
     timesteps = (strata * config.timesteps).long().clamp(max=config.timesteps - 1)
     asked = condition[rows]
     if config.label_dropout:
-        asked = drop(asked, generator, row=config.label_dropout, entry=config.label_dropout)
+        asked = drop(asked, generator, row=config.label_dropout, entry=config.label_dropout, apart=model.apart)
     noisy, target = objective(schedule, clean, noise, timesteps)
     with autocast(device):
         # squared errors are float32 in there
@@ -102,13 +102,14 @@ def train_denoiser(
 ) -> tuple[Denoiser, Trained]:
     """A denoiser trained on `images`, from shipped weights ("phantom" or "real") or scratch; found again if trained before.
 
-    condition: (n, k) float32, NaN = missing, columns `names`. Private images leave a line in the ledger (mechanism "none").
-    Raises ValueError when the shipped weights have another architecture or other names.
+    condition: (n, k) float32, NaN = missing, columns `names`: those of the shipped weights, in their order, and any others, which
+    at first change nothing. Private images leave a line in the ledger (mechanism "none").
+    Raises ValueError when the shipped weights have another architecture or names that are not among these.
     """
     if condition.shape != (len(images), len(names)):
         raise ValueError(f"{images.name}: condition has shape {condition.shape}; expected ({len(images)}, {len(names)})")
     public = shipped_denoiser(start) if start else None
-    if public and (public.config, public.names) != (denoiser, tuple(names)):
+    if public and (public.config, public.names) != (denoiser, tuple(n for n in names if n in public.names)):
         raise ValueError(f"{images.name}: the shipped weights have another architecture or other conditions; train from scratch")
     config = {"denoiser": denoiser, "diffusion": diffusion, "names": list(names), "start": start}
     inputs = {
@@ -123,7 +124,7 @@ def train_denoiser(
         torch.manual_seed(diffusion.seed)
         model = Denoiser(denoiser, names, autoencoder.latent_channels)
         if public:
-            model.load_state_dict(public.state_dict())
+            model.begin_as(public)
         latents = latents_of(autoencoder, torch.from_numpy(images.scaled()))
         return train_latents(model.to(device), latents, torch.from_numpy(condition), diffusion, workspace)
 

@@ -16,7 +16,7 @@ from medsynth.phantoms.thorax import sampling, surfaces
 from medsynth.phantoms.thorax.anatomy import cage, turned, wall_thickness
 from medsynth.phantoms.thorax.axial import ct
 from medsynth.phantoms.thorax.growth import breathe, draw_anatomy
-from medsynth.phantoms.thorax.pathology import SHARES, carry, consolidation, draw_lesion, effusion, nodule
+from medsynth.phantoms.thorax.pathology import SHARES, SIDED, carry, consolidation, draw_lesion, effusion, nodule
 from medsynth.phantoms.thorax.scanner import SCANNERS, draw_scan
 from medsynth.phantoms.thorax.thorax import LIMIT, SITES, thorax
 from medsynth.vocabulary import MODALITIES, PHANTOM_FINDINGS
@@ -62,13 +62,54 @@ def test_units_ranges_and_names(sets, modality):
 
 def test_attributes_agree_across_modalities(sets):
     table = sets["xray"].attributes
-    assert list(table) == ["age", "sex", "bmi", "finding", *PHANTOM_FINDINGS[1:], "scan", "licence"]
-    assert table.dtypes.astype(str).tolist() == ["float64", "Int64", "float64", "string", *["Int64"] * 5, "string"]
+    assert list(table) == ["age", "sex", "bmi", "finding", *PHANTOM_FINDINGS[1:], "left", "diameter", "scan", "licence"]
+    kinds = ["float64", "Int64", "float64", "string", *["Int64"] * 4, "float64", "float64", "Int64", "string"]
+    assert table.dtypes.astype(str).tolist() == kinds
     assert set(table["licence"]) == {"generated"} and table["age"].between(18, 95).all()
     for name in PHANTOM_FINDINGS[1:]:
         assert table[name].tolist() == [int(f == name) for f in table["finding"]]
     for s in sets.values():
         assert s.attributes.equals(table) and (s.patient == sets["xray"].patient).all()
+
+
+# mean and spread of twelve people's images, as they were before anything was said of side and size
+BEFORE = {
+    ("xray", "public"): (0.5178507, 0.24356239), ("xray", "private"): (0.40138865, 0.25372517),
+    ("ct", "public"): (-617.3801, 433.72937), ("ct", "private"): (-702.5876, 398.37106),
+    ("mr", "public"): (0.14117406, 0.17868148), ("mr", "private"): (0.12532316, 0.17199719),
+    ("pet", "public"): (0.3645072, 0.63574725), ("pet", "private"): (0.26144302, 0.5503422),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("modality", "population"), BEFORE)
+def test_what_is_said_of_a_finding_changes_no_image(modality, population):
+    s = thorax(patients=12, scans=(1, 2), size=32, modality=modality, population=population, seed=5)
+    assert (s.images.mean(), s.images.std()) == pytest.approx(BEFORE[modality, population], rel=1e-5)
+
+
+def test_side_and_size_of_a_finding_are_those_of_its_image():
+    s = thorax(patients=60, size=32, modality="xray", seed=4)
+    table = s.attributes
+    sided = table["finding"].isin(SIDED)
+    assert (table["left"].notna() == sided).all() and set(table["left"].dropna()) == {0.0, 1.0}
+    assert (table["diameter"].notna() == (table["finding"] == "nodule")).all()
+    assert table["diameter"].dropna().between(27, 41).all()
+    for number, row in zip(s.patient, table.itertuples(), strict=True):
+        # the same people, by hand
+        rng = np.random.default_rng([4, number, 0])
+        rng.normal(), rng.random(), rng.normal()
+        _, lesion = draw_lesion(rng, draw_anatomy(rng, age=row.age, sex=row.sex, bmi=row.bmi))
+        assert lesion.finding == row.finding
+        if row.finding == "nodule":
+            assert row.diameter == 2 * lesion.radius
+        if row.finding in ("nodule", "consolidation"):
+            # x runs to the patient's left
+            assert row.left == (lesion.centre[0] > 0)
+    # fluid is dense, and the patient's left is on the right of the image
+    fluid = s.images[(table["finding"] == "effusion").to_numpy(bool), 0]
+    denser = (fluid - fluid[..., ::-1])[:, 8:, 18:30].mean((1, 2))
+    left = table["left"][table["finding"] == "effusion"].to_numpy(bool)
+    assert denser[left].mean() > denser[~left].mean() + 0.05
 
 
 def test_scans_are_numbered_and_drawn_per_patient():

@@ -12,6 +12,7 @@ from medsynth.phantoms.thorax.surfaces import capsule_distance, ellipsoid_distan
 from medsynth.vocabulary import PHANTOM_FINDINGS
 
 SHARES = (0.40, 0.15, 0.15, 0.15, 0.15)
+SIDED = ("nodule", "effusion", "consolidation")  # findings that lie on one side
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ from joblib import Parallel, delayed
 from medsynth.imageset import ImageSet
 from medsynth.phantoms.thorax.axial import ct, mr, pet
 from medsynth.phantoms.thorax.growth import breathe, draw_anatomy
-from medsynth.phantoms.thorax.pathology import carry, draw_lesion
+from medsynth.phantoms.thorax.pathology import SIDED, carry, draw_lesion
 from medsynth.phantoms.thorax.radiograph import xray
 from medsynth.phantoms.thorax.scanner import SCANNERS, draw_scan
 from medsynth.vocabulary import CT_WINDOW, MODALITIES, PHANTOM_FINDINGS
@@ -63,7 +63,8 @@ def thorax(
     seed: patient i of one population and seed is one person in every size and modality; scan j is one visit.
     jobs: processes; the images do not depend on it.
 
-    Attributes: age (years), sex (1 male), bmi (kg/m^2), finding, one 0/1 column for each finding, scan, licence.
+    Attributes: age (years), sex (1 male), bmi (kg/m^2), finding, one 0/1 column for each finding, left (1 or 0 = right, of a
+    finding with a side), diameter (mm, of a nodule without its lobules), scan, licence.
     Raises ValueError naming the argument that is out of bounds.
     """
     low, high = _check(patients, scans, size, modality, population, seed, jobs)
@@ -103,7 +104,12 @@ def _patient(number: int, low: int, high: int, size: int, modality: str, populat
         grain = np.random.default_rng([seed, number, 3, k, MODALITIES.index(modality)])
         images[k] = _RENDER[modality](posed, here, scan, scanner, size, grain)
         flags = {name: int(lesion.finding == name) for name in PHANTOM_FINDINGS[1:]}
-        rows.append({"age": age, "sex": sex, "bmi": bmi, "finding": lesion.finding, **flags, "scan": k, "licence": "generated"})
+        rows.append({
+            "age": age, "sex": sex, "bmi": bmi, "finding": lesion.finding, **flags,
+            "left": float(lesion.side == 1) if lesion.finding in SIDED else np.nan,
+            "diameter": 2 * lesion.radius if lesion.finding == "nodule" else np.nan,
+            "scan": k, "licence": "generated",
+        })  # fmt: skip
     return images, rows
 
 

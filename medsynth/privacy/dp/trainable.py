@@ -6,6 +6,7 @@ from torch import nn
 
 from medsynth.models.conditioning import Conditioning
 from medsynth.models.lora import LowRankLinear, insert_adapters
+from medsynth.models.text import TextEncoder
 
 TRAINABLE = ("bias", "attention", "lora", "full")
 
@@ -30,7 +31,7 @@ def make_trainable(model: nn.Module, which: str) -> list[str]:
         insert_adapters(model, projections)
     model.requires_grad_(which == "full")
     for name, layer in model.named_modules():
-        if isinstance(layer, Conditioning) or name.endswith("time_embed"):
+        if isinstance(layer, Conditioning | TextEncoder) or name.endswith("time_embed"):
             layer.requires_grad_(True)
         if which in ("bias", "attention"):
             _train_small(layer)

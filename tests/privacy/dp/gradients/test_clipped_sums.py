@@ -11,11 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from medsynth.config import DenoiserConfig
+from medsynth.models.conditioning import FEATURES
 from medsynth.models.denoiser import Denoiser
 from medsynth.privacy.dp.gradients import clipped_sums as module
 from medsynth.privacy.dp.gradients import layer_rules
 from medsynth.privacy.dp.gradients.clipped_sums import ClippedSums, clipped_sums, refuse_unsuitable
 from medsynth.privacy.dp.trainable import TRAINABLE, make_trainable
+from medsynth.sentences import TEXT, TOKENS
 
 NAMES = ("age", "sex", "bmi")
 RECORDS = (1, 3, 2)  # of each patient
@@ -24,10 +26,10 @@ SHAPES = {2: (6, 4), 3: (2, 4, 4)}
 Losses = Callable[[torch.Tensor], torch.Tensor]  # of chosen rows
 
 
-def denoiser(dims: int, which: str) -> Denoiser:
+def denoiser(dims: int, which: str, names: tuple[str, ...] = NAMES) -> Denoiser:
     """MONAI starts layers at zero, and adapters start there: gradients would vanish, and a comparison of zeros shows nothing."""
     torch.manual_seed(0)
-    model = Denoiser(DenoiserConfig((16, 32), 1, (False, True), 16, dims), NAMES, 2).double()
+    model = Denoiser(DenoiserConfig((16, 32), 1, (False, True), 16, dims), names, 2).double()
     make_trainable(model, which)
     for p in model.parameters():
         if not p.any():
@@ -40,7 +42,10 @@ def denoising(model: Denoiser, rows: int) -> Losses:
     shape = (rows, 2, *SHAPES[model.config.spatial_dims])
     made = torch.Generator().manual_seed(1)
     noisy, target = (torch.randn(shape, dtype=dtype, generator=made) for _ in range(2))
-    condition = torch.randn(rows, len(NAMES), dtype=dtype, generator=made)
+    condition = torch.randn(rows, len(model.names), dtype=dtype, generator=made)
+    if said := [k for k, name in enumerate(model.names) if name in TEXT]:
+        condition[:, said] = torch.randint(len(TOKENS), (rows, len(said)), generator=made).to(dtype)
+        condition[::3, said[2:]] = torch.nan
     condition[::2, 1] = torch.nan
     times = torch.randint(1000, (rows,), generator=made)
     # losses of very different size, so that some patients are clipped and some are not
@@ -114,6 +119,27 @@ def test_sums_and_norms_are_those_of_one_patient_at_a_time(dims, which, draws):
     assert (found.norms > clip).any() and (found.norms < clip).any()
     rows = losses(torch.arange(len(patient))).detach()
     assert found.loss == pytest.approx(float((weight * rows).sum()) / len(RECORDS))
+
+
+@pytest.mark.parametrize("which", TRAINABLE)
+def test_words_and_features_add_to_a_patient_s_gradient_and_no_other(which):
+    model = denoiser(2, which, (*NAMES, *FEATURES[:3], *TEXT))
+    patient, weight = rows_of(RECORDS, 2)
+    losses = denoising(model, len(patient))
+    clip = middle(model, losses, patient, weight)
+    found = run(model, losses, patient, weight, clip)
+    check(model, losses, patient, weight, found, clip)
+    trained = {name for name, total in found.sums.items() if total.any()}
+    assert trained >= {"unet.text.embed.weight", "unet.class_embedding.embed_features.0.weight"}
+    assert any(name.startswith("unet.listening.") for name in trained)
+
+
+def test_a_layer_of_words_without_a_rule_is_refused_by_name():
+    model = denoiser(2, "full", (*NAMES, *TEXT))
+    refuse_unsuitable(model)
+    model.unet.text.layers[0].attention = nn.MultiheadAttention(64, 4)
+    with pytest.raises(ValueError, match=r"text\.layers\.0\.attention \(MultiheadAttention\) has no rule for in_proj_weight"):
+        refuse_unsuitable(model)
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")

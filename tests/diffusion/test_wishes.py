@@ -1,0 +1,183 @@
+"""What a generator of a larger vocabulary is asked for: sentences, and features of source images."""
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medsynth.config import SamplingConfig
+from medsynth.diffusion import conditions as module
+from medsynth.diffusion.conditions import asked_for, conditions_of, features_of, of_images, of_rows, public_marginals
+from medsynth.diffusion.generator import Generator
+from medsynth.diffusion.guidance import Autoguided
+from medsynth.evaluation.features import NetworkExtractor
+from medsynth.ledger import CoverError, Ledger
+from medsynth.mechanism import NONE, Mechanism
+from medsynth.models.conditioning import FEATURES, THORAX
+from medsynth.models.extractor import ExtractorNet
+from medsynth.models.weights import shipped_denoiser
+from medsynth.sentences import TEXT, numbered, numbers_of, tokens_of
+from medsynth.vocabulary import HEART
+
+LARGER = (*THORAX, *FEATURES, *TEXT)
+
+
+@pytest.fixture(autouse=True)
+def _extractor(monkeypatch):
+    """Tiny weights come without one."""
+    torch.manual_seed(0)
+    made = NetworkExtractor(ExtractorNet(), "random")
+    monkeypatch.setattr(module, "shipped_extractor", lambda: made)
+
+
+@pytest.fixture
+def ward(make_set):
+    table = pd.DataFrame(
+        {
+            "finding": pd.array(["none", "nodule", "effusion", None] * 2, dtype="string"),
+            "left": [np.nan, 1, 0, np.nan] * 2, "diameter": [np.nan, 30, np.nan, np.nan] * 2,
+            "age": np.arange(20.0, 100, 10), "sex": pd.array([0, 1] * 4, dtype="Int64"), "bmi": [27.0] * 8,
+        }
+    )  # fmt: skip
+    return make_set(8, (1, 16, 16), role="private", name="ward", attributes=table)
+
+
+@pytest.fixture
+def settings(tiny):
+    return {
+        "denoiser": tiny.denoiser, "diffusion": replace(tiny.diffusion, steps=2, checkpoint_every=0),
+        "sampling": SamplingConfig(images=1, steps=2),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def generator(ward, settings, shipped, cache):
+    return Generator.train(ward, **settings, ledger=Ledger(), names=LARGER)
+
+
+def of(conditions, names):
+    return conditions.values[:, [conditions.names.index(n) for n in names]]
+
+
+def test_a_set_says_its_sentences_and_features(ward):
+    made = conditions_of(ward, LARGER)
+    assert made.dtype == np.float32
+    np.testing.assert_array_equal(made[:, :16], conditions_of(ward, THORAX))
+    np.testing.assert_array_equal(made[:, 80:], numbers_of(ward.attributes, "xray"))
+    np.testing.assert_array_equal(made[1, 80:], numbered(tokens_of("xray, small left nodule, male, 30s, overweight")))
+    features = made[:, 16:80]
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(features, features_of(ward))
+    # in whichever order they are asked for
+    np.testing.assert_array_equal(conditions_of(ward, ("feature 3", "token 1", "age")), made[:, [19, 81, 13]])
+    # a table has no images to look at
+    stated = asked_for(ward, LARGER, ward.attributes)
+    assert np.isnan(of(stated, FEATURES)).all()
+    np.testing.assert_array_equal(of(stated, TEXT), made[:, 80:])
+
+
+def test_volumes_have_no_sentences(make_set):
+    hearts = make_set(2, (1, 8, 16, 16), name="hearts", modality="mr")
+    with pytest.raises(ValueError, match="hearts: volumes; expected images, since sentences speak of chests"):
+        conditions_of(hearts, (*HEART, *TEXT))
+    with pytest.raises(ValueError, match="take slices of volumes first"):
+        conditions_of(hearts, (*HEART, *FEATURES))
+
+
+def test_a_generator_is_asked_in_words(generator, ward):
+    asked = generator.ask(["large left nodule, female, 60s", "an x-ray of a heavy man"])
+    assert (asked.names, asked.source, asked.private, len(asked)) == (LARGER, "sentences", False, 2)
+    # by words alone; what kind of image it is need not be said
+    assert np.isnan(of(asked, (*THORAX, *FEATURES))).all()
+    np.testing.assert_array_equal(of(asked, TEXT)[0], numbered(tokens_of("xray, large left nodule, female, 60s")))
+    row = asked.attributes.iloc[0]
+    assert (row["sentence"], row["finding"], row["left"], row["sex"]) == ("large left nodule, female, 60s", "nodule", 1, 0)
+    assert asked.attributes["finding"].isna().tolist() == [False, True] and asked.attributes["bmi"][1] == 27.5
+    drawn = generator.draw(asked, guidance=1.5)
+    assert drawn.images.shape == (2, 1, 16, 16) and drawn.attributes["sentence"].tolist() == asked.attributes["sentence"].tolist()
+    assert len(generator.ask("normal")) == 1
+
+
+def test_what_cannot_be_asked_for_is_said(generator, ward, settings, shipped):
+    with pytest.raises(ValueError, match="'ct, nodule' asks for ct; expected xray, which is what is drawn"):
+        generator.ask(["nodule", "ct, nodule"])
+    with pytest.raises(ValueError, match=r"'nodle' is no word of the vocabulary; did you mean 'nodule'\?"):
+        generator.ask("large nodle")
+    with pytest.raises(ValueError, match="'' says nothing"):
+        generator.ask(["nodule", ""])
+    with pytest.raises(ValueError, match="no sentence; expected at least one"):
+        generator.ask([])
+    public = Generator.shipped(ward, sampling=settings["sampling"])
+    with pytest.raises(ValueError, match=r"expected token 0, .* among them: this generator has not learned sentences"):
+        public.ask("nodule")
+    with pytest.raises(ValueError, match="expected 'feature 0' to 'feature 63' among them"):
+        of_images(ward, public.names, ledger=Ledger())
+    with pytest.raises(ValueError, match="expected those of the generator of ward"):
+        public.draw(generator.ask("nodule"))
+
+
+def test_training_begins_from_shipped_weights_of_fewer_names(ward, settings, shipped, cache):
+    still = settings | {"diffusion": replace(settings["diffusion"], learning_rate=0.0)}
+    made = Generator.train(ward, **still, ledger=Ledger(), names=LARGER)
+    public, own = shipped_denoiser("phantom"), made.model.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in public.state_dict().items())
+    # of names that are not all there, nothing is begun
+    fewer = Generator.train(ward, **still, ledger=Ledger(), names=("age", *TEXT))
+    assert fewer.names == ("age", *TEXT) and not torch.equal(
+        fewer.model.unet.conv_in.conv.weight, public.unet.conv_in.conv.weight
+    )
+
+
+def test_a_saved_generator_still_understands_words(generator, tmp_path):
+    asked = generator.ask("left effusion, male")
+    weak = replace(generator, model=Autoguided(generator.model, deepcopy(generator.model), 0.5))
+    for i, one in enumerate((generator, weak)):
+        folder = one.save(tmp_path / str(i))
+        sent = Generator.load(folder)
+        assert sent.names == LARGER and isinstance(sent.model, Autoguided) == (one is weak)
+        np.testing.assert_allclose(sent.draw(asked).images, one.draw(asked).images, atol=1e-5)
+    card = json.loads((folder / "generator.json").read_text())
+    assert card["names"] == list(LARGER) and "nodule" in card["tokens"]
+    # numbers of tokens mean nothing to a program of other words
+    (folder / "generator.json").write_text(json.dumps(card | {"tokens": card["tokens"][::-1]}))
+    with pytest.raises(ValueError, match="a damaged generator, or one of another version: it was trained on other words"):
+        Generator.load(folder)
+
+
+def test_features_of_private_images_are_private(generator, ward):
+    ledger = Ledger()
+    asked = of_images(ward, generator.names, ledger=ledger)
+    assert (asked.source, asked.private, len(asked)) == ("features of ward", True, 8)
+    assert [(e.stage, e.output) for e in ledger.entries()][-1] == ("draw conditions", "features of images")
+    assert np.isnan(of(asked, (*THORAX, *TEXT))).all() and asked.attributes.equals(ward.attributes)
+    np.testing.assert_array_equal(of(asked, FEATURES), features_of(ward))
+    assert len(generator.draw(asked, np.array([0, 2]))) == 2
+    proved = Mechanism("dp-sgd", unit="patient", epsilon=8.0, delta=1e-6, accountant="prv", q=0.1, steps=6)
+    covered = replace(generator, entries=tuple(replace(e, mechanism=proved) for e in generator.entries))
+    assert all(e.mechanism != NONE for e in covered.entries)
+    with pytest.raises(CoverError, match=r"claims dp-sgd.*, but its conditions are features of ward"):
+        covered.draw(asked)
+    assert len(covered.draw(covered.ask("nodule"))) == 1
+
+
+def test_sampled_rows_say_that_features_and_words_were_read(ward):
+    ledger = Ledger()
+    made = of_rows(ward, LARGER, 3, seed=0, ledger=ledger)
+    assert made.private and not np.isnan(of(made, FEATURES)).any()
+    (line,) = ledger.entries()
+    assert line.output == "finding, age, sex, bmi, left, diameter, features of sampled rows"
+
+
+def test_public_marginals_speak_of_sides_and_sizes(ward):
+    free = public_marginals(ward, LARGER, 400, seed=0)
+    table = free.attributes
+    assert not free.private and np.isnan(of(free, FEATURES)).all()
+    np.testing.assert_array_equal(of(free, TEXT), numbers_of(table, "xray"))
+    assert (table["diameter"].notna() == (table["finding"] == "nodule")).all()
+    assert table["left"][table["finding"] == "effusion"].mean() == pytest.approx(0.5, abs=0.2)
+    # what others are asked for is what it was
+    pd.testing.assert_frame_equal(public_marginals(ward, THORAX, 400, seed=0).attributes, table[["sex", "age", "bmi", "finding"]])
