@@ -106,6 +106,8 @@ class ImageSet:
             "attributes": typed(self.attributes, n, self.name),
         }.items():
             object.__setattr__(self, key, value)
+        # a table that is cut out or copied still says whose attributes it holds
+        self.attributes.attrs["role"] = self.role
 
     def __len__(self) -> int:
         return len(self.images)

@@ -55,7 +55,7 @@ def statement(entries: Sequence[Entry]) -> str:
     if cover is None:
         return f"Nothing is proved of what its images give away: {what} with no mechanism. Let a gate judge each of them."
     said = [
-        f"{cover} covers what {what} and learned.",
+        f"{cover} covers what {what} and learned; their number is taken for public.",
         "Samples inherit it; a distance gate against private images, an audit, and settings chosen on private images do not.",
     ]
     if any(e.mechanism.randomness == "seeded" for e in read):
@@ -161,6 +161,15 @@ class Ledger:
         """What is proved of all that left through mechanisms that read rows of this set, together; None where nothing did."""
         covered = [e.mechanism for e in self.entries(images) if e.role == "private" and e.mechanism != NONE]
         return composed(covered)
+
+    def together(self, images: ImageSet) -> str:
+        """A sentence on all that left through readings of this set: what is proved of it together, and how much has no proof."""
+        lines = [e for e in self.entries(images) if e.role == "private"]
+        covered = [e for e in lines if e.mechanism != NONE]
+        said = [f"Readings of these patients with a promise: {len(covered)}, together {self.total(images)}."] if covered else []
+        if bare := len(lines) - len(covered):
+            said.append(f"Readings without one: {bare}; nothing is proved of what was made of them.")
+        return " ".join(said) or "These patients have not been read."
 
     def _remember(self, images: ImageSet) -> None:
         target = self._own_folder(f"{images.role}_rows") / f"{images.content_hash}.npy"

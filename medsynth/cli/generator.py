@@ -94,6 +94,7 @@ def train(
             made = train_privately(ours, privacy=replace(settings.privacy.training, **asked), **of, ledger=Ledger(), seed=seed)
         say(f"trained on {len(ours)} images of {ours.patients} patients: {made.save(out)}, as private as they are")
         say(made.sentence)
+        say(f"In this ledger: {Ledger().together(ours)}")
 
 
 @app.command()

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 # of adults who are scanned, from no set: mean and spread
 AGE, BMI = (55.0, 17.0), (26.0, 4.5)  # years, kg/m^2
 BOUNDS = {"age": (18.0, 95.0), "bmi": (16.5, 42.0)}
+_STATED = frozenset((*THORAX, *HEART, *FINDINGS, *SPOKEN_OF, "condition", "sentence", "modality"))
 _DIAMETER = (LARGE - 7, LARGE + 7)  # mm, of nodules: as many small as large ones
 
 
@@ -109,7 +110,7 @@ def of_rows(images: ImageSet, names: tuple[str, ...], n: int, *, seed: int, ledg
     ledger.read(images, stage="draw conditions", output=f"{', '.join(_told(images, names)) or 'none'} of sampled rows")
     rows = np.random.default_rng([seed, n]).integers(len(images), size=n)
     values = conditions_of(images, names)[rows]
-    table = images.attributes.iloc[rows].reset_index(drop=True)
+    table = _stated(images.attributes.iloc[rows])
     return Conditions(values, names, table, f"rows of {images.dataset}", private=images.role == "private")
 
 
@@ -123,7 +124,8 @@ def of_images(images: ImageSet, names: tuple[str, ...], *, ledger: Ledger) -> Co
     ledger.read(images, stage="draw conditions", output="features of images")
     values = np.full((len(images), len(names)), np.nan, np.float32)
     values[:, [names.index(name) for name in FEATURES]] = features_of(images)
-    return Conditions(values, names, images.attributes, f"features of {images.dataset}", private=images.role == "private")
+    table = _stated(images.attributes)
+    return Conditions(values, names, table, f"features of {images.dataset}", private=images.role == "private")
 
 
 def of_sentences(sentences: str | Sequence[str], like: ImageSet, names: tuple[str, ...]) -> Conditions:
@@ -185,10 +187,28 @@ def _hearts(n: int, seed: int) -> pd.DataFrame:
 
 
 def asked_for(like: ImageSet, names: tuple[str, ...], table: pd.DataFrame, *, source: str = "asked for") -> Conditions:
-    """Conditions that a table states, one row each, for images such as `like`; columns that are no condition are kept beside."""
-    blank = np.full((len(table), *like.images.shape[1:]), like.range[0], np.float32)
-    empty = like.with_images(blank, patient=np.arange(len(table)), split=None, attributes=table.reset_index(drop=True))
-    return Conditions(_of_table(empty, names), names, empty.attributes, source)
+    """Conditions that a table states, one row each, for images such as `like`.
+
+    They are private where the table was taken from a private set. Columns that nothing is asked by, such as names of files, are
+    not kept.
+    """
+    private = table.attrs.get("role") == "private"
+    stated = _stated(table)
+    blank = np.full((len(stated), *like.images.shape[1:]), like.range[0], np.float32)
+    empty = like.with_images(blank, patient=np.arange(len(stated)), split=None, attributes=stated)
+    return Conditions(_of_table(empty, names), names, empty.attributes, source, private)
+
+
+def known_from_elsewhere(table: pd.DataFrame) -> pd.DataFrame:
+    """The same attributes, as an attacker has them who knows a patient: what is drawn for them is measured, and not released."""
+    copy = table.copy()
+    copy.attrs = {}
+    return copy
+
+
+def _stated(table: pd.DataFrame) -> pd.DataFrame:
+    """What of a table may stand beside a drawn image: what something is asked by. No name of a file, and no patient's."""
+    return table[[column for column in table if column in _STATED]].reset_index(drop=True)
 
 
 def _told(images: ImageSet, names: tuple[str, ...]) -> list[str]:

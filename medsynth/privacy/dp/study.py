@@ -15,6 +15,7 @@ from medsynth.results import Row
 from medsynth.words import did_you_mean
 
 CENTRAL, CHOSEN = "central images first", "chosen on public phantoms"
+EACH = "Each point has the promise of its own generator, above. What is not private has none; public weights need none."
 # of all metrics those that a reader compares; tables hold the others too
 SHOWN = ("FID", "FID gap closed", "KID", "KID of volumes", "MS-SSIM", "lv r", "rv r", "wall r", "cycle accuracy", DAUM_FID)
 
