@@ -28,7 +28,7 @@ from medsynth.config import PrivacyConfig
 from medsynth.hashes import json_hash, tensors_hash
 from medsynth.mechanism import NONE, Mechanism
 from medsynth.parse import parse
-from medsynth.privacy.dp.accountant import Steps, checked_delta, default_delta, epsilon_of, noise_for
+from medsynth.privacy.dp.accountant import Steps, checked_delta, cross_check, default_delta, epsilon_of, noise_for
 from medsynth.privacy.dp.distributed import assist, assists, begin, shared_sum
 from medsynth.privacy.dp.gradients.clipped_sums import clipped_sums, refuse_unsuitable
 from medsynth.privacy.dp.noise import patient_generators, run_stream, sampled_patients, with_noise
@@ -192,9 +192,12 @@ def fit_privately(
 
 
 def promised(config: PrivacyConfig, patients: int, before: Sequence[Steps] = ()) -> Mechanism:
-    """For the ledger, before the first reading: what a run will have proved when it ends."""
+    """For the ledger, before the first reading: what a run will have proved when it ends, by two accountants that agree."""
     planned = PrivacyState(config, patients, delta_of(config, patients), tuple(before))
-    return replace(_with_sigma(planned), spent=config.steps).mechanism()
+    ended = replace(_with_sigma(planned), spent=config.steps)
+    if ended.sigma and config.accountant == "prv":
+        cross_check(ended.events, ended.delta)
+    return ended.mechanism()
 
 
 def delta_of(config: PrivacyConfig, patients: int) -> float:
