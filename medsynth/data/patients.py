@@ -66,7 +66,21 @@ def read_patients(path: Path, names: Iterable[str]) -> tuple[dict[str, str], pd.
         )
     further = {c: _numbers_or_words([found[name][c] for name in names]) for c in columns if c not in _NEEDED}
     people = {name: found[name]["patient"] for name in names}
+    _refuse_two_spellings(path.name, sorted(set(people.values())))
     return people, table_of(path.name, further, len(names), "").drop(columns="licence")
+
+
+def _refuse_two_spellings(name: str, ids: list[str]) -> None:
+    """ValueError for ids that a hand or a spreadsheet writes for one person: who counts as two is promised half as much."""
+    spelt: dict[str, str] = {}
+    for one in ids:
+        bare = re.sub(r"[\s_.-]+", "", re.sub(r"\.0+$", "", unicodedata.normalize("NFKC", one).casefold().strip()))
+        plain = re.sub(r"(?<![0-9])0+(?=[0-9])", "", bare)
+        if (other := spelt.setdefault(plain, one)) != one:
+            raise ValueError(
+                f"{name}: patients {other!r} and {one!r} differ in blanks, case, signs or leading zeros alone; if they are one "
+                "person write one id, if they are two tell them apart by more"
+            )
 
 
 def _numbers_or_words(values: list[str]) -> np.ndarray:

@@ -287,6 +287,20 @@ def test_patient_tables_spell_umlauts_as_they_like(tmp_path):
     assert read_patients(table, [one, two])[0] == {one: "7", two: "8"}
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [("p00", "P00"), ("p00", "p0"), ("7", "007"), ("7", "7.0"), ("p 1", "p1"), ("a-1", "a_1")]
+)
+def test_two_spellings_of_one_patient_are_refused(tmp_path, one, other):
+    (tmp_path / "p.csv").write_text(f"file,patient\na.png,{one}\nb.png,{other}\n")
+    with pytest.raises(ValueError, match="differ in blanks, case, signs or leading zeros alone; if they are one person"):
+        read_patients(tmp_path / "p.csv", ["a.png", "b.png"])
+
+
+def test_patients_that_differ_by_more_than_spelling_are_two(tmp_path):
+    (tmp_path / "p.csv").write_text("file,patient\na.png,p10\nb.png,p1\nc.png,p100\nd.png,q1\n")
+    assert len(set(read_patients(tmp_path / "p.csv", ["a.png", "b.png", "c.png", "d.png"])[0].values())) == 4
+
+
 def test_a_patient_table_says_what_else_is_known_of_each_file(tmp_path):
     (tmp_path / "p.csv").write_text("file,patient,phase,lvedv,sex\nb.png,2,ES,,F\na.png,1,ED,140.5,m\n")
     people, further = read_patients(tmp_path / "p.csv", ["a.png", "b.png"])
