@@ -295,6 +295,8 @@ def test_volumes_are_sampled_with_a_3d_denoiser(autoencoder, tiny, make_set):
 class Spy(nn.Module):
     """Predicts `answer` whatever it sees, and notes what that was."""
 
+    apart = ()
+
     def __init__(self, answer: float = 0.0) -> None:
         super().__init__()
         self.answer = nn.Parameter(torch.tensor(answer))
