@@ -69,8 +69,8 @@ BUGS = {
         "tests/test_ledger.py",
     ),
     "conditions from private attributes unrecorded": Bug(
-        "diffusion/conditions", '    ledger.read(images, stage="draw conditions"',
-        '    len(images) or ledger.read(images, stage="draw conditions"', "tests/diffusion/test_generator.py",
+        "diffusion/conditions", '    ledger.read(images, stage="draw conditions", output=f',
+        '    len(images) or ledger.read(images, stage="draw conditions", output=f', "tests/diffusion/test_generator.py",
     ),
     "samples asked for by private attributes": Bug(
         "diffusion/generator", "if conditions.private and", "if False and", "tests/privacy/dp/test_fine_tuning.py"
