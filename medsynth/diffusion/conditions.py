@@ -189,8 +189,9 @@ def _hearts(n: int, seed: int) -> pd.DataFrame:
 def asked_for(like: ImageSet, names: tuple[str, ...], table: pd.DataFrame, *, source: str = "asked for") -> Conditions:
     """Conditions that a table states, one row each, for images such as `like`.
 
-    They are private where the table was taken from a private set. Columns that nothing is asked by, such as names of files, are
-    not kept.
+    They are private where a private set holds the table, or it was cut out of one: pandas passes the mark on. A table that is
+    built anew of the same values has no mark, and private attributes are then read unseen. Columns that nothing is asked by, such
+    as names of files, are not kept.
     """
     private = table.attrs.get("role") == "private"
     stated = _stated(table)

@@ -126,8 +126,14 @@ def probabilities(model: nn.Module, images: ImageSet, *, batch: int = 128) -> np
     return torch.cat([model(x.to(device)).double().softmax(1).cpu() for x in chunks]).numpy()
 
 
-def thumbnail_probabilities(training: ImageSet, test: ImageSet, classes: Sequence[str], attribute: str = "finding") -> np.ndarray:
-    """As `probabilities`, of a linear model on 16 x 16 thumbnails: what a classifier has to beat to have looked at anything."""
+def thumbnail_probabilities(
+    training: ImageSet, test: ImageSet, classes: Sequence[str], *, ledger: Ledger, attribute: str = "finding"
+) -> np.ndarray:  # fmt: skip
+    """As `probabilities`, of a linear model on 16 x 16 thumbnails: what a classifier has to beat to have looked at anything.
+
+    Private images leave a line in the ledger. Raises ValueError as `labels_of` does.
+    """
+    ledger.read(training, stage="train classifier", output=f"a linear model of {attribute} on thumbnails, not released")
     x, y = (functional.adaptive_avg_pool2d(torch.from_numpy(s.scaled()), _THUMBNAIL).flatten(1).numpy() for s in (training, test))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
     return model.fit(x, labels_of(training, classes, attribute)).predict_proba(y)

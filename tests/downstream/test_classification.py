@@ -51,7 +51,8 @@ def test_a_classifier_sees_what_thumbnails_do_not_tell_and_leaves_a_line(cache):
     assert line.stage == "train classifier" and "not released" in line.output
     again = train_classifier(training, CLASSES, TINY, ledger=Ledger())
     np.testing.assert_array_equal(probabilities(again, test), probabilities(model, test))
-    floor = thumbnail_probabilities(training, test, CLASSES)
+    floor = thumbnail_probabilities(training, test, CLASSES, ledger=ledger)
+    assert len(ledger.entries(training)) == 2
     assert floor.shape == (120, 2) and auroc(label, floor) < 0.8
 
 

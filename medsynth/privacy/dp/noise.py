@@ -18,7 +18,8 @@ None of this is a proof. Discrete noise has one (Canonne et al., arXiv:2004.0001
 Which timesteps and which noise a patient's own images are given need not be secret, since the bound holds for any: they are
 seeded in both modes. But they may depend on nobody else. A patient's place in a list does: without the first one, all others
 move up, draw other noise, and the sum changes by more than one patient's part. So they are keyed by the patient's own images
-(`patient_keys`).
+(`patient_keys`). The coins of who takes part must be secret in both modes, as noise must: seeded, they are tossed by place, and
+what holds for them holds against whoever cannot guess the seed.
 """
 
 from __future__ import annotations

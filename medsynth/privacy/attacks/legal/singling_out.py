@@ -7,6 +7,7 @@ exactly one private patient, and of hardly anybody else: of a share w of the pop
 Nothing is tuned on private patients. Radii are found on other people (`fitted`), weights are bounded on yet others by Clopper and
 Pearson (`certified`), and the baseline is what the predicates do to a third group (`baseline`). Whoever is described is a patient
 with all their images. A game that is not won shows nothing of other attacks; what no attack can do, `dp_bound` says.
+Whoever makes features of private images leaves the line in the ledger: nothing here sees an image.
 """
 
 from __future__ import annotations
