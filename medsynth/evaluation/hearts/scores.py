@@ -7,20 +7,25 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from medsynth.evaluation.features import Extractor
+from medsynth.config import DPConfig
+from medsynth.evaluation.features import Extractor, shipped_extractor
 from medsynth.evaluation.fidelity import kid
-from medsynth.evaluation.hearts.annotated import nominal_spacing
+from medsynth.evaluation.hearts.annotated import nominal_spacing, segmenter_for
 from medsynth.evaluation.hearts.controllability import UNITS as _UNITS
 from medsynth.evaluation.hearts.controllability import controllability, phase_accuracy, rows_by_condition
-from medsynth.evaluation.hearts.labels import HeartSegmenter, segment
+from medsynth.evaluation.hearts.labels import HeartSegmenter, SegmenterConfig, segment
 from medsynth.evaluation.hearts.volumes import DAUM_FID, daum_fid, volume_features, volume_ms_ssim
+from medsynth.evaluation.image_quality import psnr
 from medsynth.evaluation.reference import Reference
 from medsynth.evaluation.statistics import Estimate
 from medsynth.imageset import ImageSet
+from medsynth.ledger import Ledger
+from medsynth.models.weights import reconstruct, shipped_autoencoder
 from medsynth.phantoms.heart.heart import measure_volumes
 from medsynth.resample import slices_of
 
 UNITS = {f"{name} error": unit for name, unit in _UNITS.items()}
+Found = dict[str, Estimate | float]
 _PAIRS = 200  # of stacks, for MS-SSIM
 _FIDS = ("FID", "FID floor", "FID minus floor")
 
@@ -38,7 +43,8 @@ class HeartScores:
     @property
     def units(self) -> dict[str, str]:
         """Units of the metrics; of stacks of which nobody has said how large they are, nominal ones."""
-        return UNITS if self.test.spacing else {metric: f"nominal {unit}" for metric, unit in UNITS.items()}
+        sizes = UNITS if self.test.spacing else {metric: f"nominal {unit}" for metric, unit in UNITS.items()}
+        return sizes | {"PSNR": "dB"}
 
     @cached_property
     def planes(self) -> Reference:
@@ -107,6 +113,23 @@ class HeartScores:
     @cached_property
     def _volumes(self) -> np.ndarray:
         return volume_features(self.test, self.extractor)
+
+
+def heart_scores(
+    private: ImageSet, asked: ImageSet, test: ImageSet, data: str, *, config: DPConfig, splits: int, ledger: Ledger, seed: int
+) -> tuple[HeartScores, dict[str, Found]]:  # fmt: skip
+    """Scores against `test`, and what their ruler is worth: arm -> rows.
+
+    Volumes and walls are measured by the segmenter of `segmenter_for`; data: the file that all sets are from, if any. Arms: the
+    "segmenter", with its error where labels tell it; "real", what it finds on the stacks that are asked for; "reconstructed",
+    the same after the public autoencoder: no sample can do better.
+    """
+    size = {"slices": config.slices, "size": config.size, "steps": config.segmenter_steps, "patients": config.segmenter_patients}
+    segmenter, error = segmenter_for(private, (asked, test), data, SegmenterConfig(**size), ledger=ledger, seed=seed)
+    scores = HeartScores(test, shipped_extractor(), segmenter, seed=seed, splits=splits)
+    decoded = reconstruct(shipped_autoencoder(), asked, batch=16)
+    kept = scores.control(decoded, asked) | {"PSNR": psnr(asked, decoded, seed=seed)}
+    return scores, {"segmenter": error, "real": scores.control(asked, asked), "reconstructed": kept}
 
 
 def _as_large(reference: Reference, planes: ImageSet) -> Reference:

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from medsynth.config import DPConfig, PrivacyConfig
 from medsynth.evaluation.features import shipped_extractor
 from medsynth.evaluation.hearts import scores as scoring
-from medsynth.evaluation.hearts.scores import UNITS, HeartScores
+from medsynth.evaluation.hearts.scores import UNITS, HeartScores, heart_scores
 from medsynth.evaluation.hearts.volumes import DAUM_FID
+from medsynth.ledger import Ledger
 from medsynth.phantoms.heart.heart import cardiac, cardiac_labels
 
 
@@ -70,3 +72,25 @@ def test_a_condition_with_planes_enough_has_a_fid_which_sees_a_set_that_is_not_o
 
 def test_joined_features_tell_planes_apart(scores, people):
     assert scores.joined(people[0]).shape == (24, 8 * 64)
+
+
+def test_the_ruler_of_a_study_is_read_on_real_hearts_and_after_the_autoencoder(people, monkeypatch):
+    asked = {}
+
+    def segmenter_for(private, unseen, data, config, *, ledger, seed):
+        asked.update(data=data, size=config.size, unseen=[images.patients for images in unseen])
+        return None, {"Dice LV": 0.9}
+
+    monkeypatch.setattr(scoring, "segmenter_for", segmenter_for)
+    labels = cardiac_labels(patients=12, slices=8, size=32)
+    monkeypatch.setattr(scoring, "segment", lambda _, images: labels[: len(images)])
+    private, test = people[1], people[0].with_role("eval")
+    first, others = (test.of_patients(part) for part in np.split(np.unique(test.patient), [5]))
+    training = PrivacyConfig(steps=1, batch=1)
+    config = DPConfig(12, 7, 5, (1.0,), training, training, slices=8, size=32)
+    told = {"config": config, "splits": 2, "ledger": Ledger(), "seed": 0}
+    scores, ruler = heart_scores(private, first, others, "mine.npz", **told)
+    assert asked == {"data": "mine.npz", "size": 32, "unseen": [5, 7]} and scores.test is others
+    assert list(ruler) == ["segmenter", "real", "reconstructed"] and ruler["segmenter"] == {"Dice LV": 0.9}
+    assert ruler["real"]["lv r"].value > 0.999 and ruler["reconstructed"]["PSNR"].value > 15
+    assert scores.units["PSNR"] == "dB"
