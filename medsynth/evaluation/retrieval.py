@@ -51,7 +51,7 @@ def retrieval_score(training: np.ndarray, synthetic: np.ndarray, test: np.ndarra
     found = [distinct(counts, n) for counts in hits]
     of_synthetic, of_test = (reachable(k, n, len(training)) for k in found)
     share = Estimate(*(value / len(training) for value in of_synthetic[:3]), n, "images")
-    return RetrievalScore(share, _ratio(of_synthetic, of_test), found[0] >= n)
+    return RetrievalScore(share, _ratio(of_synthetic, of_test), bool((hits[0] == 1).all()))
 
 
 def distinct(counts: np.ndarray, n: int) -> float:
@@ -62,7 +62,8 @@ def distinct(counts: np.ndarray, n: int) -> float:
     # a hit image is missed by chance of C(total - count, n) / C(total, n)
     with np.errstate(divide="ignore"):
         missed = _log_choose(total - counts, n) - _log_choose(np.array(total), n)
-    return float((1 - np.exp(missed)).sum())
+    # no more than there are draws, or images that were hit, whatever logarithms round to
+    return float(np.clip((1 - np.exp(missed)).sum(), 1, min(n, len(counts))))
 
 
 def reachable(k: float, n: int, most: int, *, level: float = 0.95) -> Estimate:

@@ -94,3 +94,6 @@ def test_half_of_the_modes_reach_half_as_much_and_a_real_set_as_much_as_another(
     # a set that shows one image reaches one
     assert retrieval_score(training, np.repeat(training[:1], 50, 0), test).score.value == pytest.approx(1 / 400)
     assert retrieval_score(training, training[:50], test).censored
+    # one draw hits one image, also where it is one of many
+    assert retrieval_score(training, training[:1], test).censored and distinct(np.ones(3000, int), 7) == pytest.approx(7)
+    assert all(1 <= distinct(rng.integers(1, 9, size=60), n) <= min(n, 60) for n in range(1, 60))
