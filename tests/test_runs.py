@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import stat
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from medsynth.runs import (
     cache_folder,
     file_hash,
     find_run,
+    found_or_made,
     free_place,
     load_or_train,
     load_tensors,
@@ -324,3 +326,20 @@ def test_files_of_the_owner_alone_are_so_from_the_beginning(tmp_path):
         assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
     with atomic_path(tmp_path / "anybodys") as temporary:
         assert stat.S_IMODE(temporary.stat().st_mode) == 0o644
+
+
+def test_what_was_made_is_found_again_by_its_key_for_the_owner_alone_and_made_anew_where_damaged(cache):
+    made = []
+
+    def make():
+        made.append(1)
+        return [["FID", [1.5, math.nan]], ["n", len(made)]]
+
+    first = found_or_made("scores", {"a": 1, "of": Path("x")}, make)
+    again = found_or_made("scores", {"of": Path("x"), "a": 1}, make)
+    assert again[1] == first[1] == ["n", 1] and math.isnan(again[0][1][1])
+    assert found_or_made("scores", {"a": 2}, make)[1] == ["n", 2]
+    (file,) = (f for f in (cache / "found").iterdir() if json.loads(f.read_text())[1] == ["n", 1])
+    assert stat.S_IMODE((cache / "found").stat().st_mode) == 0o700
+    file.write_text("[[")
+    assert found_or_made("scores", {"a": 1, "of": Path("x")}, make)[1] == ["n", 3]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from medsynth.config import DPConfig
+from medsynth.dependencies import code_hash
 from medsynth.evaluation.features import Extractor, shipped_extractor
 from medsynth.evaluation.fidelity import kid
 from medsynth.evaluation.hearts.annotated import nominal_spacing, segmenter_for
@@ -18,11 +20,13 @@ from medsynth.evaluation.hearts.volumes import DAUM_FID, daum_fid, volume_featur
 from medsynth.evaluation.image_quality import psnr
 from medsynth.evaluation.reference import Reference
 from medsynth.evaluation.statistics import Estimate
+from medsynth.hashes import tensors_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.weights import reconstruct, shipped_autoencoder
 from medsynth.phantoms.heart.heart import measure_volumes
 from medsynth.resample import slices_of
+from medsynth.runs import found_or_made
 
 UNITS = {f"{name} error": unit for name, unit in _UNITS.items()}
 Found = dict[str, Estimate | float]
@@ -33,7 +37,7 @@ _FIDS = ("FID", "FID floor", "FID minus floor")
 class HeartScores:
     """Held-out stacks (n, 1, d, h, w) that others are measured against, with a reference of their planes.
 
-    rows: planes a side of the FID; all sets that are compared have at least as many.
+    What was measured before is found again: so of many sets only those that changed are measured.
     """
 
     def __init__(self, test: ImageSet, extractor: Extractor, segmenter: HeartSegmenter, *, seed: int, splits: int) -> None:
@@ -51,12 +55,15 @@ class HeartScores:
         """The planes of the held-out stacks; planes of one patient are one unit."""
         return self._reference(self.test)
 
-    def quality(self, stacks: ImageSet) -> dict[str, Estimate | float]:
+    def quality(self, stacks: ImageSet) -> Found:
         """FID and KID of planes with floors, KID of volumes, MS-SSIM within the set, and the variant of Daum et al."""
+        return self._found("quality", lambda: {"": self._quality(stacks)}, stacks)[""]
+
+    def _quality(self, stacks: ImageSet) -> Found:
         planes = slices_of(stacks)
         reference = _as_large(self.planes, planes)
         # a drawn stack is one unit, its planes are not
-        found: dict[str, Estimate | float] = dict(reference.score(planes))
+        found: Found = dict(reference.score(planes))
         features = volume_features(stacks, self.extractor)
         units = {"patient": self.test.patient, "synthetic_patient": stacks.patient}
         found["KID of volumes"] = kid(self._volumes, features, **units, seed=self.seed)
@@ -64,7 +71,7 @@ class HeartScores:
         found[DAUM_FID] = daum_fid(reference.features, self.extractor(planes))
         return found
 
-    def control(self, stacks: ImageSet, asked: ImageSet) -> dict[str, Estimate]:
+    def control(self, stacks: ImageSet, asked: ImageSet) -> Found:
         """r, slope and absolute error of volumes and walls, asked against measured, and how often ES is smaller than ED.
 
         asked: stacks of the patients whose attributes were asked for, row by row; nothing where they do not say volumes.
@@ -72,21 +79,28 @@ class HeartScores:
         table = asked.attributes
         if "lvedv" not in table or table["lvedv"].isna().all():
             return {}
-        measured = self.measured(stacks)
-        found: dict[str, Estimate] = {}
+        of = tensors_hash(self.segmenter.state_dict())
+        return self._found(f"control {of}", lambda: {"": self._control(stacks, asked)}, stacks, asked)[""]
+
+    def _control(self, stacks: ImageSet, asked: ImageSet) -> Found:
+        table, measured = asked.attributes, self.measured(stacks)
+        found: Found = {}
         for name, control in controllability(table, measured, person=asked.patient, seed=self.seed).items():
             found |= {f"{name} r": control.r, f"{name} slope": control.slope, f"{name} error": control.absolute_error}
         phases = phase_accuracy(table, measured, person=asked.patient, seed=self.seed)
         return found | {"cycle accuracy": phases.pairs}
 
-    def by_condition(self, stacks: ImageSet, asked: ImageSet) -> dict[str, dict[str, Estimate]]:
+    def by_condition(self, stacks: ImageSet, asked: ImageSet) -> dict[str, Found]:
         """FID of planes and KID of volumes for each condition, against held-out patients of the same.
 
         Conditions of fewer than ten stacks are left out, and the FID where it has no value at so few planes.
         """
-        found = {}
         if not {"condition"} <= set(asked.attributes) & set(self.test.attributes):
-            return found
+            return {}
+        return self._found("by condition", lambda: self._by_condition(stacks, asked), stacks, asked)
+
+    def _by_condition(self, stacks: ImageSet, asked: ImageSet) -> dict[str, Found]:
+        found = {}
         ours, theirs = (rows_by_condition(images.attributes) for images in (self.test, asked))
         features = volume_features(stacks, self.extractor)
         for name in (n for n in ours if n in theirs and min(len(ours[n]), len(theirs[n])) >= 10):
@@ -106,6 +120,13 @@ class HeartScores:
     def measured(self, stacks: ImageSet) -> pd.DataFrame:
         """Volumes and walls as the segmenter finds them; where spacing is not known, they are nominal."""
         return measure_volumes(segment(self.segmenter, stacks), stacks.spacing or nominal_spacing(stacks.spatial))
+
+    def _found(self, what: str, measure: Callable[[], dict[str, Found]], *sets: ImageSet) -> dict[str, Found]:
+        key = {"what": what, "sets": [images.content_hash for images in (self.test, *sets)], "extractor": self.extractor.name}
+        key |= {"seed": self.seed, "splits": self.splits, "code": code_hash(__name__)}
+        # pairs, since the order of metrics is that of a table
+        found = found_or_made("scores", key, lambda: [[name, list(rows.items())] for name, rows in measure().items()])
+        return {name: {m: Estimate(*v) if isinstance(v, list) else v for m, v in rows} for name, rows in found}
 
     def _reference(self, stacks: ImageSet) -> Reference:
         return Reference(slices_of(stacks), self.extractor, seed=self.seed, splits=self.splits)

@@ -14,13 +14,16 @@ import torch
 from scipy.spatial.distance import cdist
 
 from medsynth.config import DiffusionConfig
+from medsynth.dependencies import code_hash
 from medsynth.diffusion.schedule import noise_schedule, objective
 from medsynth.evaluation.roc import Attack, membership
+from medsynth.hashes import bytes_hash, tensors_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import latents_of
 from medsynth.privacy.attacks.one_run import Audit, audit
+from medsynth.runs import found_or_made
 from medsynth.training import step_generator
 
 _ROWS = 256  # whose distances to all others are held at once
@@ -55,11 +58,21 @@ def loss_scores(
 ) -> PatientScores:  # fmt: skip
     """White box: by how much training lowered the diffusion loss of each patient, from the public model's weights to the trained.
 
-    condition: (n, k) float32, NaN = missing. The attacker knows images and conditions. See `loss_drop`.
+    condition: (n, k) float32, NaN = missing. The attacker knows images and conditions. Found again if computed before. See
+    `loss_drop`.
     """
-    latents = latents_of(autoencoder, torch.from_numpy(images.scaled()), batch=batch)
-    options = {"trained": trained, "public": public, "diffusion": diffusion, "draws": draws, "batch": batch, "seed": seed}
-    return PatientScores.of(loss_drop(latents, torch.from_numpy(condition), **options), images.patient)
+    told = {"diffusion": diffusion, "draws": draws, "seed": seed}
+    key = {"images": images.content_hash, "condition": bytes_hash(condition.tobytes()), "code": code_hash(__name__), **told}
+    key |= {
+        name: tensors_hash(model.state_dict()) for name, model in (("trained", trained), ("public", public), ("of", autoencoder))
+    }
+
+    def drops() -> list[float]:
+        latents = latents_of(autoencoder, torch.from_numpy(images.scaled()), batch=batch)
+        models = {"trained": trained, "public": public, "batch": batch}
+        return loss_drop(latents, torch.from_numpy(condition), **models, **told).tolist()
+
+    return PatientScores.of(np.array(found_or_made("losses", key, drops)), images.patient)
 
 
 @torch.no_grad()

@@ -146,6 +146,18 @@ def _refuse_one_image_of_two(images: ImageSet) -> None:
         )
 
 
+def _latents(images: ImageSet, autoencoder: Autoencoder) -> torch.Tensor:
+    """Those of the last set are kept: the arms of a study are trained on one, and encoding takes as long as many steps."""
+    key = images.content_hash, tensors_hash(autoencoder.state_dict())
+    if key not in _ENCODED:
+        _ENCODED.clear()
+        _ENCODED[key] = latents_of(autoencoder, torch.from_numpy(images.scaled()), batch=32)
+    return _ENCODED[key]
+
+
+_ENCODED: dict[tuple[str, str], torch.Tensor] = {}
+
+
 @dataclass(frozen=True)
 class PrivateRows:
     """Latents of all patients, and the rows that a patient adds to a step: each record with `draws` timesteps and noises."""
@@ -163,8 +175,7 @@ class PrivateRows:
     ) -> PrivateRows:  # fmt: skip
         """From images, the number of the patient of each, and their conditions."""
         records = tuple(tuple(np.flatnonzero(number == p).tolist()) for p in range(number.max() + 1))
-        latents = latents_of(autoencoder, torch.from_numpy(images.scaled()), batch=32)
-        return cls(latents, torch.from_numpy(conditions), records, diffusion, draws)
+        return cls(_latents(images, autoencoder), torch.from_numpy(conditions), records, diffusion, draws)
 
     def rows(self, model: Denoiser, patients: torch.Tensor, step: int, generators: Sequence[torch.Generator]) -> Rows:
         """Rows of some patients; timesteps are stratified within each, and a condition is dropped for all draws of a record."""

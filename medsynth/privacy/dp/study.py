@@ -27,6 +27,11 @@ class Arm(NamedTuple):
     start: str  # "public" or "scratch"
     privacy: PrivacyConfig
 
+    @property
+    def repeated(self) -> bool:
+        """Whether it is trained with every seed: the two lines that are compared are, competitors and variants have one."""
+        return self.name in ("pre-trained", "scratch")
+
 
 def arm_of(config: DPConfig, name: str) -> Arm:
     """What one of `config.arms` says. Raises ValueError for a variant of what is no setting, or of a value it cannot have."""

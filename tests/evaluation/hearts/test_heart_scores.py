@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from medsynth.config import DPConfig, PrivacyConfig
 from medsynth.evaluation.features import shipped_extractor
@@ -25,7 +26,7 @@ def scores(people, monkeypatch):
         labels = cardiac_labels(patients=12, slices=8, size=32, seed=seed)
         truth |= dict(zip(images.row_hashes.tolist(), labels, strict=True))
     monkeypatch.setattr(scoring, "segment", lambda _, images: np.stack([truth[h] for h in images.row_hashes.tolist()]))
-    return HeartScores(people[0].with_role("eval"), shipped_extractor(), None, seed=0, splits=2)
+    return HeartScores(people[0].with_role("eval"), shipped_extractor(), torch.nn.Identity(), seed=0, splits=2)
 
 
 def test_quality_has_every_score_and_other_people_of_the_population_score_well(scores, people):
@@ -63,7 +64,7 @@ def test_conditions_are_scored_apart_where_enough_have_them(scores, people):
 
 def test_a_condition_with_planes_enough_has_a_fid_which_sees_a_set_that_is_not_of_it(monkeypatch):
     sets = [cardiac(patients=40, slices=8, size=32, seed=seed) for seed in (0, 1)]
-    scores = HeartScores(sets[0].with_role("eval"), shipped_extractor(), None, seed=0, splits=2)
+    scores = HeartScores(sets[0].with_role("eval"), shipped_extractor(), torch.nn.Identity(), seed=0, splits=2)
     found = scores.by_condition(sets[1], sets[1])["normal"]
     blurred = sets[1].with_images(sets[1].images * 0.5)
     assert found["FID"].value < scores.by_condition(blurred, sets[1])["normal"]["FID"].value
@@ -79,7 +80,7 @@ def test_the_ruler_of_a_study_is_read_on_real_hearts_and_after_the_autoencoder(p
 
     def segmenter_for(private, unseen, data, config, *, ledger, seed):
         asked.update(data=data, size=config.size, unseen=[images.patients for images in unseen])
-        return None, {"Dice LV": 0.9}
+        return torch.nn.Identity(), {"Dice LV": 0.9}
 
     monkeypatch.setattr(scoring, "segmenter_for", segmenter_for)
     labels = cardiac_labels(patients=12, slices=8, size=32)
@@ -94,3 +95,13 @@ def test_the_ruler_of_a_study_is_read_on_real_hearts_and_after_the_autoencoder(p
     assert list(ruler) == ["segmenter", "real", "reconstructed"] and ruler["segmenter"] == {"Dice LV": 0.9}
     assert ruler["real"]["lv r"].value > 0.999 and ruler["reconstructed"]["PSNR"].value > 15
     assert scores.units["PSNR"] == "dB"
+
+
+def test_what_was_measured_is_found_again_with_the_same_values_in_their_order(scores, people, cache, monkeypatch):
+    first = scores.quality(people[1]), scores.control(people[1], people[1]), scores.by_condition(people[1], people[1])
+    for private in ("_quality", "_control", "_by_condition"):
+        monkeypatch.setattr(HeartScores, private, lambda *_: pytest.fail("measured again"))
+    again = scores.quality(people[1]), scores.control(people[1], people[1]), scores.by_condition(people[1], people[1])
+    assert repr(again) == repr(first) and [list(found) for found in again] == [list(found) for found in first]
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        scores.quality(people[1].select(np.arange(20)))
