@@ -73,6 +73,12 @@ def test_plots_are_drawn_and_saved_with_what_they_show(chapter, tmp_path):
     assert len(read_results(tmp_path, "gate-guidance").rows) == 4
 
 
+def test_a_figure_does_not_take_the_place_of_a_table(chapter):
+    chapter.add("real", {"PSNR": 1.0}, dataset="phantom", table="cost")
+    with pytest.raises(ValueError, match="figure 'cost': a table of this chapter has that name; call it 'cost-figure'"):
+        chapter.estimates(["PSNR"], "cost", table="cost")
+
+
 def test_panels_have_names_limits_and_every_row(chapter, tmp_path):
     for arm in ("a", "b", "c"):
         chapter.add(arm, {"PSNR": estimate(1.0)}, dataset="x", seed=0)
