@@ -175,7 +175,7 @@ class Chapter:
         return shown.pivot_table(index=lines, columns=heads, values="", aggfunc="; ".join, sort=False).fillna("")
 
     def save(self, figure: Any, name: str, data: Iterable[Row] | pd.DataFrame, *, table: str = "") -> None:
-        """Save a figure as CHAPTER-NAME, with what it shows and whence, as the numbers of `table`; ValueError for the name of one."""
+        """Save a figure as CHAPTER-NAME, with what it shows and whence, as the numbers of `table`; ValueError for its name."""
         if name in {of for of, _ in self._rows.values()}:
             raise ValueError(f"figure {name!r}: a table of this chapter has that name; call it '{name}-figure'")
         figures.save_figure(figure, self.folder, f"{self.name}-{name}", data, **self.sidecar(table))
