@@ -83,10 +83,11 @@ def test_one_that_knows_nobody_is_not_and_the_promise_stands_beside(attack):
         assert rows["accountant"] == 8.0 and rows["ceiling, any mechanism"] > 1.5
 
 
-def test_generators_of_one_seed_are_audited_beside_the_public_one_and_variants_are_not(monkeypatch):
+def test_generators_of_one_seed_from_public_weights_are_audited_beside_these_and_no_others_are(monkeypatch):
     calls = []
     monkeypatch.setattr(hearts, "audited", lambda *a, **k: (calls.append((a, k)), {"white box": {"AUC": 0.5}})[1])
-    keys = [("pre-trained", 0.0, 1), ("pre-trained", 10.0, 1), ("pre-trained", 10.0, 2), ("pre-trained, draws 4", 10.0, 1)]
+    keys = [("pre-trained", 0.0, 1), ("pre-trained", 10.0, 1), ("pre-trained", 10.0, 2), ("scratch", 10.0, 1)]
+    keys.append(("pre-trained, draws 4", 10.0, 1))
     named = {key: f"generator {key}" for key in keys}
     drawn = {key: f"samples {key}" for key in keys}
     found = audits(named, drawn, "members", "canaries", features=pixels, config="sizes", seed=1)

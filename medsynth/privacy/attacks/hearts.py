@@ -67,13 +67,16 @@ def audits(
     generators: Mapping[Key, Generator], samples: Mapping[Key, ImageSet], members: ImageSet, canaries: ImageSet, *,
     features: Features, config: DPConfig, seed: int,
 ) -> Audits:  # fmt: skip
-    """Rows of `audited`, of the generators of one seed that are no variant, beside the public one."""
+    """Rows of `audited`, of the generators of one seed that were trained from the public weights, without their variants.
+
+    Of a network from scratch no attack could subtract how easy a patient is: the public one, which tells, is another network.
+    """
     start = ("pre-trained", 0.0, seed)
     told = {"reference": samples[start], "features": features, "config": config, "seed": seed}
     found = {}
     for key, made in generators.items():
         arm, epsilon, of_seed = key
-        if of_seed == seed and epsilon and "," not in arm:
+        if arm == start[0] and of_seed == seed and epsilon:
             attacks = audited(made, generators[start], members, canaries, released=samples[key], **told)
             found |= {(arm, epsilon, attack): rows for attack, rows in attacks.items()}
     return found

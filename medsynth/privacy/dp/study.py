@@ -27,11 +27,6 @@ class Arm(NamedTuple):
     start: str  # "public" or "scratch"
     privacy: PrivacyConfig
 
-    @property
-    def repeated(self) -> bool:
-        """Whether it is trained with every seed: the two lines that are compared are, competitors and variants have one."""
-        return self.name in ("pre-trained", "scratch")
-
 
 def arm_of(config: DPConfig, name: str) -> Arm:
     """What one of `config.arms` says. Raises ValueError for a variant of what is no setting, or of a value it cannot have."""
@@ -42,6 +37,12 @@ def arm_of(config: DPConfig, name: str) -> Arm:
     for variant in variants:
         privacy = _varied(privacy, variant)
     return Arm(", ".join([line, *variants]), "scratch" if line == "scratch" else "public", privacy)
+
+
+def seeds_of(arm: Arm, config: DPConfig, seeds: Sequence[int]) -> Sequence[int]:
+    """Of the seeds, all for what is compared: the pre-trained line, and scratch at the largest epsilon. Others have the first."""
+    most = arm.name == "scratch" and arm.privacy.epsilon == max(config.epsilons)
+    return seeds if most or arm.name == "pre-trained" else seeds[:1]
 
 
 def places(rows: Iterable[Row]) -> dict[float, str]:

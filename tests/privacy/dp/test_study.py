@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from medsynth.config import DPConfig, DPPatientsConfig, PrivacyConfig
-from medsynth.privacy.dp.study import CENTRAL, CHOSEN, arm_of, chosen_rows, closed, places
+from medsynth.privacy.dp.study import CENTRAL, CHOSEN, arm_of, chosen_rows, closed, places, seeds_of
 from medsynth.results import Row
 
 TRAINING = PrivacyConfig(steps=5, batch=10)
@@ -95,3 +95,10 @@ def test_the_chosen_line_is_what_was_best_elsewhere_also_where_it_is_not_here():
     assert chosen_rows(rows, CONFIG) == []
     with pytest.raises(ValueError, match="chosen has 1 methods; expected one for each of 2 epsilons"):
         replace(CONFIG, chosen=("b",))
+
+
+def test_what_is_compared_has_every_seed_and_all_else_one():
+    names = (*CONFIG.arms, f"{CENTRAL}/10")
+    every = [name for name in names if len(seeds_of(arm_of(CONFIG, name), CONFIG, [4, 5, 6])) == 3]
+    assert every == [name for name in names if name.startswith("pre-trained/") and name.count("/") == 1] + ["scratch/10"]
+    assert seeds_of(arm_of(CONFIG, f"{CENTRAL}/10"), CONFIG, [4, 5, 6]) == [4]
