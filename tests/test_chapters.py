@@ -20,7 +20,7 @@ from medsynth.publish.notebook import declared_parameters, tagged
 
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PROFILE = ROOT / "tests" / "tests.yaml"  # seconds a chapter
-TIMED = {"dp-cost.csv"}  # tables of measured times
+TIMED = {"dp-cost.csv", "dp-cost-figure.csv"}  # measured times
 LONG = {"06_dp", "90_weights"}  # as much as three others: every question to every set, or every arm
 
 
