@@ -297,6 +297,20 @@ class MemorisationConfig:
 
 
 @dataclass(frozen=True)
+class SinglingOutConfig:
+    """Games of an attacker against releases of chests: what is released, and how many others predicates are tried on."""
+
+    released: int  # images of each release
+    fitted: int  # phantoms on whom predicates are fitted
+    certified: int  # on whom their weight is bounded: 30 for each private patient bound a tenth of 1/n
+    weight: float = 0.1  # of a predicate, times 1/n
+    epsilons: tuple[float, ...] = (1.0, 10.0)  # of generators with a promise, trained as those of `dp_images`
+    private_patients: int = 100  # of a file: all its other people are strangers
+    planted: float = 0.05  # share of private images in a release that an attack has to see
+    repeats: int = 10  # of that
+
+
+@dataclass(frozen=True)
 class WeightsConfig:
     """On how many phantoms the shipped weights are measured, and how finely their ruler is studied."""
 

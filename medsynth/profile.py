@@ -19,6 +19,7 @@ from medsynth.config import (
     MemorisationConfig,
     RestorationGridConfig,
     SamplingConfig,
+    SinglingOutConfig,
     SitesConfig,
     ThoraxConfig,
     WeightsConfig,
@@ -47,6 +48,7 @@ class Profile:
     dp_images: DPImagesConfig
     dp_patients: DPPatientsConfig
     memorisation: MemorisationConfig
+    singling_out: SinglingOutConfig
     weights: WeightsConfig
     denoiser_3d: DenoiserConfig = _OF_STACKS
     seeds: tuple[int, ...] = (0,)

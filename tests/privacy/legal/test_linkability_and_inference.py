@@ -6,7 +6,7 @@ import pytest
 
 from medsynth.evaluation.statistics import Estimate
 from medsynth.privacy.attacks.legal.inference import inference
-from medsynth.privacy.attacks.legal.linkability import linkability
+from medsynth.privacy.attacks.legal.linkability import linkability, scan_pairs
 from medsynth.privacy.attacks.legal.risk import residual, risk_of
 
 N, DIM = 300, 6
@@ -83,3 +83,13 @@ def test_the_residual_is_what_is_left_of_what_could_be_gained():
     found = risk_of(np.arange(10) < 8, np.arange(10) < 6, np.arange(10) < 5)
     assert found.residual.value == pytest.approx(0.5) and found.residual.low < 0 < found.residual.high
     assert residual(Estimate(1, 1, 1, 5), Estimate(1, 1, 1, 5)).value == 0
+
+
+def test_the_first_two_images_of_who_has_two_stand_row_by_row(make_set):
+    images = make_set(7, patient=np.array([5, 2, 5, 9, 2, 5, 1]), split=None)
+    first, second = scan_pairs(images)
+    assert first.patient.tolist() == second.patient.tolist() == [2, 5]
+    np.testing.assert_array_equal(first.images, images.images[[1, 0]])
+    np.testing.assert_array_equal(second.images, images.images[[4, 2]])
+    with pytest.raises(ValueError, match="1 of 3 patients have two images; expected at least two"):
+        scan_pairs(images.select([0, 2, 3, 6]))

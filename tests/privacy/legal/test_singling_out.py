@@ -7,13 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from medsynth.mechanism import Mechanism
 from medsynth.privacy.attacks.legal.singling_out import (
     Others,
     People,
     Predicates,
     _holds,
     _isolations,
+    allowed_weight,
+    bound_rows,
     dp_bound,
+    game_rows,
+    planted,
     play,
     radii,
     upper_weight,
@@ -162,3 +167,33 @@ def test_a_game_that_says_nothing_is_not_played(change, said):
         others = others._replace(fitted=private)
     with pytest.raises(ValueError, match=said):
         play(release(private.features), private, others, weight=change.get("weight", WEIGHT))
+
+
+def test_the_allowed_weight_is_what_was_asked_or_the_least_that_can_be_bounded_and_below_one_person():
+    assert allowed_weight(N, 30 * N, 0.1) == WEIGHT
+    least = allowed_weight(N, 5 * N, 0.1)
+    assert float(upper_weight(np.array(0), 5 * N)) <= least < 1 / N
+    private, others, _ = population(certified=5 * N)
+    assert play(private, private, others, weight=least).light > 0.5
+    with pytest.raises(ValueError, match=r"400 certified people bound no weight below 1/n = 0\.005; expected more than 598"):
+        allowed_weight(N, 2 * N, 0.1)
+
+
+def test_planted_images_take_the_places_of_others_and_are_seen():
+    private, others, rng = population()
+    drawn = release(rng.normal(size=(100, DIM)))
+    mixed = planted(drawn, private, 0.05, seed=1)
+    moved = (mixed.features != drawn.features).any(1)
+    assert moved.sum() == 5 and len(mixed.features) == 100
+    assert all((row == private.features).all(1).any() for row in mixed.features[moved])
+    assert (planted(drawn, private, 1e-6, seed=1).features != drawn.features).any(1).sum() == 1
+    game = play(mixed, private, others, weight=WEIGHT)
+    assert 0 < game.attack.value <= 0.05 and list(game_rows(game)) == [
+        "isolated", "strangers isolated", "residual", "patients singled out", "light descriptions", "guess",
+    ]  # fmt: skip
+
+
+def test_a_bound_stands_where_something_is_promised():
+    proved = Mechanism("dp-sgd", unit="patient", epsilon=1.0, delta=1e-7, accountant="prv", q=0.1, steps=10, sigma=5.0)
+    assert bound_rows(proved, 21_724, 1 / (100 * 21_724)) == {"proved bound": pytest.approx(0.029, abs=1e-3)}
+    assert bound_rows(None, 5, 0.1) == {}

@@ -1,11 +1,12 @@
 """Strangers of whom only features are kept."""
 
 import numpy as np
+import pytest
 
 from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.privacy.attacks.legal import strangers
 from medsynth.privacy.attacks.legal.singling_out import play
-from medsynth.privacy.attacks.legal.strangers import people_of, phantom_strangers
+from medsynth.privacy.attacks.legal.strangers import file_strangers, people_of, phantom_strangers
 
 SIZES = {"fitted": 5, "certified": 7, "baseline": 4, "seed": 0, "size": 16, "modality": "ct"}
 
@@ -32,3 +33,13 @@ def test_a_game_is_played_among_them_with_attributes(cache):
     private = people_of(thorax(patients=4, size=16, modality="ct", population="private"), thumbnails)
     found = play(private, private, others, weight=1 / 30, match=("sex", "finding"), aim=0.01)
     assert found.attack.value > 0.5 and found.light > 0.5
+
+
+def test_the_people_of_a_file_are_divided_into_groups_that_share_nobody():
+    images = thorax(patients=70, scans=2, size=16, modality="ct", population="private")
+    found = file_strangers(images, thumbnails, baseline=10, seed=3)
+    assert [group.patients for group in found] == [12, 48, 10]
+    assert sorted(np.concatenate([np.unique(group.patient) for group in found])) == sorted(np.unique(images.patient))
+    assert all(len(group.features) == 2 * group.patients == len(group.attributes) for group in found)
+    with pytest.raises(ValueError, match="70 patients, of whom 30 are for the baseline; 40 are left, expected at least 50"):
+        file_strangers(images, thumbnails, baseline=30, seed=3)

@@ -6,6 +6,7 @@ import numpy as np
 
 from medsynth.evaluation.retrieval import retrieved
 from medsynth.evaluation.statistics import generator
+from medsynth.imageset import ImageSet
 from medsynth.privacy.attacks.legal.risk import Risk, risk_of
 
 
@@ -30,3 +31,13 @@ def linkability(
     stranger = np.empty_like(order)
     stranger[order] = np.roll(order, 1)
     return risk_of(first == second, met["others"][0] == met["others"][1], first == second[stranger])
+
+
+def scan_pairs(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """The first and the second image of each patient who has two, row by row. Raises ValueError where fewer than two have."""
+    order = np.argsort(images.patient, kind="stable")
+    people, first, count = np.unique(images.patient[order], return_index=True, return_counts=True)
+    if (found := int((count > 1).sum())) < 2:
+        raise ValueError(f"{images.name}: {found} of {len(people)} patients have two images; expected at least two who do")
+    rows = first[count > 1]
+    return images.select(order[rows]), images.select(order[rows + 1])

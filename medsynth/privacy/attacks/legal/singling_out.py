@@ -22,6 +22,7 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from medsynth.evaluation.statistics import Estimate, bootstrap_mean, clopper_pearson, generator
+from medsynth.mechanism import Mechanism
 from medsynth.privacy.attacks.legal.risk import residual
 
 AIM = 0.1  # of the weight that may be: predicates that just reach it are seldom certified
@@ -104,6 +105,24 @@ def play(release: People, private: People, others: Others, *, weight: float, mat
     return Game(attack, baseline, residual(attack, baseline), singled_out, float(made.light.mean()), weight, guess)
 
 
+def game_rows(game: Game) -> dict[str, Estimate | float]:
+    """What a table says of a game."""
+    return {
+        "isolated": game.attack, "strangers isolated": game.baseline, "residual": game.residual,
+        "patients singled out": game.singled_out, "light descriptions": game.light, "guess": game.guess,
+    }  # fmt: skip
+
+
+def planted(release: People, private: People, share: float, *, seed: int) -> People:
+    """The release with this share of its images, at least one, replaced by private images: a leak that a game has to see."""
+    rng = generator(seed, len(release.features))
+    count = max(1, round(share * len(release.features)))
+    places = rng.choice(len(release.features), count, replace=False)
+    features = release.features.copy()
+    features[places] = private.features[rng.choice(len(private.features), count, replace=count > len(private.features))]
+    return People(features, release.patient)
+
+
 def predicates(
     release: People, others: Others, *, weight: float, match: Sequence[str] = (), aim: float = AIM
 ) -> Predicates:  # fmt: skip
@@ -138,6 +157,15 @@ def radii(near: np.ndarray, weight: float) -> np.ndarray:
     return np.where((count > 1) & inner.any(1), found, 0.0)
 
 
+def allowed_weight(n: int, certified: int, share: float) -> float:
+    """share / n, or the least weight above it that so many certified people can bound. Raises ValueError where that is 1/n."""
+    weight = max(share / n, float(upper_weight(np.array(0), certified)) * (1 + 1e-9))
+    if weight >= 1 / n:
+        needed = math.ceil(math.log(0.05) / math.log1p(-1 / n))
+        raise ValueError(f"{certified} certified people bound no weight below 1/n = {1 / n:.3g}; expected more than {needed}")
+    return weight
+
+
 def upper_weight(hits: np.ndarray, people: int, level: float = 0.95) -> np.ndarray:
     """What each weight is at most, where so many of `people` were hit: the one-sided bound of Clopper and Pearson."""
     hits = np.asarray(hits)
@@ -150,6 +178,11 @@ def dp_bound(n: int, weight: float, epsilon: float, delta: float) -> float:
     min(1, n (e^epsilon w + delta)): compare a release with that without patient i, which knows nothing of them. 1 is vacuous.
     """
     return min(1.0, n * (math.exp(min(epsilon, 700.0)) * weight + delta))
+
+
+def bound_rows(proved: Mechanism | None, n: int, weight: float) -> dict[str, float]:
+    """What a table says of the promise that a release was made under: its bound, and nothing where nothing is promised."""
+    return {} if proved is None else {"proved bound": dp_bound(n, weight, proved.epsilon, proved.delta)}
 
 
 def _isolations(made: Predicates, people: People, n: int, *, seed: int) -> tuple[Estimate, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Tens of thousands of phantoms of whom features alone are kept: others, on whom predicates are fitted, bounded and tried."""
+"""Strangers to a release, on whom predicates are fitted, bounded and tried: phantoms of whom features are kept, or a file's."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _CHUNK = 2000  # patients that are drawn at a time
 # added to the chapter's seed: nobody is in two groups, nor among those whom a chapter draws itself
 _FITTED, _CERTIFIED, _BASELINE = (1_000_000 * k for k in (1, 2, 3))
 
+_FEWEST = 50
+
 Features = Callable[[ImageSet], np.ndarray]
 
 
@@ -33,6 +35,23 @@ def phantom_strangers(
     return Others(**{
         name: _cached(features, version, patients, seed + offset, phantoms) for name, (patients, offset) in sizes.items()
     })  # fmt: skip
+
+
+def file_strangers(images: ImageSet, features: Features, *, baseline: int, seed: int) -> Others:
+    """The same three groups among the patients of a set: by chance so many for the baseline, of the rest a fifth is fitted on.
+
+    All others bound weights, since that takes the most. Raises ValueError for too few patients to leave some for each.
+    """
+    people = np.unique(images.patient)
+    if (left := len(people) - baseline) < _FEWEST:
+        raise ValueError(
+            f"{images.name}: {len(people)} patients, of whom {baseline} are for the baseline; {left} are left, expected at least "
+            f"{_FEWEST} to fit and to bound predicates on; give more patients, or call fewer of them private"
+        )
+    chosen = np.random.default_rng([seed, len(people)]).permutation(people)
+    groups = np.split(chosen, [baseline, baseline + left // 5])
+    names = ("baseline", "fitted", "certified")
+    return Others(**{name: people_of(images.of_patients(part), features) for name, part in zip(names, groups, strict=True)})
 
 
 def people_of(images: ImageSet, features: Features) -> People:
