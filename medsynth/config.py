@@ -203,7 +203,7 @@ class DPConfig:
     central: float = 0.1  # share of the budget that central images take in the arms that begin with them
     central_epsilons: tuple[float, ...] = ()
     chosen: tuple[str, ...] = ()  # for each of `epsilons`, the method with the lowest FID on the rehearsal population
-    variants: tuple[str, ...] = ()  # of `training` at the largest epsilon, such as "trainable bias" or "draws 8"
+    variants: tuple[str, ...] = ()  # of `training` at the largest epsilon, such as "draws 8", or at another: "inf/steps 60"
     sampling_steps: int = 10  # of a stack; 40 were no better on public phantoms
     candidates: int = 600  # of a Private Evolution, in each round
     guesses: int = 100  # of the audit, fixed beforehand
@@ -237,7 +237,8 @@ class DPConfig:
         epsilons = {"pre-trained": (*self.epsilons, math.inf), "scratch": (*self.scratch_epsilons, math.inf)}
         epsilons |= {"central images first": self.central_epsilons}
         plain = (f"{start}/{epsilon:g}" for start, each in epsilons.items() for epsilon in each)
-        return (*plain, *(f"pre-trained/{max(self.epsilons):g}/{variant}" for variant in self.variants))
+        varied = (v if "/" in v else f"{max(self.epsilons):g}/{v}" for v in self.variants)
+        return (*plain, *(f"pre-trained/{v}" for v in varied))
 
 
 @dataclass(frozen=True)
@@ -294,6 +295,22 @@ class MemorisationConfig:
         """Names of all that is trained, as passes/NUMBER or epsilon/NUMBER."""
         passes = (f"passes/{n}" for n in self.passes)
         return (*passes, *(f"epsilon/{epsilon:g}" for epsilon in (*self.epsilons, math.inf)))
+
+
+@dataclass(frozen=True)
+class DiversityConfig:
+    """A generator that is asked by words and by images, what is selected of its draws, and classifiers that learn of them."""
+
+    sources: int  # private images, at most one a patient, each of which gets an image
+    classifier_steps: int
+    candidates: int = 8  # of each source in a round
+    rounds: int = 3
+    noise: float = 0.1  # share of the range, in the control that looks varied because it is bad
+    few: tuple[int, ...] = (25, 50, 200)  # real patients
+    sentences: int = 100
+    blocks: tuple[int, ...] = (6, 12, 24, 16)  # of the classifier, by default DenseNet-121
+    features: int = 64
+    growth: int = 32
 
 
 @dataclass(frozen=True)

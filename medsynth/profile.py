@@ -11,6 +11,7 @@ from medsynth.config import (
     CardiacConfig,
     DenoiserConfig,
     DiffusionConfig,
+    DiversityConfig,
     DPConfig,
     DPImagesConfig,
     DPPatientsConfig,
@@ -49,6 +50,7 @@ class Profile:
     dp_patients: DPPatientsConfig
     memorisation: MemorisationConfig
     singling_out: SinglingOutConfig
+    diversity: DiversityConfig
     weights: WeightsConfig
     denoiser_3d: DenoiserConfig = _OF_STACKS
     seeds: tuple[int, ...] = (0,)

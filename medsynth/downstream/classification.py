@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from monai.networks.nets import DenseNet
 from sklearn.linear_model import LogisticRegression
@@ -22,6 +23,7 @@ from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.runs import Tensors, Workspace, load_or_train
 from medsynth.training import best_device, described, fit
+from medsynth.words import did_you_mean
 
 _FEWEST = 5  # patients of a class, below which nothing is learned of it
 _BINS = 10  # of a calibration curve, with as many predictions in each
@@ -57,10 +59,63 @@ class Scores(NamedTuple):
     calibration: Estimate
 
 
+def frequent_classes(private: ImageSet, test: ImageSet, asked: str = "", attribute: str = "finding") -> tuple[str, ...]:
+    """Classes that enough patients of both sets have, by name, or those of them that are `asked`, with commas between.
+
+    Raises ValueError for a set without the attribute, for fewer than two classes, and for one that is asked and not frequent.
+    """
+    counts = []
+    for images in (private, test):
+        if attribute not in images.attributes:
+            raise ValueError(f"{images.name}: no attribute {attribute!r}; there are {list(images.attributes)}")
+        values = images.attributes[attribute].astype("string").reset_index(drop=True)
+        counts.append(pd.Series(images.patient).groupby(values).nunique())
+    frequent = sorted(name for name in counts[0].index.intersection(counts[1].index) if min(c[name] for c in counts) >= _FEWEST)
+    chosen = tuple(name.strip() for name in asked.split(",") if name.strip()) or tuple(frequent)
+    for name in chosen:
+        if name not in frequent:
+            raise ValueError(
+                f"{private.name}: {attribute} {name!r} has fewer than {_FEWEST} patients; {did_you_mean(name, frequent)}"
+            )
+    if len(chosen) < 2:
+        raise ValueError(f"{private.name}: classes {list(chosen)} of {attribute!r}; expected at least two to be told apart")
+    return chosen
+
+
+def of_classes(images: ImageSet, classes: Sequence[str], attribute: str = "finding") -> ImageSet:
+    """The rows of these classes."""
+    return images.select(np.flatnonzero(images.attributes[attribute].isin(list(classes)).fillna(False)))
+
+
+def few_of(images: ImageSet, classes: Sequence[str], patients: int, attribute: str = "finding") -> ImageSet:
+    """All rows of the first patients by number, equally many of each class; a patient is of the class of their first row.
+
+    Raises ValueError where a class has fewer.
+    """
+    label, each = labels_of(images, classes, attribute), patients // len(classes)
+    people, first = np.unique(images.patient, return_index=True)
+    chosen = [people[label[first] == k][:each] for k in range(len(classes))]
+    for name, found in zip(classes, chosen, strict=True):
+        if len(found) < max(each, 1):
+            raise ValueError(
+                f"{images.name}: {len(found)} patients of {name!r}; expected {max(each, 1)}, or choose fewer patients"
+            )
+    return images.of_patients(np.concatenate(chosen))
+
+
 def labels_of(images: ImageSet, classes: Sequence[str], attribute: str = "finding") -> np.ndarray:
+    """As `codes_of`, of a set that is learned from or judged on: a class of fewer than five patients is a ValueError, too."""
+    label = codes_of(images, classes, attribute)
+    for k, name in enumerate(classes):
+        if (found := len(np.unique(images.patient[label == k]))) < _FEWEST:
+            raise ValueError(f"{images.name}: {found} patients with {attribute} {name!r}; expected at least {_FEWEST}")
+    return label
+
+
+def codes_of(images: ImageSet, classes: Sequence[str], attribute: str = "finding") -> np.ndarray:
     """Position among `classes` of each row's attribute, int64 (n,).
 
-    Raises ValueError for a set without it, for rows with another value or none, and for a class of fewer than five patients.
+    Raises ValueError for a set without it, and for rows with another value or none.
     """
     if attribute not in images.attributes:
         raise ValueError(f"{images.name}: no attribute {attribute!r}; there are {list(images.attributes)}")
@@ -71,11 +126,7 @@ def labels_of(images: ImageSet, classes: Sequence[str], attribute: str = "findin
         raise ValueError(
             f"{images.name}: {attribute} is {unknown.iloc[0]!r} in {len(unknown)} rows; select rows of {', '.join(classes)}"
         )
-    label = values.map(codes).to_numpy(np.int64, copy=True)
-    for name, k in codes.items():
-        if (found := len(np.unique(images.patient[label == k]))) < _FEWEST:
-            raise ValueError(f"{images.name}: {found} patients with {attribute} {name!r}; expected at least {_FEWEST}")
-    return label
+    return values.map(codes).to_numpy(np.int64, copy=True)
 
 
 def train_classifier(

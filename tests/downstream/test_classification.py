@@ -11,8 +11,12 @@ from medsynth.downstream.classification import (
     ClassifierConfig,
     auroc,
     class_aurocs,
+    codes_of,
     differences,
+    few_of,
+    frequent_classes,
     labels_of,
+    of_classes,
     probabilities,
     scores,
     thumbnail_probabilities,
@@ -119,3 +123,33 @@ def test_labels_that_cannot_be_learned_are_refused(change, said):
     table = images.attributes.drop(columns="finding") if change is None else images.attributes.assign(**change)
     with pytest.raises(ValueError, match=said):
         labels_of(images.with_images(images.images, attributes=table), CLASSES)
+
+
+def with_findings(*counts, role="public"):
+    """A set with so many patients of each of the findings a, b, c, two rows each."""
+    finding = np.repeat(np.repeat([*"abc"], counts), 2)
+    patient = np.repeat(np.arange(sum(counts)), 2)
+    images = np.zeros((len(patient), 1, 4, 4), np.float32)
+    return ImageSet(
+        images=images, patient=patient, unit="1", range=(0, 1), attributes=pd.DataFrame({"finding": finding}), role=role, name="set"
+    )  # fmt: skip
+
+
+def test_classes_that_both_sets_have_enough_patients_of_are_chosen_or_those_asked_for():
+    ours, theirs = with_findings(9, 5, 6), with_findings(5, 4, 7)
+    assert frequent_classes(ours, theirs) == ("a", "c") and frequent_classes(ours, ours, "c, b") == ("c", "b")
+    chosen = of_classes(ours, ("c", "a"))
+    assert chosen.patients == 15 and np.unique(codes_of(chosen, ("c", "a")), return_counts=True)[1].tolist() == [12, 18]
+    with pytest.raises(ValueError, match="'b' has fewer than 5 patients"):
+        frequent_classes(ours, theirs, "a, b")
+    with pytest.raises(ValueError, match=r"classes \['a'\] of 'finding'; expected at least two"):
+        frequent_classes(ours, with_findings(5, 4, 4))
+    with pytest.raises(ValueError, match="no attribute 'sex'"):
+        frequent_classes(ours, theirs, attribute="sex")
+
+
+def test_few_patients_are_the_first_of_each_class_and_refused_where_there_are_not_enough():
+    few = few_of(with_findings(9, 6, 5), ("a", "b", "c"), 15)
+    assert np.unique(few.patient).tolist() == [*range(5), *range(9, 14), *range(15, 20)] and len(few) == 30
+    with pytest.raises(ValueError, match="5 patients of 'c'; expected 6, or choose fewer"):
+        few_of(with_findings(9, 6, 5), ("a", "b", "c"), 18)

@@ -102,3 +102,10 @@ def test_what_is_compared_has_every_seed_and_all_else_one():
     every = [name for name in names if len(seeds_of(arm_of(CONFIG, name), CONFIG, [4, 5, 6])) == 3]
     assert every == [name for name in names if name.startswith("pre-trained/") and name.count("/") == 1] + ["scratch/10"]
     assert seeds_of(arm_of(CONFIG, f"{CENTRAL}/10"), CONFIG, [4, 5, 6]) == [4]
+
+
+def test_a_variant_is_of_the_largest_epsilon_unless_it_names_another():
+    config = replace(CONFIG, variants=("draws 8", "inf/steps 60"))
+    assert config.arms[-2:] == ("pre-trained/10/draws 8", "pre-trained/inf/steps 60")
+    longer = arm_of(config, config.arms[-1])
+    assert longer == ("pre-trained, steps 60", "public", replace(TRAINING, epsilon=math.inf, steps=60))
