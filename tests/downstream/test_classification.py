@@ -131,7 +131,8 @@ def with_findings(*counts, role="public"):
     patient = np.repeat(np.arange(sum(counts)), 2)
     images = np.zeros((len(patient), 1, 4, 4), np.float32)
     return ImageSet(
-        images=images, patient=patient, unit="1", range=(0, 1), attributes=pd.DataFrame({"finding": finding}), role=role, name="set"
+        images=images, patient=patient, unit="1", range=(0, 1), attributes=pd.DataFrame({"finding": finding}), role=role,
+        name="set",
     )  # fmt: skip
 
 
