@@ -104,8 +104,9 @@ def test_what_is_compared_has_every_seed_and_all_else_one():
     assert seeds_of(arm_of(CONFIG, f"{CENTRAL}/10"), CONFIG, [4, 5, 6]) == [4]
 
 
-def test_a_variant_is_of_the_largest_epsilon_unless_it_names_another():
-    config = replace(CONFIG, variants=("draws 8", "inf/steps 60"))
-    assert config.arms[-2:] == ("pre-trained/10/draws 8", "pre-trained/inf/steps 60")
+def test_a_variant_is_of_the_largest_epsilon_unless_it_names_an_arm():
+    config = replace(CONFIG, variants=("draws 8", "scratch/inf/batch 9", "pre-trained/inf/steps 60"))
+    assert config.arms[-3:] == ("pre-trained/10/draws 8", "scratch/inf/batch 9", "pre-trained/inf/steps 60")
+    assert arm_of(config, config.arms[-2])[:2] == ("scratch, batch 9", "scratch")
     longer = arm_of(config, config.arms[-1])
     assert longer == ("pre-trained, steps 60", "public", replace(TRAINING, epsilon=math.inf, steps=60))
