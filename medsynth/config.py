@@ -203,7 +203,7 @@ class DPConfig:
     central: float = 0.1  # share of the budget that central images take in the arms that begin with them
     central_epsilons: tuple[float, ...] = ()
     chosen: tuple[str, ...] = ()  # for each of `epsilons`, the method with the lowest FID on the rehearsal population
-    variants: tuple[str, ...] = ()  # of the pre-trained arm at the largest epsilon, as "draws 8", or of any: "scratch/inf/batch 9"
+    variants: tuple[str, ...] = ()  # of pre-training at the largest epsilon, as "draws 8", or of any: "scratch/inf/batch 9"
     sampling_steps: int = 10  # of a stack; 40 were no better on public phantoms
     candidates: int = 600  # of a Private Evolution, in each round
     guesses: int = 100  # of the audit, fixed beforehand
