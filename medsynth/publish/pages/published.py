@@ -203,6 +203,58 @@ ENTRIES = {
         "Small changes of a set, noticed: people and phantoms",
         "The rise of a score, in widths of its floor, for the shipped extractor and its rivals.",
     ),
+    "dp-memorisation": Entry(
+        COPY,
+        "Private generators of hearts: patients whom samples come too near to, phantoms",
+        "Beside each generator stands what people whom no generator saw would give, which is chance.",
+    ),
+    "dp-audit": Entry(
+        LEAK,
+        "What an attack finds of private training, phantoms",
+        "No lower bound is above the epsilon that is proved. *Over-fitted* promises nothing, and is caught.",
+    ),
+    "dp-audit-figure": Entry(
+        LEAK,
+        "Lower bounds on epsilon, by what they assume, phantoms",
+        "A bound above the epsilon on the axis would contradict the promise.",
+    ),
+    "dp": Entry(
+        USEFUL,
+        "Private generators of hearts, by epsilon: all scores, phantoms",
+        "*Pre-trained* starts from public phantoms, *scratch* from nothing. Private Evolution has the very program that "
+        "drew the phantoms, which no hospital has for its patients.",
+    ),
+    "dp-fidelity": Entry(
+        USEFUL,
+        "How good private hearts are, by epsilon, phantoms",
+        "From public weights epsilon 1, 3, 10 and no promise differ by less than their intervals: all had the same few steps, "
+        "and without a promise more steps would gain more. From scratch nothing is learned in as many.",
+    ),
+    "dp-control": Entry(
+        USEFUL,
+        "Whether private hearts are those that were asked for, phantoms",
+        "Volumes that are asked for and drawn go together as well as before; from scratch they do not.",
+    ),
+    "dp-asked": Entry(
+        USEFUL,
+        "Volume of the left ventricle, asked for and drawn, phantoms",
+        "On the line both agree. The panel of real hearts shows the ruler's own error.",
+    ),
+    "dp-conditions": Entry(
+        USEFUL,
+        "Private hearts by condition, phantoms",
+        "Noise hides what few patients have first: compare the rare conditions with the normal ones.",
+    ),
+    "dp-cost": Entry(
+        OTHER,
+        "What a private training step costs",
+        "Times and memory over those of a step without privacy, on the machine that ran the chapter.",
+    ),
+    "dp-cost-figure": Entry(
+        OTHER,
+        "Time of a private training step",
+        "One is a step without privacy; Opacus' hooks stand beside.",
+    ),
 }  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def test_a_figure_is_shown_and_its_data_are_for_download(project):
 def test_tables_stand_by_question_the_newest_first(project):
     days = {"gate-attacks": "2026-01-02", "weights-gate-attacks": "2026-01-03", "data-populations": "2026-01-01"}
     more = project / "results" / "published" / "more"
-    for name, day in (days | {"gate-attacks-figure": "2026-01-02", "dp": "2026-01-09"}).items():
+    for name, day in (days | {"gate-attacks-figure": "2026-01-02", "nowhere": "2026-01-09"}).items():
         (more / f"{name}.svg").parent.mkdir(exist_ok=True, parents=True)
         (more / f"{name}.svg").write_text("<svg/>")
         write = write_figure_data if name.endswith("figure") else write_results
@@ -75,7 +75,7 @@ def test_tables_stand_by_question_the_newest_first(project):
         path.with_suffix(".json").write_text(json.dumps(facts | {"created": f"{day}T00:00:00Z"}))
     text = section(project)
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [*QUESTIONS, RULER, OTHER]
-    order = ["weights-gate-attacks", "gate-attacks", "gate-attacks-figure", "gate", "data-populations", "gate-loss", "dp"]
+    order = ["weights-gate-attacks", "gate-attacks", "gate-attacks-figure", "gate", "data-populations", "gate-loss", "nowhere"]
     assert re.findall(r"^\(rows-(.*)\)=$", text, re.MULTILINE) == order
     # a question without rows says so
     assert "## Can someone be singled out?\n\nNothing has been published yet.\n\n## Is it useful?" in text
