@@ -250,7 +250,7 @@ ENTRIES = {
         "What a private training step costs",
         "Times and memory over those of a step without privacy, on the machine that ran the chapter.",
     ),
-    "dp-cost-figure": Entry(OTHER, "Time of a private training step", "One is a step without privacy; Opacus' hooks stand beside."),
+    "dp-cost-figure": Entry(OTHER, "Time of a private training step", "One is a step without privacy. Opacus stands beside."),
 }  # fmt: skip
 
 
