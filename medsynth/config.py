@@ -304,6 +304,7 @@ class DiversityConfig:
     classifier_steps: int
     candidates: int = 8  # of each source in a round
     rounds: int = 3
+    measured: float = 0.8  # share of the sources that all sets are cut to: their number must not say how many were refused
     noise: float = 0.1  # share of the range, in the control that looks varied because it is bad
     few: tuple[int, ...] = (25, 50, 200)  # real patients
     sentences: int = 100

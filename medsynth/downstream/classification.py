@@ -71,7 +71,7 @@ def frequent_classes(private: ImageSet, test: ImageSet, asked: str = "", attribu
         values = images.attributes[attribute].astype("string").reset_index(drop=True)
         counts.append(pd.Series(images.patient).groupby(values).nunique())
     frequent = sorted(name for name in counts[0].index.intersection(counts[1].index) if min(c[name] for c in counts) >= _FEWEST)
-    chosen = tuple(name.strip() for name in asked.split(",") if name.strip()) or tuple(frequent)
+    chosen = tuple(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip())) or tuple(frequent)
     for name in chosen:
         if name not in frequent:
             raise ValueError(

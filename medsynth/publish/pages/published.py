@@ -211,7 +211,8 @@ ENTRIES = {
     "dp-audit": Entry(
         LEAK,
         "What an attack finds of private training, phantoms",
-        "No lower bound is above the epsilon that is proved. *Over-fitted* promises nothing, and is caught.",
+        "No lower bound is above the epsilon that is proved. *Over-fitted* promises nothing, and is caught. So few steps without "
+        "a promise are not: they hardly learn of anybody.",
     ),
     "dp-audit-figure": Entry(
         LEAK,
