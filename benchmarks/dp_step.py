@@ -18,9 +18,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from medsynth.config import DenoiserConfig
 from medsynth.privacy.dp.gradients.step_cost import StepCost, prepared_step, step_costs
 from medsynth.privacy.dp.trainable import TRAINABLE
+from medsynth.settings.config import DenoiserConfig
 from medsynth.training import best_device
 
 CONFIG = DenoiserConfig(channels=(32, 64, 96), spatial_dims=3)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-from medsynth.profile import project_root
+from medsynth.settings.profile import project_root
 
 
 def seconds(profile: str, cache: str) -> float:

@@ -17,13 +17,13 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from medsynth.config import DenoiserConfig, DiffusionConfig
 from medsynth.diffusion.schedule import noise_schedule
 from medsynth.diffusion.train import diffusion_loss, train_latents
 from medsynth.downstream.restoration import patch_loss
 from medsynth.downstream.restoration_nets import CPU_SIZES, restoration_net
 from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
+from medsynth.settings.config import DenoiserConfig, DiffusionConfig
 from medsynth.training import captured, compiled, fit
 
 

@@ -11,16 +11,16 @@ import numpy as np
 import pandas as pd
 
 from medsynth import figures
-from medsynth.config import ThoraxConfig
 from medsynth.data.hearts import Hearts, hearts_of
 from medsynth.data.sources import Sources, private_and_test
-from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
+from medsynth.language.words import did_you_mean
 from medsynth.ledger import Ledger
 from medsynth.models.weights import denoiser_kind, shipped_hash, weights_folder
-from medsynth.profile import load_profile, project_root
 from medsynth.results import COLUMNS, Estimate, Row, Scalar, write_results
-from medsynth.words import did_you_mean
+from medsynth.settings.config import ThoraxConfig
+from medsynth.settings.profile import load_profile, project_root
+from medsynth.store.hashes import file_hash
 
 if TYPE_CHECKING:
     from medsynth.diffusion.generator import Generator

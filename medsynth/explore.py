@@ -12,8 +12,8 @@ from medsynth.diffusion.conditions import asked_for
 from medsynth.diffusion.generator import Generator
 from medsynth.figures import image_grid, image_rows, may_show
 from medsynth.imageset import ImageSet, concatenate
+from medsynth.language.vocabulary import PHANTOM_FINDINGS
 from medsynth.resample import slices_of
-from medsynth.vocabulary import PHANTOM_FINDINGS
 
 if TYPE_CHECKING:
     import ipywidgets

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.results import Row, write_figure_data
-from medsynth.runs import atomic_path
+from medsynth.store.hashes import file_hash
+from medsynth.store.runs import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

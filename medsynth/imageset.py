@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from medsynth.attributes import from_arrays, to_arrays, typed
-from medsynth.hashes import bytes_hash
-from medsynth.runs import atomic_path
-from medsynth.vocabulary import MODALITIES, ORIGINS, ROLES, SPLITS
+from medsynth.language.vocabulary import MODALITIES, ORIGINS, ROLES, SPLITS
+from medsynth.store.hashes import bytes_hash
+from medsynth.store.runs import atomic_path
 
 _FORMAT = "medsynth.ImageSet/2"
 _FORMATS = (_FORMAT, "medsynth.ImageSet/1")

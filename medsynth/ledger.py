@@ -16,9 +16,9 @@ import pandas as pd
 
 from medsynth.imageset import ImageSet
 from medsynth.mechanism import NONE, Cover, Mechanism, composed
-from medsynth.parse import parse
 from medsynth.resample import pad_square, resize
-from medsynth.runs import atomic_path, cache_folder
+from medsynth.settings.parse import parse
+from medsynth.store.runs import atomic_path, cache_folder
 
 _USUAL_SIZES = (32, 64, 96, 128, 256)  # pixels
 _CHUNK_BYTES = 2**26  # of images that are looked at in all sizes at a time

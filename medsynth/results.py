@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from medsynth.hashes import file_hash
-from medsynth.profile import project_root
-from medsynth.runs import atomic_path, package_versions, write_json
-from medsynth.words import did_you_mean
+from medsynth.language.words import did_you_mean
+from medsynth.settings.profile import project_root
+from medsynth.store.hashes import file_hash
+from medsynth.store.runs import atomic_path, package_versions, write_json
 
 Scalar = str | int | float | bool | None
 YOURS = "this run"  # the column of the reader's own rows, beside the published ones

@@ -18,7 +18,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from medsynth.runs import Tensors, Workspace
+from medsynth.store.runs import Tensors, Workspace
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ import torch
 from hypothesis import settings
 
 import medsynth
-from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig
 from medsynth.imageset import ImageSet
+from medsynth.settings.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # the same examples each time, so that a failure is one of this code; `pytest --hypothesis-profile=explore` looks for new ones
@@ -103,13 +103,13 @@ def tiny() -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny: SimpleNamespace) -> Path:
     """A folder of shipped weights: random tiny networks under the names of the real ones."""
-    from medsynth.config import RefinerConfig
+    from medsynth.language.vocabulary import HEART
     from medsynth.models.autoencoder import Autoencoder
     from medsynth.models.conditioning import THORAX
     from medsynth.models.denoiser import Denoiser
     from medsynth.models.refiner import Refiner
     from medsynth.models.weights import DENOISERS, save_card
-    from medsynth.vocabulary import HEART
+    from medsynth.settings.config import RefinerConfig
 
     folder = tmp_path_factory.mktemp("weights")
     with torch.random.fork_rng(devices=[]):

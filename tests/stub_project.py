@@ -36,7 +36,7 @@ def make_project(folder):
     for name in ("smoke.yaml", "needs.csv"):
         (folder / "profiles" / name).write_text((ROOT / "profiles" / name).read_text())
     (folder / "Snakefile").write_text((ROOT / "Snakefile").read_text())
-    read = "from medsynth.profile import load_profile\np = load_profile(profile)"
+    read = "from medsynth.settings.profile import load_profile\np = load_profile(profile)"
     write_notebook(folder / "notebooks" / "00_first.ipynb", read, "print(p.thorax.size)", parameters='profile: str = "laptop"')
     write = "from pathlib import Path\nPath(out, 'rows.txt').write_text(f'{p.cardiac.slices} {data}');"
     write_notebook(folder / "notebooks" / "01_second.ipynb", read, write, "print('written')")

@@ -15,12 +15,12 @@ from PIL import Image
 from stub_project import make_project
 
 from medsynth import cli
-from medsynth.config import SamplingConfig
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Entry
 from medsynth.privacy.dp import distributed
 from medsynth.privacy.dp.distributed import DismissedError
 from medsynth.publish.notebook import ChapterError
+from medsynth.settings.config import SamplingConfig
 
 
 @pytest.fixture

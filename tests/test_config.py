@@ -9,16 +9,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsynth import config
-from medsynth.config import (
+from medsynth.settings import config
+from medsynth.settings.config import (
     AutoencoderConfig,
     DenoiserConfig,
     DiffusionConfig,
     SamplingConfig,
     ThoraxConfig,
 )
-from medsynth.parse import parse
-from medsynth.profile import Profile, load_profile, project_root
+from medsynth.settings.parse import parse
+from medsynth.settings.profile import Profile, load_profile, project_root
 
 PROFILES = ("full", "laptop", "paper", "smoke")
 CONFIGS = [*(c for c in vars(config).values() if is_dataclass(c)), Profile]

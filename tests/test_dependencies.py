@@ -1,22 +1,29 @@
 import ast
+import importlib.util
 import shutil
 from pathlib import Path
 
 import pytest
 
 import medsynth
-from medsynth import dependencies
-from medsynth.dependencies import code_hash, imported_modules, program
 from medsynth.publish.fingerprint import data_files
+from medsynth.store import dependencies
+from medsynth.store.dependencies import code_hash, imported_modules, program
 
 PACKAGE = Path(medsynth.__file__).parent
 
 
 def test_the_real_library_closes_over_itself():
     found = imported_modules(ast.parse("from medsynth.models.weights import load_card as x\nx"), PACKAGE)
-    assert {"medsynth", "medsynth.models", "medsynth.models.weights", "medsynth.config", "medsynth.runs"} <= set(found)
+    assert {"medsynth", "medsynth.models", "medsynth.models.weights", "medsynth.settings.config", "medsynth.store.runs"} <= set(
+        found
+    )
     assert "medsynth.cli" not in found
     assert all(file.parent.name == "weights" for file in data_files(found.values(), PACKAGE))
+
+
+def test_what_is_not_counted_exists():
+    assert all(importlib.util.find_spec(name) for name in dependencies.UNCOUNTED)
 
 
 CODE = """
@@ -44,6 +51,7 @@ def test_a_program_is_the_same_whichever_python_reads_it():
 def hash_of(tmp_path, monkeypatch):
     """code_hash of module a of a small package, with some files changed."""
     monkeypatch.setattr(dependencies.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(dependencies, "UNCOUNTED", ("medsynth.config",))
     plain = {"__init__": "", "a": CODE, "b": "def g(x): return x\n", "c": "def g(x): return x + 1\n", "config": "x = 1\n"}
 
     def hash_of(name="a", **changed):

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from medsynth import explore
-from medsynth.config import SamplingConfig
 from medsynth.imageset import ImageSet
+from medsynth.language.vocabulary import HEART, PHANTOM_FINDINGS
 from medsynth.models.conditioning import THORAX
-from medsynth.vocabulary import HEART, PHANTOM_FINDINGS
+from medsynth.settings.config import SamplingConfig
 
 
 @pytest.fixture

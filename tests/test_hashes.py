@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsynth.hashes import bytes_hash, file_hash, json_hash, sha256, tensors_hash
+from medsynth.store.hashes import bytes_hash, file_hash, json_hash, sha256, tensors_hash
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ import medsynth
 PACKAGE = Path(medsynth.__file__).parent
 # from the ground up; a room may use what stands before it, and its own
 FLOORS = (
-    "vocabulary", "words", "sentences", "hashes", "parse", "config", "profile", "dependencies", "runs", "attributes",
-    "imageset", "resample", "training", "results", "mechanism", "ledger", "figures", "phantoms", "data", "models",
-    "evaluation", "diffusion", "downstream", "privacy.gate", "privacy.release", "privacy.dp", "privacy.selection",
-    "privacy.attacks", "pretrain", "explore", "chapter", "publish", "cli",
+    "language", "store.hashes", "settings", "store", "attributes", "imageset", "resample", "training", "results", "mechanism",
+    "ledger", "figures", "phantoms", "data", "models", "evaluation", "diffusion", "downstream", "privacy.gate", "privacy.release",
+    "privacy.dp", "privacy.selection", "privacy.attacks", "pretrain", "explore", "chapter", "publish", "cli",
 )  # fmt: skip
 
 
@@ -68,5 +67,5 @@ def test_no_module_is_longer_than_a_reader_can_hold():
 
 def test_a_room_has_at_most_ten_modules():
     rooms = Counter(name.rpartition(".")[0] for name in MODULES)
-    # the hall holds the nouns that every room speaks of
-    assert {room: count for room, count in rooms.items() if room and count > 10} == {}
+    # the hall, which holds the nouns that every room speaks of, is one
+    assert {room or "hall": count for room, count in rooms.items() if count > 10} == {}

@@ -325,7 +325,7 @@ def test_a_kill_while_declaring_leaves_nothing_that_misleads(ledger, make_set, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("medsynth.runs.os.replace", killed)
+        patch.setattr("medsynth.store.runs.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             ledger.read(private, stage="train")
     assert ledger.private_rows_in(replace(private, role="public")) == 0 and ledger.entries() == []

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from medsynth import training
-from medsynth.config import DenoiserConfig, DiffusionConfig, SamplingConfig
 from medsynth.diffusion import train as train_module
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.sample import guided_prediction, sample_latents
@@ -19,7 +18,8 @@ from medsynth.downstream.fanbeam import FanBeam
 from medsynth.downstream.restoration import patch_loss
 from medsynth.downstream.restoration_nets import FanBeamConsistency, KSpaceConsistency, RestorationConfig, restoration_net
 from medsynth.models.denoiser import Denoiser
-from medsynth.runs import Workspace
+from medsynth.settings.config import DenoiserConfig, DiffusionConfig, SamplingConfig
+from medsynth.store.runs import Workspace
 from medsynth.training import autocast, best_device, captured, compiled, described, fit, precision, step_generator
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

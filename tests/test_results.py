@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from medsynth import results
 from medsynth.evaluation.statistics import bootstrap_mean, clopper_pearson
-from medsynth.hashes import file_hash
 from medsynth.results import (
     FIGURE,
     ROWS,
@@ -29,6 +28,7 @@ from medsynth.results import (
     write_figure_data,
     write_results,
 )
+from medsynth.store.hashes import file_hash
 
 NO_INTERVAL = {"low": math.nan, "high": math.nan, "level": math.nan}
 SIDECAR = {"parameters": {"steps": 3}, "seeds": [0, 1], "inputs": {"phantoms": "ab12"}, "data_licence": "generated"}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from medsynth import runs
-from medsynth.runs import (
+from medsynth.store import runs
+from medsynth.store.runs import (
     Workspace,
     atomic_path,
     cache_folder,
@@ -174,7 +174,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from medsynth import runs
+from medsynth.store import runs
 when, big = sys.argv[1], torch.full((200_000,), 7.0)
 if when == "while writing the file":
     # half of the bytes are on disk when the kill comes
@@ -218,7 +218,7 @@ def test_sigkill_while_replacing_a_checkpoint_leaves_the_old_one(tmp_path, start
 import os, signal, sys
 from pathlib import Path
 import torch
-from medsynth.runs import Workspace
+from medsynth.store.runs import Workspace
 workspace = Workspace(Path(sys.argv[1]))
 workspace.save_checkpoint(1, {"w": torch.ones(3)})
 real = os.fsync
@@ -237,7 +237,7 @@ TWO = """
 import os, sys, time
 from pathlib import Path
 import torch
-from medsynth.runs import load_or_train
+from medsynth.store.runs import load_or_train
 log, ready = Path(sys.argv[1]), Path(sys.argv[2])
 def train(workspace):
     with open(log, "a") as f:

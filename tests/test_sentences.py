@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsynth import sentences
-from medsynth.phantoms.thorax.pathology import SIDED
-from medsynth.phantoms.thorax.thorax import thorax
-from medsynth.sentences import (
+from medsynth.language import sentences
+from medsynth.language.sentences import (
     KIND_OF,
     KINDS,
     TEXT,
@@ -24,7 +22,9 @@ from medsynth.sentences import (
     spoken,
     tokens_of,
 )
-from medsynth.vocabulary import FINDINGS, MODALITIES
+from medsynth.language.vocabulary import FINDINGS, MODALITIES
+from medsynth.phantoms.thorax.pathology import SIDED
+from medsynth.phantoms.thorax.thorax import thorax
 
 
 def said_of(*tokens: str) -> tuple[str, ...]:

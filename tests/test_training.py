@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medsynth import training
-from medsynth.runs import Workspace
+from medsynth.store.runs import Workspace
 from medsynth.training import best_device, fit, learning_rate_at, progress, step_generator
 
 STEPS, SETTINGS = 12, {"learning_rate": 0.05, "warmup": 3, "ema": 0.9, "clip_norm": 0.5, "seed": 4}

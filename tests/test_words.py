@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from medsynth.words import did_you_mean, plain, unexpected
+from medsynth.language.words import did_you_mean, plain, unexpected
 
 
 @pytest.mark.parametrize(

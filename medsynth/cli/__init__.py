@@ -8,8 +8,8 @@ import sys
 
 from medsynth.cli import book, generator, release  # noqa: F401 - their commands
 from medsynth.cli.app import app
+from medsynth.language.words import TRACEBACK, plain, unexpected
 from medsynth.publish.notebook import ChapterError
-from medsynth.words import TRACEBACK, plain, unexpected
 
 
 def main() -> None:

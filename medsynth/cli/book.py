@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from medsynth.cli.app import DataOption, ProfileOption, app, say
-from medsynth.profile import project_root
+from medsynth.settings.profile import project_root
 
 
 @app.command()

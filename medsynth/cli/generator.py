@@ -19,7 +19,7 @@ from medsynth.cli.app import (
     outside,
     say,
 )
-from medsynth.profile import load_profile
+from medsynth.settings.profile import load_profile
 
 DeltaOption = Annotated[
     float | None, typer.Option(help="Of --epsilon; default the least of 1e-6 and patients to the power of -1.5.")
@@ -61,7 +61,7 @@ def train(
     from medsynth.ledger import Ledger
     from medsynth.privacy.dp.distributed import assists, joined, together
     from medsynth.privacy.dp.fine_tuning import train_privately
-    from medsynth.runs import free_place
+    from medsynth.store.runs import free_place
 
     if epsilon is None and (delta is not None or batch is not None or force_delta or noise != "secure"):
         raise ValueError("--delta, --force-delta, --noise and --batch belong to --epsilon; give it too")
@@ -109,7 +109,7 @@ def generate(
     """Draw images from a generator, asked for by public marginals of age, sex, BMI and findings, or of hearts."""
     from medsynth.diffusion.conditions import public_marginals
     from medsynth.diffusion.generator import Generator
-    from medsynth.runs import free_place, owner_alone
+    from medsynth.store.runs import free_place, owner_alone
 
     out = out or run.with_name(f"{run.name}-{seed}.npz")
     if out.suffix != ".npz" or out.exists() or not out.parent.is_dir():

@@ -48,7 +48,7 @@ def gate(
     from medsynth.ledger import Ledger
     from medsynth.privacy.release.gate_release import MISS, gate_release
     from medsynth.results import show_value
-    from medsynth.runs import free_place
+    from medsynth.store.runs import free_place
 
     given = [path for path in (candidates, private, others) if path is not None]
     meaning = stated(values, codes, window, unit, given)
@@ -103,7 +103,7 @@ def verify(
 
 def _modality(said: str) -> str:
     """What images of `said` are: "phantom-ct" is CT, and a phantom heart MR. ValueError for what nobody knows."""
-    from medsynth.vocabulary import MODALITIES
+    from medsynth.language.vocabulary import MODALITIES
 
     named = said.lower().removeprefix("phantom-")
     known = "mr" if said.lower() == "phantom-heart" else named

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsynth.config import DPConfig
 from medsynth.data.sources import private_and_test_hearts
 from medsynth.imageset import ImageSet
+from medsynth.settings.config import DPConfig
 
 
 class Hearts(NamedTuple):

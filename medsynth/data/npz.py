@@ -11,8 +11,8 @@ import pandas as pd
 from medsynth.data.archive import read_arrays
 from medsynth.data.columns import LICENCE, table_of
 from medsynth.imageset import ImageSet, saved_meta
-from medsynth.vocabulary import CT_WINDOW, ROLES
-from medsynth.words import did_you_mean
+from medsynth.language.vocabulary import CT_WINDOW, ROLES
+from medsynth.language.words import did_you_mean
 
 MASKS = ("label", "labels", "mask", "masks", "segmentation")  # arrays of planes that are no images
 _COLUMNS = ("patient", "role", "split", *LICENCE)

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from medsynth.data.columns import table_of
-from medsynth.vocabulary import HEART
-from medsynth.words import did_you_mean
+from medsynth.language.vocabulary import HEART
+from medsynth.language.words import did_you_mean
 
 ATTRIBUTES = (*HEART, "finding")  # that a model can be asked by
 _NEEDED = ("file", "patient")

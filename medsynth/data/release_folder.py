@@ -12,7 +12,7 @@ import pandas as pd
 from medsynth.data.imagefile import Encoding, UnreadableError
 from medsynth.data.listing import image_files, is_clutter
 from medsynth.imageset import ImageSet
-from medsynth.parse import parse
+from medsynth.settings.parse import parse
 
 MANIFEST, IMAGES = "manifest.json", "images"
 CERTIFICATE, SIGNATURE, README = "certificate.json", "certificate.sig", "README.txt"

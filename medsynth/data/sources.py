@@ -10,16 +10,16 @@ from typing import NamedTuple
 import filelock
 import numpy as np
 
-from medsynth.config import DPConfig, ThoraxConfig
 from medsynth.data.npz import load_npz, without_noncommercial
-from medsynth.dependencies import code_hash
-from medsynth.hashes import json_hash
 from medsynth.imageset import ImageSet
+from medsynth.language.vocabulary import MODALITIES
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.resample import resize, slices_of, stacks_at
-from medsynth.runs import cache_folder
-from medsynth.vocabulary import MODALITIES
+from medsynth.settings.config import DPConfig, ThoraxConfig
+from medsynth.store.dependencies import code_hash
+from medsynth.store.hashes import json_hash
+from medsynth.store.runs import cache_folder
 
 MIDDLE = 0.5  # share of the planes of a stack that is read: the ends hold little of what the middle shows
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from medsynth.config import DiffusionConfig, SamplingConfig
-from medsynth.dependencies import code_hash
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.sample import sample_latents
-from medsynth.hashes import tensors_hash
 from medsynth.models.denoiser import Denoiser
-from medsynth.runs import load_or_train
+from medsynth.settings.config import DiffusionConfig, SamplingConfig
+from medsynth.store.dependencies import code_hash
+from medsynth.store.hashes import tensors_hash
+from medsynth.store.runs import load_or_train
 from medsynth.training import described
 
 

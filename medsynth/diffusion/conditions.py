@@ -14,10 +14,10 @@ import pandas as pd
 from medsynth.attributes import typed
 from medsynth.evaluation.features import shipped_extractor
 from medsynth.imageset import ImageSet
+from medsynth.language.sentences import LARGE, SIDED, SPOKEN_OF, TEXT, TOKENS, meaning, numbered, numbers_of, tokens_of
+from medsynth.language.vocabulary import FINDINGS, HEART, MODALITIES, PHANTOM_FINDINGS
 from medsynth.models.conditioning import FEATURES, THORAX
 from medsynth.phantoms.heart.people import draw_person
-from medsynth.sentences import LARGE, SIDED, SPOKEN_OF, TEXT, TOKENS, meaning, numbered, numbers_of, tokens_of
-from medsynth.vocabulary import FINDINGS, HEART, MODALITIES, PHANTOM_FINDINGS
 
 if TYPE_CHECKING:
     from medsynth.ledger import Ledger

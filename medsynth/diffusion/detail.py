@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from medsynth.config import DiffusionConfig
-from medsynth.dependencies import code_hash
 from medsynth.diffusion.train import train_latents
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.refiner import Refiner, detail_scale, unshuffled
 from medsynth.models.weights import latents_of, shipped_autoencoder, shipped_hash, shipped_refiner
-from medsynth.runs import Tensors, Workspace, load_or_train
+from medsynth.settings.config import DiffusionConfig
+from medsynth.store.dependencies import code_hash
+from medsynth.store.runs import Tensors, Workspace, load_or_train
 from medsynth.training import best_device, described, step_generator
 
 if TYPE_CHECKING:

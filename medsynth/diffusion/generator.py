@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
-from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig, SamplingConfig
 from medsynth.data.imagefile import as_read
 from medsynth.diffusion.cached import cached_latents
 from medsynth.diffusion.conditions import Conditions, conditions_of, of_sentences, vocabulary_for
@@ -21,17 +20,18 @@ from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
-from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
+from medsynth.language.sentences import TEXT, TOKENS
 from medsynth.ledger import CoverError, Entry, Ledger, statement
 from medsynth.mechanism import NONE
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import denoiser_kind, reconstruct, shipped_autoencoder, shipped_denoiser, shipped_refiner
-from medsynth.parse import check_sizes, parse
-from medsynth.runs import load_tensors, new_folder, owner_alone, save_tensors, write_json
-from medsynth.sentences import TEXT, TOKENS
+from medsynth.settings.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig, SamplingConfig
+from medsynth.settings.parse import check_sizes, parse
+from medsynth.store.hashes import file_hash
+from medsynth.store.runs import load_tensors, new_folder, owner_alone, save_tensors, write_json
 from medsynth.training import best_device
 
 # The guide's; a generator that is trained for no more is not guided: between two that have hardly left the public weights lies

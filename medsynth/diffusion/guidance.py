@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from medsynth.config import DenoiserConfig
 from medsynth.models.denoiser import Denoiser
+from medsynth.settings.config import DenoiserConfig
 
 # Chosen on low-dose CT of the private phantoms of chapter 04, who have no privacy to lose, by networks trained on samples and
 # tried on people of another seed; not on the test patients

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from medsynth.config import SamplingConfig
 from medsynth.diffusion.cached import cached_latents
 from medsynth.diffusion.detail import DIFFUSION
 from medsynth.imageset import ImageSet
 from medsynth.models.refiner import Refiner, detail_scale, shuffled, unshuffled
+from medsynth.settings.config import SamplingConfig
 
 # a coarse image leaves little to decide, so few steps do
 DRAWING = SamplingConfig(images=0, steps=6, epsilon_scale=1.0, batch=64)

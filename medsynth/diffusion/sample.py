@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medsynth.config import DiffusionConfig, SamplingConfig
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.schedule import solver
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
+from medsynth.settings.config import DiffusionConfig, SamplingConfig
 from medsynth.training import autocast, progress, step_generator
 
 # Noise over signal of the steps in between, chosen on phantoms. Structure of a whole image is decided near the upper end; the

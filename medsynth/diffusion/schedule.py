@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
-from medsynth.config import DiffusionConfig
+from medsynth.settings.config import DiffusionConfig
 
 PREDICTIONS = ("epsilon", "v_prediction")
 # Betas that diffusers has no name for: those of the published systems we compare with

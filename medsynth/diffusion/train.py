@@ -10,17 +10,17 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from medsynth.config import DenoiserConfig, DiffusionConfig
-from medsynth.dependencies import code_hash
 from medsynth.diffusion.schedule import noise_schedule, objective
-from medsynth.hashes import bytes_hash, tensors_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import drop
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import latents_of, shipped_denoiser, shipped_hash
-from medsynth.runs import Tensors, Trained, Workspace, load_or_train
+from medsynth.settings.config import DenoiserConfig, DiffusionConfig
+from medsynth.store.dependencies import code_hash
+from medsynth.store.hashes import bytes_hash, tensors_hash
+from medsynth.store.runs import Tensors, Trained, Workspace, load_or_train
 from medsynth.training import autocast, best_device, captured, compiled, described, fit
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from medsynth.downstream.restoration import RestorationTraining, restore, train_
 from medsynth.downstream.tasks import experiment
 from medsynth.evaluation.equivalence import Comparison, compare
 from medsynth.imageset import ImageSet, concatenate
+from medsynth.language.words import did_you_mean
 from medsynth.ledger import Ledger
-from medsynth.words import did_you_mean
 
 PARTS = ("train", "test", "tuning")  # no two of them share the noise of a row
 # of Adam; chosen on low-dose CT of phantoms by networks trained on real images, so they favour no synthetic set

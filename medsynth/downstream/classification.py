@@ -16,14 +16,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional
 
-from medsynth.dependencies import code_hash
 from medsynth.evaluation.roc import Scored, auc
 from medsynth.evaluation.statistics import Estimate, bootstrap_weighted, generator, percentile_interval, resample
 from medsynth.imageset import ImageSet
+from medsynth.language.words import did_you_mean
 from medsynth.ledger import Ledger
-from medsynth.runs import Tensors, Workspace, load_or_train
+from medsynth.store.dependencies import code_hash
+from medsynth.store.runs import Tensors, Workspace, load_or_train
 from medsynth.training import best_device, described, fit
-from medsynth.words import did_you_mean
 
 _FEWEST = 5  # patients of a class, below which nothing is learned of it
 _BINS = 10  # of a calibration curve, with as many predictions in each

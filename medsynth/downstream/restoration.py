@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from medsynth.dependencies import code_hash
 from medsynth.downstream.restoration_nets import Consistency, RestorationConfig, restoration_net
 from medsynth.imageset import ImageSet
-from medsynth.runs import Tensors, Trained, Workspace, load_or_train
+from medsynth.store.dependencies import code_hash
+from medsynth.store.runs import Tensors, Trained, Workspace, load_or_train
 from medsynth.training import autocast, best_device, captured, described, fit
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from medsynth.downstream.baselines import best_strength, bicubic, non_local_mean
 from medsynth.downstream.degrade import LowDose, fewer_counts, low_dose_ct, scanner_of, truncate_kspace
 from medsynth.downstream.restoration_nets import CPU_SIZES, Consistency, FanBeamConsistency, KSpaceConsistency, RestorationConfig
 from medsynth.imageset import ImageSet
-from medsynth.words import did_you_mean
+from medsynth.language.words import did_you_mean
 
 _STRENGTHS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24)  # of TV and NLM, from too weak to too strong for these tasks
 _VIEWS = 48  # of the reduced geometry that steers an unrolled network

@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.extractor import DIM, RESIZER, ExtractorNet, calibration, class_columns
 from medsynth.models.pixels import SIDE, resize
 from medsynth.models.weights import load_card
+from medsynth.store.hashes import file_hash
 
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"

@@ -6,7 +6,7 @@ import torch
 from monai.networks.nets import AutoencoderKL
 from torch import nn
 
-from medsynth.config import AutoencoderConfig
+from medsynth.settings.config import AutoencoderConfig
 
 PADDING = -0.9  # in [-1, 1]: a plane of a stack whose mean is darker holds nobody, as a twentieth of the range is hardly a grey
 UNSHUFFLE = 2  # working on the pixel-unshuffled image costs a quarter and loses nothing

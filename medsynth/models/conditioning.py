@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from medsynth.sentences import TEXT
-from medsynth.vocabulary import FINDINGS, MODALITIES
+from medsynth.language.sentences import TEXT
+from medsynth.language.vocabulary import FINDINGS, MODALITIES
 
 # Fixed, public scales (location, spread), so that no statistic of a private set enters a model.
 SCALES: dict[str, tuple[float, float]] = {

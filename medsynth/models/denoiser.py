@@ -8,10 +8,10 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import nn
 
-from medsynth.config import DenoiserConfig
+from medsynth.language.sentences import TOKENS
 from medsynth.models.conditioning import Conditioning, families
 from medsynth.models.text import ListeningUNet
-from medsynth.sentences import TOKENS
+from medsynth.settings.config import DenoiserConfig
 
 GROUPS = 8  # of every group normalisation
 

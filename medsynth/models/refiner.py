@@ -6,8 +6,8 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import nn
 
-from medsynth.config import RefinerConfig
 from medsynth.models.autoencoder import GROUPS, UNSHUFFLE
+from medsynth.settings.config import RefinerConfig
 
 CHANNELS = UNSHUFFLE**2  # of an unshuffled image
 _SHARE, _LEAST = 0.5, 0.01  # of local contrast, and the contrast of empty regions: detail has about the size of their product

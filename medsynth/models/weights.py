@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from medsynth.config import AutoencoderConfig, DenoiserConfig, RefinerConfig
-from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
-from medsynth.parse import parse
-from medsynth.runs import Tensors, load_tensors, save_tensors, write_json
+from medsynth.settings.config import AutoencoderConfig, DenoiserConfig, RefinerConfig
+from medsynth.settings.parse import parse
+from medsynth.store.hashes import file_hash
+from medsynth.store.runs import Tensors, load_tensors, save_tensors, write_json
 from medsynth.training import best_device
 
 DENOISERS = ("phantom", "real", "heart")

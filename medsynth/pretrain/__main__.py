@@ -12,12 +12,10 @@ from typing import Any
 
 import torch
 
-from medsynth import vocabulary
-from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig
 from medsynth.diffusion import detail
 from medsynth.evaluation.features import calibrate
 from medsynth.evaluation.hearts.labels import SegmenterConfig, phantom_segmenter
-from medsynth.hashes import json_hash
+from medsynth.language import vocabulary
 from medsynth.models.conditioning import THORAX
 from medsynth.models.extractor import ExtractorNet
 from medsynth.models.weights import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
@@ -28,7 +26,9 @@ from medsynth.pretrain.encoder import encoder_sets, train_encoder
 from medsynth.pretrain.extractor import train_extractor
 from medsynth.pretrain.last_layer import fit_last_layer
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
-from medsynth.runs import Tensors, Workspace, package_versions
+from medsynth.settings.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig
+from medsynth.store.hashes import json_hash
+from medsynth.store.runs import Tensors, Workspace, package_versions
 from medsynth.training import best_device
 
 AUTOENCODER = AutoencoderConfig(steps=2000, learning_rate=1e-3)

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from medsynth.config import AutoencoderConfig
 from medsynth.evaluation.features import require_public
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.pretrain.public import PublicSet
-from medsynth.runs import Tensors, Workspace
+from medsynth.settings.config import AutoencoderConfig
+from medsynth.store.runs import Tensors, Workspace
 from medsynth.training import fit, step_generator
 
 CROP = 64  # pixels; the network is convolutional, so crops of larger images teach it larger images

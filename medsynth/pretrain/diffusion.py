@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsynth.config import DenoiserConfig, DiffusionConfig, RefinerConfig
 from medsynth.diffusion.conditions import conditions_of
 from medsynth.diffusion.detail import CROP, lost_detail
 from medsynth.diffusion.train import train_latents
 from medsynth.evaluation.features import require_public
+from medsynth.language.vocabulary import HEART
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import latents_of
 from medsynth.pretrain.public import PublicSet
-from medsynth.runs import Tensors, Workspace
+from medsynth.settings.config import DenoiserConfig, DiffusionConfig, RefinerConfig
+from medsynth.store.runs import Tensors, Workspace
 from medsynth.training import step_generator
-from medsynth.vocabulary import HEART
 
 REAL_REPEATS = 3  # real images are few; each counts this often
 # of phantom thoraces, each time with other noise in the latent; more of those whose images lose most of their detail

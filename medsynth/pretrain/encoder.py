@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from medsynth.data.sources import cached_thorax
 from medsynth.evaluation.features import require_public
+from medsynth.language.vocabulary import MODALITIES
 from medsynth.ledger import Ledger
 from medsynth.models.encoder import EncoderNet, normalise, planes_of, similarity
 from medsynth.models.pixels import SIDE, blurred, resize
@@ -19,9 +20,8 @@ from medsynth.phantoms.heart.heart import cardiac
 from medsynth.pretrain.public import PublicSet, at_size, real_sets
 from medsynth.privacy.gate.alterations import GAIN, GAMMA, JPEG_QUALITY, NOISE, OFFSET, ROTATION, SHIFT, ZOOM
 from medsynth.resample import slices_of
-from medsynth.runs import Tensors, Workspace
+from medsynth.store.runs import Tensors, Workspace
 from medsynth.training import fit, step_generator
-from medsynth.vocabulary import MODALITIES
 
 _TEMPERATURE = 0.07
 _POSE_WEIGHT, _CENTRE_WEIGHT = 2.0, 0.02

@@ -16,7 +16,7 @@ from medsynth.evaluation.features import calibrate, require_public
 from medsynth.imageset import ImageSet
 from medsynth.models.extractor import DIM, EMPHASIS, MAPS, RESIZER, ExtractorNet, Maps, class_columns
 from medsynth.models.pixels import SIDE, blurred, resize
-from medsynth.runs import Tensors
+from medsynth.store.runs import Tensors
 from medsynth.training import autocast, fit, step_generator
 
 # images are kept at three sizes and cropped to 64 px at whole pixels; one that is too small for a size is mirrored at its

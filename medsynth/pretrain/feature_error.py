@@ -27,7 +27,7 @@ from medsynth.models.weights import weights_folder
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.phantoms.thorax.thorax import MODALITIES
 from medsynth.privacy.gate.feature_maps import ERROR_CARD, MAPS, SAFETY, NetworkMap, feature_map
-from medsynth.runs import write_json
+from medsynth.store.runs import write_json
 
 SEED = 1003  # of phantoms
 PATIENTS = 5  # of each modality, and hearts

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medsynth.config import ThoraxConfig
 from medsynth.data.npz import load_npz, without_noncommercial
 from medsynth.data.sources import Sources, cached_thorax, private_and_test
 from medsynth.imageset import ImageSet
+from medsynth.language.vocabulary import MODALITIES
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.resample import resize, slices_of
-from medsynth.vocabulary import MODALITIES
+from medsynth.settings.config import ThoraxConfig
 
 _KERMANY, _NIH, _COVID = "cxr_kermany_128", "cxr_nih1000_64", "cxr_covid_256"
 _CT, _HEARTS, _HIPPOCAMPUS = "ct_tcia_hu_256", "mri_acdc_3d", "mri_hippocampus_3d"

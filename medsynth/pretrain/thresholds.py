@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medsynth.data.sources import cached_thorax
+from medsynth.language.vocabulary import MODALITIES
 from medsynth.ledger import Ledger
 from medsynth.models.weights import weights_folder
 from medsynth.phantoms.heart.heart import cardiac
@@ -18,8 +19,7 @@ from medsynth.privacy.gate.calibration import calibrate, one_per_patient
 from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map
 from medsynth.privacy.gate.thresholds import FILE, PHANTOM
 from medsynth.resample import resize
-from medsynth.runs import write_json
-from medsynth.vocabulary import MODALITIES
+from medsynth.store.runs import write_json
 
 SIZE = 64
 SEED = 1001  # of phantoms: nobody whom a chapter draws

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medsynth.config import WeightsConfig
 from medsynth.data.sources import cached_thorax
 from medsynth.imageset import ImageSet
+from medsynth.language.vocabulary import MODALITIES
 from medsynth.pretrain import public
 from medsynth.privacy.attacks.gate_trial import Attacked, scanned_twice
-from medsynth.vocabulary import MODALITIES
+from medsynth.settings.config import WeightsConfig
 
 _POPULATION = 90  # seed of the first population of phantoms; nobody had looked at it or at those that follow
 _STUDIED = ("xray", "ct")  # phantoms that the ruler is studied on

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import nbformat
 
-from medsynth.hashes import file_hash
 from medsynth.publish.fingerprint import code_of
 from medsynth.publish.notebook import declared_parameters, read_notebook, tagged
 from medsynth.publish.pictures import has_pictures, pictures_in
 from medsynth.publish.plan import AREAS, chapter_sources
 from medsynth.results import ROWS, Results, chapter_of, git, of_people, read_results
+from medsynth.store.hashes import file_hash
 
 # what puts pixels on a page without asking whose they are; figures.image_grid asks
 PIXEL_NAMES = {

@@ -20,7 +20,7 @@ import medsynth
 from medsynth.publish.notebook import ChapterError
 from medsynth.publish.plan import Plan, Run, due, reasons
 from medsynth.publish.slurm import SlurmRun, errors
-from medsynth.runs import write_json
+from medsynth.store.runs import write_json
 
 THREADS = 1  # of a run, by default: two runs with one each do more than one with two
 

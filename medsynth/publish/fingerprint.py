@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from medsynth.dependencies import imported_modules, program
-from medsynth.hashes import file_hash, json_hash
 from medsynth.publish.notebook import read_notebook
+from medsynth.store.dependencies import imported_modules, program
+from medsynth.store.hashes import file_hash, json_hash
 
 
 def fingerprint(

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import nbformat
 
-from medsynth.runs import atomic_path, cache_folder
-from medsynth.words import did_you_mean
+from medsynth.language.words import did_you_mean
+from medsynth.store.runs import atomic_path, cache_folder
 
 Value = str | int | float | bool
 KINDS: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import medsynth
 from medsynth.data.npz import known_folder
-from medsynth.profile import Profile, load_profile
+from medsynth.language.words import did_you_mean
 from medsynth.publish.fingerprint import changes, fingerprint
 from medsynth.publish.notebook import (
     Arms,
@@ -25,7 +25,7 @@ from medsynth.publish.notebook import (
     read_notebook,
     run_notebook,
 )
-from medsynth.words import did_you_mean
+from medsynth.settings.profile import Profile, load_profile
 
 # what `--data AREA=PATH` names -> the notebook parameter that receives the path
 AREAS = {"thorax": "data", "ct": "ct", "mr": "mr", "hearts": "hearts", "real": "real"}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from medsynth.data.npz import KNOWN, known_folder, load_all, load_npz, load_unowned, without_noncommercial
+from medsynth.language.vocabulary import CT_WINDOW
 from medsynth.resample import resize
-from medsynth.vocabulary import CT_WINDOW
 
 
 def write(folder: Path, name: str, n: int = 6, **arrays: object) -> Path:

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth.config import DPConfig, PrivacyConfig, ThoraxConfig
 from medsynth.data import sources
 from medsynth.data.hearts import hearts_of
 from medsynth.data.sources import cached_thorax, private_and_test
 from medsynth.imageset import ImageSet
 from medsynth.models.weights import denoiser_kind
+from medsynth.settings.config import DPConfig, PrivacyConfig, ThoraxConfig
 
 CONFIG = ThoraxConfig(size=8, private_patients=5, test_patients=3, scans=2)
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from medsynth.config import SamplingConfig
-from medsynth.dependencies import code_hash
 from medsynth.diffusion import cached
 from medsynth.diffusion.cached import cached_latents
 from medsynth.diffusion.sample import sample_images, sample_latents
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import shipped_autoencoder
+from medsynth.settings.config import SamplingConfig
+from medsynth.store.dependencies import code_hash
 
 SAMPLING = SamplingConfig(images=3, steps=2, seed=5)
 

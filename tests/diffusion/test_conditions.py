@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from medsynth.diffusion.conditions import conditions_of
+from medsynth.language.vocabulary import FINDINGS, MODALITIES
 from medsynth.models.conditioning import THORAX
-from medsynth.vocabulary import FINDINGS, MODALITIES
 
 
 def test_thorax_condition_column_by_column(make_set):

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from medsynth.config import DenoiserConfig, DiffusionConfig, SamplingConfig
 from medsynth.diffusion import train as train_module
 from medsynth.diffusion.conditions import conditions_of
 from medsynth.diffusion.sample import (
@@ -33,7 +32,8 @@ from medsynth.mechanism import NONE
 from medsynth.models.conditioning import THORAX
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import load_card, save_card, shipped_autoencoder, shipped_denoiser
-from medsynth.runs import Workspace
+from medsynth.settings.config import DenoiserConfig, DiffusionConfig, SamplingConfig
+from medsynth.store.runs import Workspace
 from medsynth.training import step_generator
 
 NAMES = ("age", "sex")
@@ -433,14 +433,14 @@ import torch
 from medsynth.models import weights as shipped
 torch.set_num_threads(1)
 shipped.weights_folder = lambda: Path(sys.argv[1])
-from medsynth.config import DenoiserConfig, DiffusionConfig
-from medsynth.parse import parse
+from medsynth.settings.config import DenoiserConfig, DiffusionConfig
+from medsynth.settings.parse import parse
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
 from medsynth.diffusion.conditions import conditions_of
 from medsynth.models.conditioning import THORAX
 from medsynth.ledger import Ledger
-from medsynth.runs import Workspace
+from medsynth.store.runs import Workspace
 import json
 real, count = Workspace.save_checkpoint, []
 def save_checkpoint(self, step, tensors):

@@ -10,17 +10,17 @@ import pandas as pd
 import pytest
 import torch
 
-from medsynth.config import SamplingConfig
 from medsynth.data.imagefile import Encoding
 from medsynth.diffusion import generator as synthesis
 from medsynth.diffusion.conditions import asked_for, of_rows, public_marginals
 from medsynth.diffusion.generator import Generator
 from medsynth.diffusion.guidance import Autoguided
-from medsynth.hashes import file_hash
 from medsynth.ledger import CoverError, Ledger
 from medsynth.mechanism import NONE, Mechanism
 from medsynth.privacy.gate.refill import draw_accepted
 from medsynth.privacy.gate.thresholds import Threshold, private_gate
+from medsynth.settings.config import SamplingConfig
+from medsynth.store.hashes import file_hash
 
 
 @pytest.fixture

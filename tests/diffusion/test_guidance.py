@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from medsynth.config import DiffusionConfig, SamplingConfig
 from medsynth.diffusion.cached import cached_latents
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.diffusion.sample import sample_latents
 from medsynth.diffusion.schedule import noise_schedule
 from medsynth.models.denoiser import Denoiser
+from medsynth.settings.config import DiffusionConfig, SamplingConfig
 
 NAMES = ("age", "sex")
 

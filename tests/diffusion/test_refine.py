@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from medsynth.config import DiffusionConfig, RefinerConfig
 from medsynth.diffusion import detail as training
 from medsynth.diffusion import refine as refining
 from medsynth.diffusion.detail import cut, decoded_with_noise, lost_detail, train_refiner
@@ -23,6 +22,7 @@ from medsynth.models.weights import shipped_refiner
 from medsynth.pretrain import diffusion as pretraining
 from medsynth.pretrain.diffusion import pretrain_refiner
 from medsynth.pretrain.public import PublicSet
+from medsynth.settings.config import DiffusionConfig, RefinerConfig
 
 SMALL = RefinerConfig(channels=(16, 16))
 

@@ -9,19 +9,19 @@ import pandas as pd
 import pytest
 import torch
 
-from medsynth.config import SamplingConfig
 from medsynth.diffusion import conditions as module
 from medsynth.diffusion.conditions import asked_for, conditions_of, features_of, of_images, of_rows, public_marginals
 from medsynth.diffusion.generator import Generator
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.evaluation.features import NetworkExtractor
+from medsynth.language.sentences import TEXT, numbered, numbers_of, tokens_of
+from medsynth.language.vocabulary import HEART
 from medsynth.ledger import CoverError, Ledger
 from medsynth.mechanism import NONE, Mechanism
 from medsynth.models.conditioning import FEATURES, THORAX
 from medsynth.models.extractor import ExtractorNet
 from medsynth.models.weights import shipped_denoiser
-from medsynth.sentences import TEXT, numbered, numbers_of, tokens_of
-from medsynth.vocabulary import HEART
+from medsynth.settings.config import SamplingConfig
 
 LARGER = (*THORAX, *FEATURES, *TEXT)
 

@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional
 
 import medsynth.downstream.restoration as restore_module
-from medsynth.dependencies import code_hash
 from medsynth.downstream.degrade import LowDose, low_dose_ct, scanner_of, truncate_kspace
 from medsynth.downstream.fanbeam import FanBeam, projector
 from medsynth.downstream.restoration import RestorationTraining, restore, train_restoration
@@ -27,7 +26,8 @@ from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger, RoleError
 from medsynth.mechanism import NONE
 from medsynth.phantoms.thorax.thorax import thorax
-from medsynth.runs import Workspace
+from medsynth.store.dependencies import code_hash
+from medsynth.store.runs import Workspace
 
 SIZE = 24
 TINY = RestorationConfig(width=4, blocks=2)
@@ -307,12 +307,12 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from medsynth.parse import parse
+from medsynth.settings.parse import parse
 from medsynth.imageset import ImageSet
 from medsynth.downstream.restoration_nets import RestorationConfig
 from medsynth.ledger import Ledger
 from medsynth.downstream.restoration import RestorationTraining, train_restoration
-from medsynth.runs import Workspace
+from medsynth.store.runs import Workspace
 real = Workspace.save_checkpoint
 def save_checkpoint(self, step, tensors):
     real(self, step, tensors)

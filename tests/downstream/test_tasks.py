@@ -7,7 +7,7 @@ import torch
 from medsynth.downstream.tasks import TASKS, LowCountPET, LowDoseCT, SuperResolutionMR, experiment, task
 from medsynth.evaluation.image_quality import image_psnr
 from medsynth.phantoms.thorax.thorax import thorax
-from medsynth.profile import load_profile
+from medsynth.settings.profile import load_profile
 
 
 @pytest.fixture(scope="module")

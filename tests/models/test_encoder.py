@@ -24,7 +24,7 @@ from medsynth.pretrain.encoder import encoder_loss, followed, nt_xent, train_enc
 from medsynth.pretrain.public import PublicSet
 from medsynth.privacy.gate.alterations import Variant, varied
 from medsynth.privacy.gate.feature_maps import encoder_map
-from medsynth.runs import Workspace
+from medsynth.store.runs import Workspace
 from medsynth.training import step_generator
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from medsynth.config import DenoiserConfig
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.lora import LowRankLinear, insert_adapters, merge_adapters
+from medsynth.settings.config import DenoiserConfig
 
 NAMES = ("unet.middle_block.attention.attn.to_q", "unet.middle_block.attention.attn.out_proj")
 

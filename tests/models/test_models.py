@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from medsynth.config import DenoiserConfig
+from medsynth.language.vocabulary import HEART
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import SCALES, THORAX, Conditioning, drop
 from medsynth.models.denoiser import Denoiser
@@ -25,7 +25,7 @@ from medsynth.models.weights import (
     shipped_hash,
     weights_folder,
 )
-from medsynth.vocabulary import HEART
+from medsynth.settings.config import DenoiserConfig
 
 NAMES = ("age", "sex", "none")
 

@@ -5,17 +5,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from medsynth.config import DenoiserConfig, DiffusionConfig
 from medsynth.diffusion.sample import guided_prediction
 from medsynth.diffusion.schedule import noise_schedule, objective
 from medsynth.diffusion.train import train_latents
+from medsynth.language.sentences import TEXT, TOKENS, numbered, numbers_of, tokens_of
 from medsynth.models.conditioning import ALONE, FEATURES, THORAX, drop, families
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.extractor import DIM
 from medsynth.models.text import TextEncoder
 from medsynth.models.weights import shipped_denoiser
 from medsynth.phantoms.thorax.thorax import thorax
-from medsynth.sentences import TEXT, TOKENS, numbered, numbers_of, tokens_of
+from medsynth.settings.config import DenoiserConfig, DiffusionConfig
 
 LARGER = (*THORAX, *FEATURES, *TEXT)
 SMALL = DenoiserConfig(channels=(16, 32), attention=(False, True), head_channels=16)

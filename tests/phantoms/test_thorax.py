@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
+from medsynth.language.vocabulary import MODALITIES, PHANTOM_FINDINGS
 from medsynth.phantoms.thorax import radiograph as render
 from medsynth.phantoms.thorax import sampling, surfaces
 from medsynth.phantoms.thorax.anatomy import cage, turned, wall_thickness
@@ -19,7 +20,6 @@ from medsynth.phantoms.thorax.growth import breathe, draw_anatomy
 from medsynth.phantoms.thorax.pathology import SHARES, SIDED, carry, consolidation, draw_lesion, effusion, nodule
 from medsynth.phantoms.thorax.scanner import SCANNERS, draw_scan
 from medsynth.phantoms.thorax.thorax import LIMIT, SITES, thorax
-from medsynth.vocabulary import MODALITIES, PHANTOM_FINDINGS
 
 LIMITS = {"xray": ("1", 0, 1), "ct": ("HU", -1000, 400), "mr": ("1", 0, 1), "pet": ("SUV", 0, 10)}
 

@@ -10,13 +10,12 @@ import pytest
 import torch
 from scipy import ndimage
 
-from medsynth.config import AutoencoderConfig, DiffusionConfig, RefinerConfig
 from medsynth.imageset import ImageSet
+from medsynth.language.vocabulary import HEART, MODALITIES
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.conditioning import THORAX
 from medsynth.models.extractor import ExtractorNet
 from medsynth.models.weights import DENOISERS, load_card, shipped_autoencoder, shipped_denoiser, shipped_refiner, weights_folder
-from medsynth.parse import parse
 from medsynth.pretrain import __main__ as command
 from medsynth.pretrain import diffusion as denoiser_module
 from medsynth.pretrain import public
@@ -32,9 +31,10 @@ from medsynth.pretrain.autoencoder import (
 from medsynth.pretrain.diffusion import REAL_REPEATS, pretrain_denoiser
 from medsynth.pretrain.extractor import degrade
 from medsynth.pretrain.public import PublicSet, at_size, describe, phantoms, real_sets
-from medsynth.profile import load_profile
+from medsynth.settings.config import AutoencoderConfig, DiffusionConfig, RefinerConfig
+from medsynth.settings.parse import parse
+from medsynth.settings.profile import load_profile
 from medsynth.training import step_generator
-from medsynth.vocabulary import HEART, MODALITIES
 
 
 @pytest.fixture(scope="module")

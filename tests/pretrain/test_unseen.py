@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsynth.config import WeightsConfig
 from medsynth.data.sources import Sources
+from medsynth.language.vocabulary import MODALITIES
 from medsynth.pretrain import public, unseen
-from medsynth.vocabulary import MODALITIES
+from medsynth.settings.config import WeightsConfig
 
 ASKED = WeightsConfig(patients=4, gate_patients=6, public_patients=3, rivals=1, populations=2, splits=2, power_splits=2)
 

@@ -13,6 +13,7 @@ import pytest
 
 from medsynth.evaluation.statistics import bootstrap_mean
 from medsynth.imageset import ImageSet
+from medsynth.language.vocabulary import MODALITIES
 from medsynth.ledger import Ledger
 from medsynth.pretrain import thresholds
 from medsynth.pretrain.public import PublicSet
@@ -29,7 +30,6 @@ from medsynth.privacy.gate.calibration import (
     threshold_at,
 )
 from medsynth.results import table_of
-from medsynth.vocabulary import MODALITIES
 
 
 class Means:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from medsynth.config import DiffusionConfig
 from medsynth.diffusion.schedule import noise_schedule, objective
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.privacy.attacks.canaries import PatientScores, audit_patients, distance_scores, loss_drop, loss_scores
 from medsynth.privacy.attacks.one_run import split_by_coins
+from medsynth.settings.config import DiffusionConfig
 from medsynth.training import step_generator
 
 DIFFUSION = DiffusionConfig(steps=1, timesteps=100, prediction="epsilon")

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.hashes import tensors_hash
 from medsynth.models.encoder import EncoderNet
 from medsynth.models.pixels import resize
 from medsynth.models.weights import load_card, save_card
 from medsynth.pretrain import feature_error
 from medsynth.privacy.gate.feature_maps import BATCH, ERROR_CARD, ERRORS, MAPS, SAFETY, UntrainedVGG, encoder_map, feature_map
+from medsynth.store.hashes import tensors_hash
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from medsynth.config import DPConfig, PrivacyConfig
 from medsynth.imageset import ImageSet
 from medsynth.mechanism import NONE, Mechanism
 from medsynth.privacy.attacks import hearts
 from medsynth.privacy.attacks.canaries import PatientScores
 from medsynth.privacy.attacks.hearts import audited, audits, first_patients, remembered
 from medsynth.privacy.attacks.one_run import split_by_coins
+from medsynth.settings.config import DPConfig, PrivacyConfig
 
 TRAINING = PrivacyConfig(steps=5, batch=10)
 CONFIG = DPConfig(80, 20, 10, (10.0,), TRAINING, TRAINING, guesses=40, audited_patients=60, audit_draws=2)

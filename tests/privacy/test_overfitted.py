@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medsynth.config import DPConfig, PrivacyConfig, SamplingConfig
 from medsynth.diffusion.generator import Generator
 from medsynth.ledger import Ledger
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.privacy.attacks.hearts import audit_over_fitted, over_fitted
 from medsynth.privacy.attacks.one_run import split_by_coins
+from medsynth.settings.config import DPConfig, PrivacyConfig, SamplingConfig
 
 TRAINING = PrivacyConfig(steps=2, batch=2, epsilon=math.inf, trainable="full", learning_rate=1e-2)
 CONFIG = DPConfig(

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from medsynth.config import SamplingConfig
 from medsynth.diffusion.conditions import of_rows
 from medsynth.diffusion.generator import Generator
 from medsynth.downstream.restoration import RestorationTraining, train_restoration
@@ -20,6 +19,7 @@ from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.gate.thresholds import Threshold, private_gate
 from medsynth.privacy.release.certify import certify
 from medsynth.privacy.release.verify import verify
+from medsynth.settings.config import SamplingConfig
 
 
 @pytest.fixture

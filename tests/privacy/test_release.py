@@ -25,7 +25,6 @@ from shared import RootMeanSquare, two_copies
 from medsynth.data.folder import Values, load
 from medsynth.data.imagefile import Encoding
 from medsynth.data.release_folder import manifest
-from medsynth.hashes import file_hash
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import gallery_names
 from medsynth.privacy.gate.gate import Gate
@@ -35,6 +34,7 @@ from medsynth.privacy.release.certificate import FileEntry, read_certificate, re
 from medsynth.privacy.release.certify import Release, certify
 from medsynth.privacy.release.signature import is_signature
 from medsynth.privacy.release.verify import VerificationError, verify
+from medsynth.store.hashes import file_hash
 
 TAU = 0.2
 SIDE = 8

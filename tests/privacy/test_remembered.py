@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from medsynth.config import MemorisationConfig
 from medsynth.imageset import ImageSet
 from medsynth.privacy.attacks import remembered
 from medsynth.privacy.attacks.halves import planes_halved
@@ -26,6 +25,7 @@ from medsynth.privacy.attacks.remembered import (
     ward,
 )
 from medsynth.privacy.attacks.remembered import _Planes as Planes
+from medsynth.settings.config import MemorisationConfig
 
 CONFIG = MemorisationConfig(patients=5, others=7, passes=(3, 20), epsilons=(1.0,), private_passes=4, batch=2, planes=4, size=32)
 

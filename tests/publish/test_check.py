@@ -4,10 +4,10 @@ import nbformat
 import pytest
 from stub_project import make_project, write_notebook
 
-from medsynth.hashes import file_hash
 from medsynth.publish.check import problems
 from medsynth.results import Row, read_results, write_figure_data, write_results
-from medsynth.runs import write_json
+from medsynth.store.hashes import file_hash
+from medsynth.store.runs import write_json
 
 ROWS = [Row(chapter="quality", dataset="xray", metric="KID", arm="ours", value=0.5)]
 SIDECAR = {"parameters": {}, "seeds": [0], "inputs": {}, "data_licence": "CC BY 4.0"}

@@ -11,7 +11,6 @@ from stub_project import add_arms, make_project
 from medsynth.data.npz import KNOWN as KNOWN_FILES
 from medsynth.downstream.tasks import TASKS
 from medsynth.phantoms.thorax.thorax import SITES, thorax
-from medsynth.profile import load_profile
 from medsynth.publish import plan as reproduce
 from medsynth.publish.notebook import declared_arms
 from medsynth.publish.plan import (
@@ -26,6 +25,7 @@ from medsynth.publish.plan import (
     run_one,
     stages,
 )
+from medsynth.settings.profile import load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = ["00_quickstart", "01_data", "02_generator"]

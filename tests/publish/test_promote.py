@@ -10,11 +10,11 @@ from stub_project import make_project, write_notebook
 from typer.testing import CliRunner
 
 from medsynth import cli
-from medsynth.hashes import file_hash
 from medsynth.publish.check import problems
 from medsynth.publish.promote import NAMED_TERMS, TERMS, promote
 from medsynth.results import Estimate, Row, read_results, write_figure_data, write_results
-from medsynth.runs import write_json
+from medsynth.store.hashes import file_hash
+from medsynth.store.runs import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = '<svg><image href="data:image/png;base64,AA"/></svg>'

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from stub_project import ROOT
 
-from medsynth.config import DenoiserConfig
 from medsynth.phantoms.thorax.thorax import thorax
-from medsynth.profile import load_profile
+from medsynth.settings.config import DenoiserConfig
+from medsynth.settings.profile import load_profile
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_the_lines_of_the_tour_run_from_a_file_to_a_certificate(tmp_path, cache,
         sampling=replace(smoke.sampling, images=6, steps=2),
         gate=replace(smoke.gate, images=6),
     )
-    monkeypatch.setattr("medsynth.profile.load_profile", lambda name: tiny)
+    monkeypatch.setattr("medsynth.settings.profile.load_profile", lambda name: tiny)
     monkeypatch.chdir(tmp_path)
     people = thorax(patients=14, size=32, modality="xray", population="private")
     np.savez_compressed("mine.npz", image=np.round(people.images[:, 0] * 255).astype(np.uint8), patient=people.patient)

@@ -17,14 +17,14 @@ from monai.networks.nets import BasicUNet
 from torch import nn
 from torch.nn import functional
 
-from medsynth.dependencies import code_hash
-from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.weights import load_card
-from medsynth.parse import parse
 from medsynth.phantoms.heart.heart import LEFT_VENTRICLE, MYOCARDIUM, RIGHT_VENTRICLE, cardiac, cardiac_labels
-from medsynth.runs import Tensors, Workspace, load_or_train
+from medsynth.settings.parse import parse
+from medsynth.store.dependencies import code_hash
+from medsynth.store.hashes import bytes_hash
+from medsynth.store.runs import Tensors, Workspace, load_or_train
 from medsynth.training import best_device, described, fit
 
 STRUCTURES = {RIGHT_VENTRICLE: "RV", MYOCARDIUM: "myocardium", LEFT_VENTRICLE: "LV"}

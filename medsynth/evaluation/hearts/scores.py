@@ -8,8 +8,6 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from medsynth.config import DPConfig
-from medsynth.dependencies import code_hash
 from medsynth.evaluation.features import Extractor, shipped_extractor
 from medsynth.evaluation.fidelity import kid
 from medsynth.evaluation.hearts.annotated import nominal_spacing, segmenter_for
@@ -20,13 +18,15 @@ from medsynth.evaluation.hearts.volumes import DAUM_FID, daum_fid, volume_featur
 from medsynth.evaluation.image_quality import psnr
 from medsynth.evaluation.reference import Reference
 from medsynth.evaluation.statistics import Estimate
-from medsynth.hashes import tensors_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.weights import reconstruct, shipped_autoencoder
 from medsynth.phantoms.heart.heart import measure_volumes
 from medsynth.resample import slices_of
-from medsynth.runs import found_or_made
+from medsynth.settings.config import DPConfig
+from medsynth.store.dependencies import code_hash
+from medsynth.store.hashes import tensors_hash
+from medsynth.store.runs import found_or_made
 
 UNITS = {f"{name} error": unit for name, unit in _UNITS.items()}
 Found = dict[str, Estimate | float]

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from medsynth.language.vocabulary import PHANTOM_FINDINGS
 from medsynth.phantoms.thorax.anatomy import Anatomy, cage, turned
 from medsynth.phantoms.thorax.sampling import noise
 from medsynth.phantoms.thorax.surfaces import capsule_distance, ellipsoid_distance, fraction, heart_distance
-from medsynth.vocabulary import PHANTOM_FINDINGS
 
 SHARES = (0.40, 0.15, 0.15, 0.15, 0.15)
 SIDED = ("nodule", "effusion", "consolidation")  # findings that lie on one side

@@ -9,12 +9,12 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from medsynth.imageset import ImageSet
+from medsynth.language.vocabulary import CT_WINDOW, MODALITIES, PHANTOM_FINDINGS
 from medsynth.phantoms.thorax.axial import ct, mr, pet
 from medsynth.phantoms.thorax.growth import breathe, draw_anatomy
 from medsynth.phantoms.thorax.pathology import SIDED, carry, draw_lesion
 from medsynth.phantoms.thorax.radiograph import xray
 from medsynth.phantoms.thorax.scanner import SCANNERS, draw_scan
-from medsynth.vocabulary import CT_WINDOW, MODALITIES, PHANTOM_FINDINGS
 
 LIMIT = 1_000_000  # patients of one population, so that numbers of two populations never meet
 _RENDER = {"xray": xray, "ct": ct, "mr": mr, "pet": pet}

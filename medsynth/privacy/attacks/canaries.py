@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
-from medsynth.config import DiffusionConfig
-from medsynth.dependencies import code_hash
 from medsynth.diffusion.schedule import noise_schedule, objective
 from medsynth.evaluation.roc import Attack, membership
-from medsynth.hashes import bytes_hash, tensors_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import latents_of
 from medsynth.privacy.attacks.one_run import Audit, audit
-from medsynth.runs import found_or_made
+from medsynth.settings.config import DiffusionConfig
+from medsynth.store.dependencies import code_hash
+from medsynth.store.hashes import bytes_hash, tensors_hash
+from medsynth.store.runs import found_or_made
 from medsynth.training import step_generator
 
 _ROWS = 256  # whose distances to all others are held at once

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from medsynth.config import DenoiserConfig, DiffusionConfig, DPConfig, SamplingConfig
 from medsynth.diffusion.conditions import asked_for, conditions_of
 from medsynth.diffusion.generator import Generator
 from medsynth.evaluation.statistics import Estimate
@@ -22,6 +21,7 @@ from medsynth.privacy.attacks.halves import one_image_each
 from medsynth.privacy.attacks.memorisation import Memorisation, copied, copied_by_others, copy_threshold
 from medsynth.privacy.dp.accountant import default_delta
 from medsynth.privacy.dp.fine_tuning import train_privately
+from medsynth.settings.config import DenoiserConfig, DiffusionConfig, DPConfig, SamplingConfig
 
 Features = Callable[[ImageSet], np.ndarray]
 Key = tuple[str, float, int]  # arm, epsilon, seed

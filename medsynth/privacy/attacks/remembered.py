@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsynth.config import MemorisationConfig, PrivacyConfig, ThoraxConfig
 from medsynth.data.sources import Sources, cached_hearts, private_and_test, stacks_of_file
 from medsynth.evaluation.roc import Scored, threshold_at
 from medsynth.evaluation.statistics import Estimate, bootstrap_mean, clopper_pearson
@@ -25,6 +24,7 @@ from medsynth.models.weights import reconstruct
 from medsynth.privacy.attacks.halves import Halves, one_image_each, planes_at, planes_halved
 from medsynth.privacy.attacks.memorisation import correlations
 from medsynth.resample import slices_of
+from medsynth.settings.config import MemorisationConfig, PrivacyConfig, ThoraxConfig
 
 Features = Callable[[ImageSet], np.ndarray]
 # what is told of samples; each n counts patients, but that of "copies", which are samples

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from medsynth.config import DiffusionConfig
 from medsynth.data.sources import cached_hearts, cached_thorax
 from medsynth.diffusion.train import train_latents
 from medsynth.imageset import ImageSet
@@ -21,7 +20,8 @@ from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import latents_of
 from medsynth.privacy.dp.accountant import Steps, gaussian_mu
 from medsynth.privacy.dp.noise import gaussian_noise, stream
-from medsynth.runs import Workspace
+from medsynth.settings.config import DiffusionConfig
+from medsynth.store.runs import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

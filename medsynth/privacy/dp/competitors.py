@@ -7,19 +7,19 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from medsynth.config import DPConfig
-from medsynth.dependencies import code_hash
 from medsynth.diffusion.conditions import public_marginals
 from medsynth.diffusion.generator import Generator
 from medsynth.evaluation.features import Extractor
-from medsynth.hashes import json_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.weights import shipped_hash
 from medsynth.phantoms.heart.simulator import HeartSimulator
 from medsynth.privacy.dp import private_evolution as pe
 from medsynth.privacy.dp.accountant import default_delta
-from medsynth.runs import cache_folder
+from medsynth.settings.config import DPConfig
+from medsynth.store.dependencies import code_hash
+from medsynth.store.hashes import json_hash
+from medsynth.store.runs import cache_folder
 
 METHODS = ("private evolution", "evolution then diffusion", "random votes")  # the last is the control of the first
 

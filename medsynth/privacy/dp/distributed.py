@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import distributed, nn
 
-from medsynth.runs import Tensors
+from medsynth.store.runs import Tensors
 
 _PATIENCE = datetime.timedelta(days=1)  # the first process may wait for another run, or have much to read
 

@@ -8,12 +8,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from medsynth.config import DenoiserConfig, DiffusionConfig, PrivacyConfig, SamplingConfig
-from medsynth.dependencies import code_hash
 from medsynth.diffusion.conditions import vocabulary_for
 from medsynth.diffusion.generator import Generator, checked_conditions, sampling_for, without_images
 from medsynth.diffusion.schedule import noise_schedule, objective
-from medsynth.hashes import bytes_hash, tensors_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.models.autoencoder import Autoencoder
@@ -34,7 +31,10 @@ from medsynth.privacy.dp.distributed import assists
 from medsynth.privacy.dp.noise import patient_keys, run_stream
 from medsynth.privacy.dp.trainable import make_trainable
 from medsynth.privacy.dp.training import PrivacyState, Rows, delta_of, fit_privately, promised
-from medsynth.runs import Tensors, Workspace, load_or_train, load_tensors, run_folder, run_token, save_tensors
+from medsynth.settings.config import DenoiserConfig, DiffusionConfig, PrivacyConfig, SamplingConfig
+from medsynth.store.dependencies import code_hash
+from medsynth.store.hashes import bytes_hash, tensors_hash
+from medsynth.store.runs import Tensors, Workspace, load_or_train, load_tensors, run_folder, run_token, save_tensors
 from medsynth.training import autocast, best_device, described
 
 STARTS = ("public", "scratch")

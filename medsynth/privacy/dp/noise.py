@@ -31,9 +31,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
 from medsynth.mechanism import RANDOMNESS
+from medsynth.store.hashes import bytes_hash
 from medsynth.training import step_generator
 
 _CHUNK = 2**18  # values whose random bytes are in memory at a time

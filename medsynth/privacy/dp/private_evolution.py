@@ -17,12 +17,10 @@ import pandas as pd
 import torch
 from scipy.spatial.distance import cdist
 
-from medsynth.config import DiffusionConfig, SamplingConfig
 from medsynth.diffusion.conditions import Conditions, conditions_of
 from medsynth.diffusion.sample import even_timesteps, guided_prediction, initial_noise, sample_latents
 from medsynth.diffusion.schedule import solver
 from medsynth.evaluation.features import Extractor
-from medsynth.hashes import bytes_hash, json_hash
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
 from medsynth.mechanism import Mechanism
@@ -32,6 +30,8 @@ from medsynth.models.weights import latents_of
 from medsynth.phantoms.heart.simulator import HeartSimulator
 from medsynth.privacy.dp.accountant import checked_delta, gaussian_mu
 from medsynth.privacy.dp.noise import gaussian_noise, run_stream, stream
+from medsynth.settings.config import DiffusionConfig, SamplingConfig
+from medsynth.store.hashes import bytes_hash, json_hash
 
 SMOOTHING = 0.5  # of usual votes, in their mean: a candidate that none votes for is no chance to take
 BLOCKS, LEVELS = 16, np.linspace(0.03, 0.97, 16)  # of grey levels

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsynth.config import DPConfig, PrivacyConfig
 from medsynth.evaluation.hearts.volumes import DAUM_FID
+from medsynth.language.words import did_you_mean
 from medsynth.results import Row
-from medsynth.words import did_you_mean
+from medsynth.settings.config import DPConfig, PrivacyConfig
 
 CENTRAL, CHOSEN = "central images first", "chosen on public phantoms"
 EACH = "Each point has the promise of its own generator, above. What is not private has none; public weights need none."

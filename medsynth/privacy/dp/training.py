@@ -24,15 +24,15 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from medsynth.config import PrivacyConfig
-from medsynth.hashes import json_hash, tensors_hash
 from medsynth.mechanism import NONE, Mechanism
-from medsynth.parse import parse
 from medsynth.privacy.dp.accountant import Steps, checked_delta, cross_check, default_delta, epsilon_of, noise_for
 from medsynth.privacy.dp.distributed import assist, assists, begin, shared_sum
 from medsynth.privacy.dp.gradients.clipped_sums import clipped_sums, refuse_unsuitable
 from medsynth.privacy.dp.noise import patient_generators, run_stream, sampled_patients, with_noise
-from medsynth.runs import Tensors, Workspace, write_json
+from medsynth.settings.config import PrivacyConfig
+from medsynth.settings.parse import parse
+from medsynth.store.hashes import json_hash, tensors_hash
+from medsynth.store.runs import Tensors, Workspace, write_json
 from medsynth.training import learning_rate_at, progress, restore_training, training_state
 
 log = logging.getLogger(__name__)

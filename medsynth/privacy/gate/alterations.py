@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
+from medsynth.store.hashes import bytes_hash
 
 # bounds of the suite
 SHIFT = 0.08  # of the width

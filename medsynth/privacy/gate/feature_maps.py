@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from medsynth.hashes import bytes_hash, tensors_hash
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.encoder import SMOOTHING, EncoderNet
 from medsynth.models.pixels import SIDE, resize
 from medsynth.models.weights import load_card, shipped_autoencoder
+from medsynth.store.hashes import bytes_hash, tensors_hash
 
 MAPS = ("encoder", "encoder_3d", "pixels", "autoencoder", "untrained_vgg")
 BATCH = 64

@@ -14,11 +14,11 @@ import filelock
 import numpy as np
 import pandas as pd
 
-from medsynth.dependencies import code_hash
-from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import gallery_hash, transformed_copies
-from medsynth.runs import atomic_path, cache_folder, write_json
+from medsynth.store.dependencies import code_hash
+from medsynth.store.hashes import bytes_hash
+from medsynth.store.runs import atomic_path, cache_folder, write_json
 
 if TYPE_CHECKING:
     from medsynth.privacy.gate.feature_maps import FeatureMap

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medsynth.evaluation.statistics import Estimate, clopper_pearson
-from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import every_way, presentations, transformed_copies
 from medsynth.privacy.gate.feature_table import (
@@ -28,6 +27,7 @@ from medsynth.privacy.gate.feature_table import (
 )
 from medsynth.privacy.gate.margin import indistinct, reach, refused
 from medsynth.privacy.gate.search import CHUNK_ROWS, Gallery, Screen
+from medsynth.store.hashes import bytes_hash
 
 if TYPE_CHECKING:
     from medsynth.privacy.gate.feature_maps import FeatureMap

@@ -17,9 +17,9 @@ from scipy import ndimage
 from skimage.exposure import equalize_adapthist
 from skimage.transform import ProjectiveTransform
 
-from medsynth.hashes import bytes_hash
 from medsynth.imageset import ImageSet
-from medsynth.words import did_you_mean
+from medsynth.language.words import did_you_mean
+from medsynth.store.hashes import bytes_hash
 
 Alteration = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # (planes, h, w) in 0..1
 

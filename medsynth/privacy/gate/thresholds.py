@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsynth.imageset import ImageSet
+from medsynth.language.vocabulary import MODALITIES
 from medsynth.ledger import Ledger
 from medsynth.models.weights import weights_folder
 from medsynth.privacy.gate.alterations import gallery_hash
 from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map
 from medsynth.privacy.gate.gate import Gate, stored_gate
-from medsynth.vocabulary import MODALITIES
 
 FILE = "thresholds.json"
 PHANTOM = "phantom-"  # how kinds of images begin that nobody was scanned for

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE
-from medsynth.hashes import sha256
-from medsynth.parse import parse
 from medsynth.privacy.gate.alterations import (
     BLUR,
     DEPTH,
@@ -31,7 +29,9 @@ from medsynth.privacy.gate.alterations import (
     SHIFT,
     ZOOM,
 )
-from medsynth.runs import VERSIONED
+from medsynth.settings.parse import parse
+from medsynth.store.hashes import sha256
+from medsynth.store.runs import VERSIONED
 
 FORMAT = "medsynth.certificate/4"
 _OLDER = {

@@ -22,7 +22,6 @@ from medsynth.data.folder import Values
 from medsynth.data.imagefile import Encoding
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, manifest, write_manifest
 from medsynth.evaluation.statistics import Estimate, clopper_pearson
-from medsynth.hashes import file_hash, sha256
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.gate import Gate, PixelCopies, Verdicts
 from medsynth.privacy.gate.margin import margin
@@ -40,7 +39,8 @@ from medsynth.privacy.release.certificate import (
     readme,
 )
 from medsynth.privacy.release.signature import load_private_key, public_half, signed
-from medsynth.runs import new_folder, package_versions
+from medsynth.store.hashes import file_hash, sha256
+from medsynth.store.runs import new_folder, package_versions
 
 if TYPE_CHECKING:
     from medsynth.privacy.gate.feature_maps import FeatureMap

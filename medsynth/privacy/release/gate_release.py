@@ -18,7 +18,7 @@ from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map
 from medsynth.privacy.gate.gate import Gate, PixelCopies
 from medsynth.privacy.gate.thresholds import Threshold, kind_of, threshold_for
 from medsynth.privacy.release.certify import Release, certify, comparable
-from medsynth.runs import free_place
+from medsynth.store.runs import free_place
 
 MISS = 0.01  # share of copies, altered in any one way, that a threshold found on other people may let pass
 # Of tau: what was saved, cropped, shifted or brightened again lies nearer, nobody else of public radiographs and of phantoms does

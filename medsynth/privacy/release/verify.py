@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 from medsynth.data.folder import Values, load
 from medsynth.data.imagefile import Encoding
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, manifest, read_manifest
-from medsynth.hashes import file_hash, sha256
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
-from medsynth.parse import parse
 from medsynth.privacy.gate.alterations import gallery_names
 from medsynth.privacy.gate.gate import Gate
 from medsynth.privacy.gate.margin import agree, margin
@@ -33,6 +31,8 @@ from medsynth.privacy.release.certificate import (
 )
 from medsynth.privacy.release.certify import comparable, same_files
 from medsynth.privacy.release.signature import is_signature, load_public_key
+from medsynth.settings.parse import parse
+from medsynth.store.hashes import file_hash, sha256
 
 if TYPE_CHECKING:
     from medsynth.privacy.gate.feature_maps import FeatureMap

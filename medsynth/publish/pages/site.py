@@ -15,11 +15,11 @@ from pathlib import Path
 
 import nbformat
 
-from medsynth.hashes import file_hash, json_hash
 from medsynth.publish.notebook import read_notebook, tagged
 from medsynth.publish.pages import answers, front, published
 from medsynth.publish.pages.fill import fill_page
-from medsynth.runs import write_json
+from medsynth.store.hashes import file_hash, json_hash
+from medsynth.store.runs import write_json
 
 
 def build_book(root: Path, folder: Path, *, say: Callable[[str], None] = print) -> Path:

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medsynth.config import DPConfig, PrivacyConfig
 from medsynth.data.hearts import hearts_of
 from medsynth.data.npz import load_npz
 from medsynth.evaluation.hearts import annotated
@@ -21,6 +20,7 @@ from medsynth.evaluation.hearts.labels import SegmenterConfig
 from medsynth.ledger import Ledger
 from medsynth.phantoms.heart.heart import cardiac, cardiac_labels
 from medsynth.resample import stacks_at
+from medsynth.settings.config import DPConfig, PrivacyConfig
 
 PEOPLE = {"patients": 10, "slices": 16, "size": 64, "population": "private", "seed": 4}
 TINY = SegmenterConfig(patients=4, slices=8, size=32, reach=1, channels=(16,) * 6, steps=3, batch=4)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from medsynth.config import DPConfig, PrivacyConfig
 from medsynth.evaluation.features import shipped_extractor
 from medsynth.evaluation.hearts import scores as scoring
 from medsynth.evaluation.hearts.scores import UNITS, HeartScores, heart_scores
 from medsynth.evaluation.hearts.volumes import DAUM_FID
 from medsynth.ledger import Ledger
 from medsynth.phantoms.heart.heart import cardiac, cardiac_labels
+from medsynth.settings.config import DPConfig, PrivacyConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.config import DenoiserConfig, DiffusionConfig
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.weights import shipped_autoencoder
 from medsynth.phantoms.heart.heart import cardiac
@@ -26,6 +25,7 @@ from medsynth.privacy.dp.central_images import (
     warm_up,
 )
 from medsynth.privacy.dp.noise import gaussian_noise, patient_keys
+from medsynth.settings.config import DenoiserConfig, DiffusionConfig
 
 SHAPE = (2, 3, 4, 4)  # c, d, h, w
 DIM = math.prod(SHAPE)

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medsynth.config import DPConfig, PrivacyConfig, SamplingConfig
 from medsynth.diffusion.generator import Generator
 from medsynth.ledger import Ledger
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.privacy.dp import competitors
 from medsynth.privacy.dp.competitors import METHODS, evolutions
+from medsynth.settings.config import DPConfig, PrivacyConfig, SamplingConfig
 
 CONFIG = DPConfig(
     8, 4, 2, (5.0,), PrivacyConfig(steps=1, batch=2), PrivacyConfig(steps=1, batch=2), candidates=6, slices=8, size=32

@@ -14,14 +14,14 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import distributed, nn
 
-from medsynth.config import PrivacyConfig
-from medsynth.hashes import json_hash
 from medsynth.privacy.dp import distributed as module
 from medsynth.privacy.dp import training
 from medsynth.privacy.dp.distributed import DismissedError, assists, joined
 from medsynth.privacy.dp.noise import sampled_patients, with_noise
 from medsynth.privacy.dp.training import PrivacyState, Rows, fit_privately
-from medsynth.runs import Tensors, Workspace
+from medsynth.settings.config import PrivacyConfig
+from medsynth.store.hashes import json_hash
+from medsynth.store.runs import Tensors, Workspace
 
 PATIENTS = 12
 # of these steps one has nobody, and some have one patient, so that a process has nothing to do

@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from medsynth.config import PrivacyConfig
-from medsynth.hashes import json_hash
 from medsynth.mechanism import NONE
 from medsynth.privacy.dp import training
 from medsynth.privacy.dp.accountant import Steps, epsilon_of
 from medsynth.privacy.dp.noise import patient_generators, sampled_patients
 from medsynth.privacy.dp.training import PrivacyState, Rows, delta_of, fit_privately, promised
-from medsynth.runs import Tensors, Workspace, load_or_train
+from medsynth.settings.config import PrivacyConfig
+from medsynth.store.hashes import json_hash
+from medsynth.store.runs import Tensors, Workspace, load_or_train
 from medsynth.training import learning_rate_at
 
 PATIENTS = 12

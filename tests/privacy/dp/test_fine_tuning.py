@@ -9,17 +9,17 @@ import pandas as pd
 import pytest
 import torch
 
-from medsynth.config import PrivacyConfig, SamplingConfig
 from medsynth.diffusion.conditions import asked_for, conditions_of, known_from_elsewhere, of_rows, public_marginals
 from medsynth.diffusion.generator import Generator
+from medsynth.language.vocabulary import HEART
 from medsynth.ledger import CoverError, Ledger
 from medsynth.models.weights import shipped_autoencoder, shipped_denoiser
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.privacy.dp import central_images as central_module
 from medsynth.privacy.dp import fine_tuning, training
 from medsynth.privacy.dp.fine_tuning import PrivateRows, train_privately
+from medsynth.settings.config import PrivacyConfig, SamplingConfig
 from medsynth.training import step_generator
-from medsynth.vocabulary import HEART
 
 PRIVACY = PrivacyConfig(steps=2, batch=3, epsilon=8.0, draws=2, trainable="attention", learning_rate=1e-2)
 

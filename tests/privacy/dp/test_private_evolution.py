@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsynth.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, SamplingConfig
 from medsynth.diffusion.conditions import Conditions
 from medsynth.imageset import ImageSet
+from medsynth.language.vocabulary import HEART
 from medsynth.ledger import Ledger
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
@@ -38,7 +38,7 @@ from medsynth.privacy.dp.private_evolution import (
     vary_by_diffusion,
     voting_sigma,
 )
-from medsynth.vocabulary import HEART
+from medsynth.settings.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, SamplingConfig
 
 SMALL = EvolutionConfig(rounds=4, candidates=60, samples=50, neighbours=1, threshold=2.0, strengths=(0.8, 0.06))
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from medsynth.config import DPConfig, DPPatientsConfig, PrivacyConfig
 from medsynth.privacy.dp.study import CENTRAL, CHOSEN, arm_of, chosen_rows, closed, places, seeds_of
 from medsynth.results import Row
+from medsynth.settings.config import DPConfig, DPPatientsConfig, PrivacyConfig
 
 TRAINING = PrivacyConfig(steps=5, batch=10)
 SCRATCH = PrivacyConfig(steps=7, batch=10, trainable="full", learning_rate=2e-3)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from medsynth.config import DenoiserConfig
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.lora import RANK, merge_adapters
 from medsynth.privacy.dp.gradients.clipped_sums import refuse_unsuitable
 from medsynth.privacy.dp.trainable import TRAINABLE, make_trainable
+from medsynth.settings.config import DenoiserConfig
 
 NAMES = ("age", "sex")
 

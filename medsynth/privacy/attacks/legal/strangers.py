@@ -8,12 +8,12 @@ import filelock
 import numpy as np
 import pandas as pd
 
-from medsynth.dependencies import code_hash
-from medsynth.hashes import json_hash
 from medsynth.imageset import ImageSet
 from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.privacy.attacks.legal.singling_out import Others, People
-from medsynth.runs import atomic_path, cache_folder
+from medsynth.store.dependencies import code_hash
+from medsynth.store.hashes import json_hash
+from medsynth.store.runs import atomic_path, cache_folder
 
 _CHUNK = 2000  # patients that are drawn at a time
 # added to the chapter's seed: nobody is in two groups, nor among those whom a chapter draws itself

@@ -19,13 +19,13 @@ import torch
 from opacus import GradSampleModule
 from torch import nn
 
-from medsynth.config import DenoiserConfig
+from medsynth.language.vocabulary import HEART
 from medsynth.models.denoiser import Denoiser
 from medsynth.privacy.dp.gradients.clipped_sums import clipped_sums
 from medsynth.privacy.dp.trainable import TRAINABLE, make_trainable
 from medsynth.results import Estimate
+from medsynth.settings.config import DenoiserConfig
 from medsynth.training import autocast
-from medsynth.vocabulary import HEART
 
 STEPS = ("plain", "lean", "clipped", "opacus")
 CLIP = 0.05

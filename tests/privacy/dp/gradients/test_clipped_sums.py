@@ -10,14 +10,14 @@ from opacus import GradSampleModule
 from torch import nn
 from torch.nn import functional
 
-from medsynth.config import DenoiserConfig
+from medsynth.language.sentences import TEXT, TOKENS
 from medsynth.models.conditioning import FEATURES
 from medsynth.models.denoiser import Denoiser
 from medsynth.privacy.dp.gradients import clipped_sums as module
 from medsynth.privacy.dp.gradients import layer_rules
 from medsynth.privacy.dp.gradients.clipped_sums import ClippedSums, clipped_sums, refuse_unsuitable
 from medsynth.privacy.dp.trainable import TRAINABLE, make_trainable
-from medsynth.sentences import TEXT, TOKENS
+from medsynth.settings.config import DenoiserConfig
 
 NAMES = ("age", "sex", "bmi")
 RECORDS = (1, 3, 2)  # of each patient

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from medsynth.config import DenoiserConfig
 from medsynth.privacy.dp.gradients import step_cost
 from medsynth.privacy.dp.gradients.step_cost import STEPS, prepared_step, step_costs
 from medsynth.privacy.dp.trainable import TRAINABLE
+from medsynth.settings.config import DenoiserConfig
 
 TINY, SHAPE = DenoiserConfig((16, 32), 1, (False, True), 16, 3), (2, 2, 4, 4)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import platformdirs
 
-from medsynth.hashes import file_hash, json_hash
+from medsynth.store.hashes import file_hash, json_hash
 
 if TYPE_CHECKING:
     import torch

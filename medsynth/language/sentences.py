@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from medsynth.vocabulary import FINDINGS
-from medsynth.words import did_you_mean
+from medsynth.language.vocabulary import FINDINGS
+from medsynth.language.words import did_you_mean
 
 LARGE = 34.0  # mm across, for a nodule: half of the phantoms' are; of Fleischner's 30 mm four fifths would be
 OVERWEIGHT, OBESE, NORMAL = 25.0, 30.0, 18.5  # kg/m^2, of the World Health Organisation

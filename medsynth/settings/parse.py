@@ -7,7 +7,7 @@ import types
 import typing
 from dataclasses import MISSING, fields, is_dataclass
 
-from medsynth.words import did_you_mean
+from medsynth.language.words import did_you_mean
 
 _FROM_ZERO = ("seed", "seeds", "warmup", "checkpoint_every")  # whole numbers of a profile that may be 0
 _ABOVE_ZERO = ("learning_rate", "epsilon_scale")  # numbers that may not

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from medsynth.config import (
+from medsynth.language.words import did_you_mean
+from medsynth.settings.config import (
     CardiacConfig,
     DenoiserConfig,
     DiffusionConfig,
@@ -25,8 +26,7 @@ from medsynth.config import (
     ThoraxConfig,
     WeightsConfig,
 )
-from medsynth.parse import check_sizes, parse
-from medsynth.words import did_you_mean
+from medsynth.settings.parse import check_sizes, parse
 
 _OF_STACKS = DenoiserConfig(channels=(32, 64, 96), spatial_dims=3)
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from medsynth.hashes import bytes_hash
+from medsynth.store.hashes import bytes_hash
 
 PACKAGE = "medsynth"
 # settings enter a hash by their values; a ledger writes down what was read, and changes nothing that is made of it
-UNCOUNTED = ("medsynth.config", "medsynth.profile", "medsynth.dependencies", "medsynth.ledger")
+UNCOUNTED = ("medsynth.settings.config", "medsynth.settings.profile", "medsynth.store.dependencies", "medsynth.ledger")
 _LOGGERS = ("log", "logger", "logging", "warnings", "ledger")
 _UNREAD = ("__version__", "__all__")
 

@@ -1,0 +1,1 @@
+"""The words that images are described by, and asked for in."""
