@@ -341,5 +341,6 @@ def test_what_was_made_is_found_again_by_its_key_for_the_owner_alone_and_made_an
     assert found_or_made("scores", {"a": 2}, make)[1] == ["n", 2]
     (file,) = (f for f in (cache / "found").iterdir() if json.loads(f.read_text())[1] == ["n", 1])
     assert stat.S_IMODE((cache / "found").stat().st_mode) == 0o700
-    file.write_text("[[")
-    assert found_or_made("scores", {"a": 1, "of": Path("x")}, make)[1] == ["n", 3]
+    for n, damaged in enumerate((b"[[", b"\xff\xfe"), start=3):
+        file.write_bytes(damaged)
+        assert found_or_made("scores", {"a": 1, "of": Path("x")}, make)[1] == ["n", n]

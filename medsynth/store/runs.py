@@ -229,10 +229,10 @@ def load_or_train(
 def found_or_made(kind: str, key: object, make: Callable[[], Any]) -> Any:
     """What `make` gives, as JSON has it, found again if it was made before; `key` says all that it follows from.
 
-    As private as what it was made from: it lies where the owner of the cache alone can read.
+    As private as what it was made from: it lies where the owner of the cache alone can read. What is damaged is made again.
     """
     file = cache_folder() / "found" / f"{kind}-{json_hash(_jsonable(key))}.json"
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+    with contextlib.suppress(FileNotFoundError, ValueError):
         return json.loads(file.read_text(encoding="utf-8"))
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_json(file, made := _jsonable(make()))

@@ -38,6 +38,7 @@ from medsynth.store.runs import Tensors, Workspace, load_or_train, load_tensors,
 from medsynth.training import autocast, best_device, described
 
 STARTS = ("public", "scratch")
+_ENCODED: dict[tuple[str, str], torch.Tensor] = {}  # latents of the last set, by set and autoencoder
 
 
 def train_privately(
@@ -147,15 +148,12 @@ def _refuse_one_image_of_two(images: ImageSet) -> None:
 
 
 def _latents(images: ImageSet, autoencoder: Autoencoder) -> torch.Tensor:
-    """Those of the last set are kept: the arms of a study are trained on one, and encoding takes as long as many steps."""
+    """Kept until another set comes: the arms of a study are trained on one, and encoding takes as long as many steps."""
     key = images.content_hash, tensors_hash(autoencoder.state_dict())
     if key not in _ENCODED:
         _ENCODED.clear()
         _ENCODED[key] = latents_of(autoencoder, torch.from_numpy(images.scaled()), batch=32)
     return _ENCODED[key]
-
-
-_ENCODED: dict[tuple[str, str], torch.Tensor] = {}
 
 
 @dataclass(frozen=True)

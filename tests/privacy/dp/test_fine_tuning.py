@@ -56,6 +56,15 @@ def asked(private, patients, seed=0):
     return rows, rows.losses(), seen
 
 
+def test_latents_are_encoded_once_for_a_set_and_anew_for_another(hearts):
+    autoencoder = shipped_autoencoder()
+    once, again = (fine_tuning._latents(hearts, autoencoder) for _ in range(2))
+    other = fine_tuning._latents(hearts.select(np.arange(len(hearts))[::-1]), autoencoder)
+    assert again is once
+    torch.testing.assert_close(other.flip(0), once, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(other, once, atol=0.1)
+
+
 def test_a_patient_weighs_one_whatever_its_records_and_draws(hearts, tiny, shipped):
     rows, losses, _ = asked(rows_of(hearts, draws=3, tiny=tiny), [0, 1, 4])
     assert torch.bincount(rows.patient).tolist() == [3, 6, 9] and losses.shape == (18,)
