@@ -16,7 +16,9 @@ from stub_project import make_project
 
 from medsynth import cli
 from medsynth.imageset import ImageSet
+from medsynth.language.sentences import TEXT
 from medsynth.ledger import Entry
+from medsynth.models.conditioning import THORAX
 from medsynth.privacy.dp import distributed
 from medsynth.privacy.dp.distributed import DismissedError
 from medsynth.publish.notebook import ChapterError
@@ -287,6 +289,29 @@ def generator(monkeypatch, make_set):
     stub = Stub(make_set(4, role="private"), SamplingConfig(images=1))
     monkeypatch.setattr("medsynth.diffusion.generator.Generator.load", lambda _: stub)
     return stub
+
+
+def test_images_are_asked_for_by_sentences_in_turn(call, generator, monkeypatch):
+    said = []
+    generator.ask = lambda sentences: said.extend(sentences)
+    assert call("generate", "g", "-n", 3, "--ask", "large nodule", "--ask", "normal")[0] == 0
+    assert said == ["large nodule", "normal", "large nodule"]
+
+
+def test_sentences_are_learned_where_asked_and_not_under_a_promise(call, monkeypatch, make_set, cache):
+    named = []
+
+    def train(images, *, names, **_):
+        named.append(names)
+        return SimpleNamespace(save=lambda out: out, sentence="so")
+
+    monkeypatch.setattr("medsynth.diffusion.generator.Generator.train", train)
+    make_set(12).save("ward.npz")
+    for told in ((), ("--sentences",)):
+        assert call("train", "ward.npz", "--out", "g", "--profile", "smoke", *told)[0] == 0
+    assert named == [(), (*THORAX, *TEXT)]
+    code, _, err = call("train", "ward.npz", "--out", "g", "--sentences", "--epsilon", 8)
+    assert code == 2 and "--sentences is learned from scratch, without --epsilon" in err
 
 
 def test_private_draws_are_nobody_elses_while_they_are_written(call, generator, monkeypatch, tmp_path):

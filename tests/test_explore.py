@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 from medsynth import explore
+from medsynth.diffusion.conditions import asked_for
 from medsynth.imageset import ImageSet
 from medsynth.language.vocabulary import HEART, PHANTOM_FINDINGS
 from medsynth.models.conditioning import THORAX
+from medsynth.privacy.gate.gate import Gate
 from medsynth.settings.config import SamplingConfig
 
 
@@ -119,3 +121,68 @@ def test_hearts_of_people_are_not_explored(hearts):
     people = {name: replace(g, like=g.like.with_images(g.like.images, origin="scan", people=True)) for name, g in hearts.items()}
     with pytest.raises(ValueError, match="images of people are not shown"):
         explore.heart_explorer(people)
+
+
+# sentences
+
+
+class Pixels:
+    name, hash, error = "pixels", "0" * 32, 0.0
+
+    def __call__(self, images):
+        return images.images.reshape(len(images), -1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Listener(Recorder):
+    """It draws the left half as bright as the seed asked for, and a tenth, and is asked by one word."""
+
+    def ask(self, sentence):
+        if sentence != "nodule":
+            raise ValueError(f"{sentence!r} is no word")
+        return asked_for(self.like, self.names, pd.DataFrame({"finding": [sentence]}))
+
+    def draw(self, conditions, *, guidance=None):
+        self.asked.append(self.sampling.seed)
+        images = np.zeros((1, 1, 8, 8), np.float32)
+        images[..., :4] = 0.1 * self.sampling.seed
+        return self.like.with_images(images, patient=[0], split=None)
+
+
+@pytest.fixture
+def answers(like, asked):
+    """A patient at 0.1, and three released images at 0.3, 0.6 and 0.9: whatever lies within 0.15 of the patient is refused."""
+    images = np.zeros((4, 1, 8, 8), np.float32)
+    images[..., :4] = np.array([0.1, 0.3, 0.6, 0.9])[:, None, None, None]
+    many = like.with_images(images, patient=np.arange(4), split=None, attributes=pd.DataFrame(index=range(4)))
+    tau = 0.15 * np.sqrt(32)
+    return explore.Asked(Listener(like, asked), many.select([1, 2, 3]), Gate(many.select([0]), Pixels(), tau))
+
+
+def test_a_sentence_is_answered_with_image_verdict_and_nearest_released_image(answers):
+    near, far = answers.answer("nodule", 1), answers.answer("nodule", 6)
+    assert near.verdict == "refused, too close: 0.57 from a patient, limit 0.85"
+    assert far.verdict.startswith("passes: ") and far.verdict.endswith(" from a patient, limit 0.85")
+    assert [a.neighbour.images.max() for a in (near, far)] == pytest.approx([0.3, 0.6])
+    assert [a.apart for a in (near, far)] == pytest.approx([0.1 * np.sqrt(32)] * 2, rel=1e-5)
+
+
+def test_a_sentence_is_typed_and_what_is_refused_is_said(asked, answers, capsys):
+    box = explore.sentence_explorer(answers, "nodule")
+    sentence, seed = box.children[0].children
+    seed.value = 3
+    assert asked == [1, 4]
+    sentence.value = "nodle"
+    assert asked == [1, 4] and "'nodle' is no word" in capsys.readouterr().out
+
+
+def test_the_sheet_of_sentences_shows_each_draw_beside_its_neighbour(asked, answers):
+    figure = explore.sentence_sheet(answers, ["nodule", "nodule"], draws=2)
+    assert asked == [1, 2] * 2 and [a.get_ylabel() for a in figure.axes if a.get_ylabel()] == ["nodule"] * 2
+    assert "limit" in figure.axes[0].get_title() and figure.axes[1].get_title().startswith("nearest released")
+
+
+def test_verdicts_on_people_are_not_shown(answers, like):
+    people = replace(like, origin="scan", people=None)
+    with pytest.raises(ValueError, match="not shown before a gate"):
+        explore.Asked(answers.generator, people, answers.gate)

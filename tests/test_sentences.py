@@ -14,6 +14,8 @@ from medsynth.language.sentences import (
     KINDS,
     TEXT,
     TOKENS,
+    by_chance,
+    by_kind,
     meaning,
     numbered,
     numbers_of,
@@ -154,3 +156,20 @@ def test_numbers_rise_from_kind_to_kind():
     starts = [TOKENS.index(next(iter(tokens))) for tokens in KINDS.values()]
     assert starts == list(itertools.accumulate([0, *map(len, KINDS.values())]))[:-1]
     np.testing.assert_array_equal(numbered(("60s", "ct")), numbered(("ct", "60s")))
+
+
+def test_what_is_said_stands_by_kind():
+    table = pd.DataFrame({"finding": ["nodule", "other"], "left": [0, 1], "diameter": [20.0, 40.0], "age": [51, np.nan]})
+    said = by_kind(table)
+    assert list(said) == ["size", "side", "finding", "sex", "age", "build"] and set(map(str, said.dtypes)) == {"string"}
+    assert said.iloc[0].dropna().to_dict() == {"size": "small", "side": "right", "finding": "nodule", "age": "50s"}
+    assert said.iloc[1].isna().all()
+
+
+def test_sentences_by_chance_say_what_can_be_said_of_each_kind():
+    tokens = ("xray", "small", "left", "right", "nodule", "cardiomegaly", "female", "50s")
+    said = by_chance(tokens, 200, seed=1)
+    assert said == by_chance(tokens, 200, seed=1) != by_chance(tokens, 200, seed=2)
+    assert set(said) == {"small left nodule, female, 50s", "small right nodule, female, 50s", "cardiomegaly, female, 50s"}
+    assert {t for s in said for t in tokens_of(s)} == set(tokens) - {"xray"}
+    assert by_chance(("xray", "male"), 2, seed=0) == ["male"] * 2

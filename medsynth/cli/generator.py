@@ -44,6 +44,9 @@ def train(
     force_delta: Annotated[bool, typer.Option("--force-delta", help="Take a delta of one over the patients, or more.")] = False,
     noise: NoiseOption = "secure",
     batch: Annotated[int | None, typer.Option(min=1, help="Of --epsilon: patients that a step expects.")] = None,
+    sentences: Annotated[
+        bool, typer.Option("--sentences", help="Also learn to be asked by sentences, with `medsynth generate --ask`.")
+    ] = False,
     profile: ProfileOption = "laptop",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     patients: PatientsOption = None,
@@ -57,7 +60,9 @@ def train(
     Several processes, one for each GPU, share a training with --epsilon: torchrun --nproc-per-node 4 -m medsynth train IMAGES ...
     """
     from medsynth.data.folder import load, stated
+    from medsynth.diffusion.conditions import vocabulary_for
     from medsynth.diffusion.generator import Generator, to_train_on
+    from medsynth.language.sentences import TEXT
     from medsynth.ledger import Ledger
     from medsynth.privacy.dp.distributed import assists, joined, together
     from medsynth.privacy.dp.fine_tuning import train_privately
@@ -67,6 +72,8 @@ def train(
         raise ValueError("--delta, --force-delta, --noise and --batch belong to --epsilon; give it too")
     if epsilon is not None and images.is_dir() and patients is None:
         raise ValueError("--epsilon protects patients; give --patients, a CSV file,patient that says whose each file is")
+    if sentences and epsilon is not None:
+        raise ValueError("--sentences is learned from scratch, without --epsilon; leave one of them out")
     with joined():
         if together() and epsilon is None:
             raise ValueError("several processes share a training with --epsilon alone; give it, or start one process")
@@ -86,7 +93,8 @@ def train(
             "denoiser": settings.denoiser_for(len(ours.spatial)), "diffusion": settings.diffusion, "sampling": settings.sampling,
         }  # fmt: skip
         if epsilon is None:
-            made = Generator.train(ours, **of, ledger=Ledger(), seed=seed)
+            names = (*vocabulary_for(ours), *TEXT) if sentences else ()
+            made = Generator.train(ours, **of, ledger=Ledger(), seed=seed, names=names)
         else:
             rule = "forced" if force_delta else "below 1/n"
             asked = {"epsilon": epsilon, "delta": delta, "delta_rule": rule, "randomness": noise}
@@ -105,8 +113,11 @@ def generate(
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many images.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of conditions and noise.")] = 0,
+    ask: Annotated[
+        list[str] | None, typer.Option(help="A sentence such as 'large left nodule, female, 60s'; several take turns.")
+    ] = None,
 ) -> None:
-    """Draw images from a generator, asked for by public marginals of age, sex, BMI and findings, or of hearts."""
+    """Draw images from a generator, asked for by sentences, or by public marginals of age, sex, BMI, findings, or of hearts."""
     from medsynth.diffusion.conditions import public_marginals
     from medsynth.diffusion.generator import Generator
     from medsynth.store.runs import free_place, owner_alone
@@ -117,8 +128,10 @@ def generate(
     free_place(out)
     generator = Generator.load(run)
     reseeded = replace(generator, sampling=replace(generator.sampling, seed=seed))
+    marginals = (generator.like, generator.names, n)
+    asked = generator.ask([ask[k % len(ask)] for k in range(n)]) if ask else public_marginals(*marginals, seed=seed)
     try:
-        drawn = reseeded.draw(public_marginals(generator.like, generator.names, n, seed=seed))
+        drawn = reseeded.draw(asked)
     except MemoryError as error:
         raise ValueError(
             f"--n {n}: so many images of {run} do not fit into memory; draw fewer at a time, each time with another --seed"

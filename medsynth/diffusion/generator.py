@@ -21,7 +21,7 @@ from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
-from medsynth.language.sentences import TEXT, TOKENS
+from medsynth.language.sentences import SPOKEN_OF, TEXT, TOKENS, numbers_of, spoken
 from medsynth.ledger import CoverError, Entry, Ledger, statement
 from medsynth.mechanism import NONE
 from medsynth.models.autoencoder import Autoencoder
@@ -55,7 +55,7 @@ class Generator:
 
     like: an ImageSet without images; its unit, range, shape, spacing, modality, orientation and role are those of every draw.
     refiner: draws the detail that latents have no room for; None for volumes. licence: of the images it was trained on.
-    entries: readings of private or held-out images.
+    entries: readings of private or held-out images. heard: tokens of the sentences that it was trained by.
     """
 
     like: ImageSet
@@ -66,6 +66,7 @@ class Generator:
     sampling: SamplingConfig
     licence: str = "unknown"
     entries: tuple[Entry, ...] = ()
+    heard: tuple[str, ...] = ()
 
     @classmethod
     def train(
@@ -101,7 +102,9 @@ class Generator:
             if len(images.spatial) == 2:
                 steps = max(1, round(REFINER_SHARE * diffusion.steps))
                 refiner = train_refiner(images, steps=steps, ledger=ledger, seed=seed)
-        return cls(without_images(images), model, autoencoder, refiner, diffusion, sampling, images.data_licence, tuple(readings))
+        heard = _said(numbers_of(images.attributes, images.modality)) if set(TEXT) & set(names) else ()
+        made = model, autoencoder, refiner, diffusion, sampling, images.data_licence, tuple(readings), heard
+        return cls(without_images(images), *made)
 
     @classmethod
     def shipped(cls, like: ImageSet, *, sampling: SamplingConfig, seed: int = 0) -> Generator:
@@ -123,8 +126,15 @@ class Generator:
         return statement(self.entries)
 
     def ask(self, sentences: str | Sequence[str]) -> Conditions:
-        """Conditions that sentences such as "ct, large left nodule, female, 60s" state; raises as `of_sentences` does."""
-        return of_sentences(sentences, self.like, self.names)
+        """Conditions that sentences such as "ct, large left nodule, female, 60s" state.
+
+        Raises as `of_sentences` does, and ValueError for what no training image was said to be: nothing was learned of it.
+        """
+        asked = of_sentences(sentences, self.like, self.names)
+        if new := [t for t in _said(asked.values[:, [self.names.index(name) for name in TEXT]]) if t not in self.heard]:
+            known = ", ".join(repr(spoken([token])) for token in self.heard)
+            raise ValueError(f"{spoken(new[:1])!r}: no image that it was trained on was said to be so; expected {known}")
+        return asked
 
     def draw(
         self, conditions: Conditions, rows: np.ndarray | None = None, *, attempt: int = 0, guidance: float | None = None
@@ -170,7 +180,7 @@ class Generator:
             self.like.save(made / _LIKE)
             write_json(made / _CARD, {
                 "format": _FORMAT, "denoiser": asdict(strong.config), "names": list(self.names), "people": self.model.people,
-                "tokens": list(TOKENS) if set(TEXT) & set(self.names) else [],
+                "tokens": list(TOKENS) if set(TEXT) & set(self.names) else [], "heard": list(self.heard),
                 "guide": self.model.weight if isinstance(self.model, Autoguided) else None,
                 "autoencoder": asdict(self.autoencoder.config), "refiner": asdict(self.refiner.config) if self.refiner else None,
                 "diffusion": asdict(self.diffusion), "sampling": asdict(self.sampling), "licence": self.licence,
@@ -210,7 +220,7 @@ class Generator:
         except _DAMAGED as error:
             said = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{folder}: a damaged generator, or one of another version: {said}") from error
-        return cls(like, model, autoencoder, refiner, *settings, card["licence"], entries)
+        return cls(like, model, autoencoder, refiner, *settings, card["licence"], entries, tuple(card.get("heard", ())))
 
 
 def sampling_for(images: ImageSet, sampling: SamplingConfig, *, seed: int) -> SamplingConfig:
@@ -232,6 +242,8 @@ def checked_conditions(images: ImageSet, denoiser: DenoiserConfig, names: tuple[
         # nor could what it draws be written to files
         raise ValueError(f"{images.name}: volumes of one plane; make them images, (n, h, w)")
     names = names or vocabulary_for(images)
+    if set(TEXT) & set(names) and not images.attributes.reindex(columns=list(SPOKEN_OF)).notna().any(axis=None):
+        raise ValueError(f"{images.name}: nothing that a sentence speaks of; expected attributes {', '.join(SPOKEN_OF)}, or some")
     conditions = conditions_of(images, names)
     if len(odd := np.argwhere(np.abs(conditions) > _LARGEST_VALUE)):
         row, column = odd[0]
@@ -259,6 +271,11 @@ def to_train_on(images: ImageSet) -> ImageSet:
 def without_images(images: ImageSet) -> ImageSet:
     """The form of a set without its rows: unit, range, shape, spacing, modality, origin, orientation and role."""
     return replace(images.select(np.zeros(0, dtype=int)), name=images.dataset)
+
+
+def _said(numbers: np.ndarray) -> tuple[str, ...]:
+    """Tokens among numbers of sentences, in the order of TOKENS."""
+    return tuple(TOKENS[int(k)] for k in np.unique(numbers) if not np.isnan(k))
 
 
 def _model(card: dict, latent_channels: int) -> Denoiser | Autoguided:

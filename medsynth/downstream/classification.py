@@ -64,13 +64,7 @@ def frequent_classes(private: ImageSet, test: ImageSet, asked: str = "", attribu
 
     Raises ValueError for a set without the attribute, for fewer than two classes, and for one that is asked and not frequent.
     """
-    counts = []
-    for images in (private, test):
-        if attribute not in images.attributes:
-            raise ValueError(f"{images.name}: no attribute {attribute!r}; there are {list(images.attributes)}")
-        values = images.attributes[attribute].astype("string").reset_index(drop=True)
-        counts.append(pd.Series(images.patient).groupby(values).nunique())
-    frequent = sorted(name for name in counts[0].index.intersection(counts[1].index) if min(c[name] for c in counts) >= _FEWEST)
+    frequent = _frequent(private, test, attribute)
     chosen = tuple(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip())) or tuple(frequent)
     for name in chosen:
         if name not in frequent:
@@ -80,6 +74,22 @@ def frequent_classes(private: ImageSet, test: ImageSet, asked: str = "", attribu
     if len(chosen) < 2:
         raise ValueError(f"{private.name}: classes {list(chosen)} of {attribute!r}; expected at least two to be told apart")
     return chosen
+
+
+def told_apart(private: ImageSet, test: ImageSet, attributes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Of each attribute its frequent classes, where there are two: what a classifier can learn, and be tried on."""
+    found = {attribute: tuple(_frequent(private, test, attribute)) for attribute in attributes}
+    return {attribute: classes for attribute, classes in found.items() if len(classes) > 1}
+
+
+def _frequent(private: ImageSet, test: ImageSet, attribute: str) -> list[str]:
+    counts = []
+    for images in (private, test):
+        if attribute not in images.attributes:
+            raise ValueError(f"{images.name}: no attribute {attribute!r}; there are {list(images.attributes)}")
+        values = images.attributes[attribute].astype("string").reset_index(drop=True)
+        counts.append(pd.Series(images.patient).groupby(values).nunique())
+    return sorted(name for name in counts[0].index.intersection(counts[1].index) if min(c[name] for c in counts) >= _FEWEST)
 
 
 def of_classes(images: ImageSet, classes: Sequence[str], attribute: str = "finding") -> ImageSet:

@@ -127,6 +127,29 @@ def numbers_of(table: pd.DataFrame, modality: str = "") -> np.ndarray:
     It speaks of the modality and of columns SPOKEN_OF, where a row has them: left (1, or 0 = right), diameter (mm), sex (1 male),
     age (years), bmi (kg/m^2). A finding outside the vocabulary is not said.
     """
+    # numbers rise from kind to kind, and what is missing is sorted last
+    return np.sort(_said(table, modality), axis=1).astype(np.float32)
+
+
+def by_kind(table: pd.DataFrame) -> pd.DataFrame:
+    """The same by kind: a column for each kind of token but the modality, the row's token or none, as a set's attributes."""
+    tokens = np.array([*TOKENS, None], dtype=object)
+    said = tokens[np.nan_to_num(_said(table), nan=len(TOKENS)).astype(int)]
+    return pd.DataFrame(said, columns=list(KINDS), dtype="string").drop(columns="modality")
+
+
+def by_chance(tokens: Sequence[str], n: int, *, seed: int) -> list[str]:
+    """n sentences of one of these tokens of each kind but the modality; a size or a side only of what can have one."""
+    rng, said = np.random.default_rng([seed, n]), []
+    for _ in range(n):
+        one = {kind: rng.choice(mine) for kind in KINDS if (mine := [t for t in tokens if KIND_OF[t] == kind])}
+        unfit = {"modality"} | {k for k, those in (("side", SIDED), ("size", SIZED)) if one.get("finding") not in those}
+        said.append(spoken([token for kind, token in one.items() if kind not in unfit]))
+    return said
+
+
+def _said(table: pd.DataFrame, modality: str = "") -> np.ndarray:
+    """Number of each row's token of each kind, in the order of KINDS, float64 (n, len(KINDS)); NaN where nothing is said."""
     found = table["finding"] if "finding" in table else pd.Series(pd.NA, table.index)
     finding = found.map({name: _NUMBER_OF[name] for name in FINDINGS}).to_numpy(dtype=float, na_value=np.nan)
     left, sex = _numbers(table, "left"), _numbers(table, "sex")
@@ -139,8 +162,7 @@ def numbers_of(table: pd.DataFrame, modality: str = "") -> np.ndarray:
         _binned(_numbers(table, "age"), range(10, 100, 10), "age"),
         _binned(_numbers(table, "bmi"), (NORMAL, OVERWEIGHT, OBESE), "build"),
     ]
-    # numbers rise from kind to kind, and what is missing is sorted last
-    return np.sort(np.stack(said, axis=1), axis=1).astype(np.float32)
+    return np.stack(said, axis=1)
 
 
 def sentences_of(table: pd.DataFrame, modality: str = "") -> list[str]:

@@ -39,7 +39,7 @@ def ward(make_set):
     table = pd.DataFrame(
         {
             "finding": pd.array(["none", "nodule", "effusion", None] * 2, dtype="string"),
-            "left": [np.nan, 1, 0, np.nan] * 2, "diameter": [np.nan, 30, np.nan, np.nan] * 2,
+            "left": [np.nan, 1, 0, np.nan, np.nan, 0, 1, np.nan], "diameter": [np.nan, 30, *[np.nan] * 3, 38, np.nan, np.nan],
             "age": np.arange(20.0, 100, 10), "sex": pd.array([0, 1] * 4, dtype="Int64"), "bmi": [27.0] * 8,
         }
     )  # fmt: skip
@@ -111,6 +111,10 @@ def test_what_cannot_be_asked_for_is_said(generator, ward, settings, shipped):
         generator.ask(["nodule", ""])
     with pytest.raises(ValueError, match="no sentence; expected at least one"):
         generator.ask([])
+    # words that no training image was told by: nothing was learned of them
+    known = "'xray', 'small', 'large', 'left', .*'no finding', 'nodule', 'effusion', 'female', 'male', '20s', .*'overweight'"
+    with pytest.raises(ValueError, match=f"'viral pneumonia': no image that it was trained on .* expected {known}"):
+        generator.ask(["nodule", "viral pneumonia, male"])
     public = Generator.shipped(ward, sampling=settings["sampling"])
     with pytest.raises(ValueError, match=r"expected token 0, .* among them: this generator has not learned sentences"):
         public.ask("nodule")
@@ -118,6 +122,12 @@ def test_what_cannot_be_asked_for_is_said(generator, ward, settings, shipped):
         of_images(ward, public.names, ledger=Ledger())
     with pytest.raises(ValueError, match="expected those of the generator of ward"):
         public.draw(generator.ask("nodule"))
+
+
+def test_sentences_are_not_learned_where_nothing_can_be_said(ward, settings, shipped, cache):
+    mute = replace(ward, attributes=pd.DataFrame({"finding": [None] * 8, "site": ["a"] * 8}))
+    with pytest.raises(ValueError, match="ward: nothing that a sentence speaks of; expected attributes finding, left, diameter"):
+        Generator.train(mute, **settings, ledger=Ledger(), names=LARGER)
 
 
 def test_training_begins_from_shipped_weights_of_fewer_names(ward, settings, shipped, cache):

@@ -20,6 +20,7 @@ from medsynth.downstream.classification import (
     probabilities,
     scores,
     thumbnail_probabilities,
+    told_apart,
     train_classifier,
 )
 from medsynth.imageset import ImageSet
@@ -139,12 +140,14 @@ def with_findings(*counts, role="public"):
 def test_classes_that_both_sets_have_enough_patients_of_are_chosen_or_those_asked_for():
     ours, theirs = with_findings(9, 5, 6), with_findings(5, 4, 7)
     assert frequent_classes(ours, theirs) == ("a", "c") and frequent_classes(ours, ours, "c, b") == ("c", "b")
+    assert told_apart(ours, theirs, ["finding"]) == {"finding": ("a", "c")}
     chosen = of_classes(ours, ("c", "a"))
     assert chosen.patients == 15 and np.unique(codes_of(chosen, ("c", "a")), return_counts=True)[1].tolist() == [12, 18]
     with pytest.raises(ValueError, match="'b' has fewer than 5 patients"):
         frequent_classes(ours, theirs, "a, b")
     with pytest.raises(ValueError, match=r"classes \['a'\] of 'finding'; expected at least two"):
         frequent_classes(ours, with_findings(5, 4, 4))
+    assert told_apart(ours, with_findings(5, 4, 4), ["finding"]) == {}
     with pytest.raises(ValueError, match="no attribute 'sex'"):
         frequent_classes(ours, theirs, attribute="sex")
 
