@@ -9,7 +9,8 @@ from stub_project import ROOT, table_lines
 from medsynth.publish.check import run_problems
 from medsynth.publish.fingerprint import code_of
 from medsynth.publish.pages.answers import CELLS, matching
-from medsynth.publish.pages.published import ENTRIES, OTHER, entry, published_section
+from medsynth.publish.pages.entries import ENTRIES, OTHER, entry
+from medsynth.publish.pages.published import published_section
 from medsynth.publish.plan import chapter_sources
 from medsynth.results import COLUMNS, FIGURE, ROWS, both, chapter_of, published_names, read_results, table_names
 

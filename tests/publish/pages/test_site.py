@@ -10,8 +10,9 @@ from stub_project import ROOT, table_lines, write_notebook
 from medsynth.publish.notebook import read_notebook
 from medsynth.publish.pages import published, site
 from medsynth.publish.pages.answers import QUESTIONS
+from medsynth.publish.pages.entries import OTHER, RULER
 from medsynth.publish.pages.fill import PLACEHOLDER
-from medsynth.publish.pages.published import MARK, OTHER, RULER, published_section
+from medsynth.publish.pages.published import MARK, published_section
 from medsynth.publish.pages.site import assemble, build_book, page_of, without_missing
 from medsynth.results import Estimate, Row, write_figure_data, write_results
 
