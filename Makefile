@@ -43,7 +43,7 @@ lint: $(STAMP)
 # the weights that ship with the package, again from public data: hours, in this order because each builds on the one before;
 # what they are worth then says `medsynth reproduce --profile full --only weights --data real=$(REAL)`
 weights: $(STAMP)
-	set -e; for what in autoencoder refiner denoiser_phantom denoiser_real denoiser_heart extractor encoder encoder_3d segmenter; do \
+	set -e; for what in autoencoder refiner denoiser_phantom denoiser_real denoiser_heart extractor words_phantom encoder encoder_3d segmenter; do \
 		$(BIN)/python -m medsynth.pretrain $$what --real $(REAL); done
 	$(BIN)/python -m medsynth.pretrain.feature_error
 	$(BIN)/python -m medsynth.pretrain.thresholds --real $(REAL)

@@ -22,12 +22,20 @@ from medsynth.diffusion.sample import sample_images
 from medsynth.diffusion.train import train_denoiser
 from medsynth.imageset import ImageSet
 from medsynth.language.sentences import SPOKEN_OF, TEXT, TOKENS, numbers_of, spoken
+from medsynth.language.vocabulary import MODALITIES
 from medsynth.ledger import CoverError, Entry, Ledger, statement
 from medsynth.mechanism import NONE
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
-from medsynth.models.weights import denoiser_kind, reconstruct, shipped_autoencoder, shipped_denoiser, shipped_refiner
+from medsynth.models.weights import (
+    denoiser_kind,
+    reconstruct,
+    shipped_autoencoder,
+    shipped_denoiser,
+    shipped_refiner,
+    shipped_words,
+)
 from medsynth.settings.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, RefinerConfig, SamplingConfig
 from medsynth.settings.parse import check_sizes, parse
 from medsynth.store.hashes import file_hash
@@ -102,7 +110,8 @@ class Generator:
             if len(images.spatial) == 2:
                 steps = max(1, round(REFINER_SHARE * diffusion.steps))
                 refiner = train_refiner(images, steps=steps, ledger=ledger, seed=seed)
-        heard = _said(numbers_of(images.attributes, images.modality)) if set(TEXT) & set(names) else ()
+        said = set(_said(numbers_of(images.attributes, images.modality))) | set(shipped_words(start)[1] if start else ())
+        heard = tuple(t for t in TOKENS if t in said and set(TEXT) <= set(names) and t not in {*MODALITIES} - {images.modality})
         made = model, autoencoder, refiner, diffusion, sampling, images.data_licence, tuple(readings), heard
         return cls(without_images(images), *made)
 
@@ -128,7 +137,7 @@ class Generator:
     def ask(self, sentences: str | Sequence[str]) -> Conditions:
         """Conditions that sentences such as "ct, large left nodule, female, 60s" state.
 
-        Raises as `of_sentences` does, and ValueError for what no training image was said to be: nothing was learned of it.
+        Raises as `of_sentences` does, and ValueError for a word that no image was told by, of the public ones or of its own.
         """
         asked = of_sentences(sentences, self.like, self.names)
         if new := [t for t in _said(asked.values[:, [self.names.index(name) for name in TEXT]]) if t not in self.heard]:

@@ -13,10 +13,10 @@ from torch import nn
 from medsynth.diffusion.schedule import noise_schedule, objective
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.conditioning import drop
+from medsynth.models.conditioning import drop, families
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
-from medsynth.models.weights import latents_of, shipped_denoiser, shipped_hash
+from medsynth.models.weights import latents_of, shipped_denoiser, shipped_hash, shipped_words
 from medsynth.settings.config import DenoiserConfig, DiffusionConfig
 from medsynth.store.dependencies import code_hash
 from medsynth.store.hashes import bytes_hash, tensors_hash
@@ -102,8 +102,9 @@ def train_denoiser(
 ) -> tuple[Denoiser, Trained]:
     """A denoiser trained on `images`, from shipped weights ("phantom" or "real") or scratch; found again if trained before.
 
-    condition: (n, k) float32, NaN = missing, columns `names`: those of the shipped weights, in their order, and any others, which
-    at first change nothing. Private images leave a line in the ledger (mechanism "none").
+    condition: (n, k) float32, NaN = missing, columns `names`: those of the shipped weights, in their order, and any others.
+    Sentences and features mean what the weights beside the shipped ones know of them; anything else changes nothing at first.
+    Private images leave a line in the ledger (mechanism "none").
     Raises ValueError when the shipped weights have another architecture or names that are not among these.
     """
     if condition.shape != (len(images), len(names)):
@@ -116,8 +117,11 @@ def train_denoiser(
         "images": images.content_hash, "condition": bytes_hash(condition.tobytes()),
         "autoencoder": tensors_hash(autoencoder.state_dict()), "code": code_hash(__name__),
     }  # fmt: skip
+    words = shipped_words(start)[0] if start and len(families(names)) > 1 else {}
     if start:
         inputs["start"] = shipped_hash(f"denoiser_{start}")
+    if words:
+        inputs["words"] = shipped_hash(f"words_{start}")
     device = best_device()
 
     def train(workspace: Workspace) -> tuple[Tensors, dict[str, float]]:
@@ -125,6 +129,7 @@ def train_denoiser(
         model = Denoiser(denoiser, names, autoencoder.latent_channels)
         if public:
             model.begin_as(public)
+            model.load_state_dict({k: words.get(k, v) for k, v in model.state_dict().items()})
         latents = latents_of(autoencoder, torch.from_numpy(images.scaled()))
         return train_latents(model.to(device), latents, torch.from_numpy(condition), diffusion, workspace)
 

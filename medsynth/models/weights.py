@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from medsynth.imageset import ImageSet
+from medsynth.language.sentences import TOKENS
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
@@ -84,6 +85,21 @@ def shipped_denoiser(kind: str, folder: Path | None = None) -> Denoiser:
     model.load_state_dict(weights)
     model.people = kind == "real"
     return model.to(best_device()).eval()
+
+
+def shipped_words(kind: str, folder: Path | None = None) -> tuple[Tensors, tuple[str, ...]]:
+    """What a shipped denoiser needs beside its own weights to be asked by sentences and features: (weights, tokens it has heard).
+
+    Nothing for a kind that has not learned any.
+    """
+    if not ((folder or weights_folder()) / f"words_{kind}.json").exists():
+        return {}, ()
+    weights, card = load_card(f"words_{kind}", folder)
+    if (card["tokens"], card["extractor"]) != (list(TOKENS), shipped_hash("extractor")):
+        raise ValueError(
+            f"words_{kind}: of another vocabulary or extractor; run `python -m medsynth.pretrain words_{kind}` again"
+        )
+    return weights, tuple(card["heard"])
 
 
 def shipped_hash(name: str) -> str:

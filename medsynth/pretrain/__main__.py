@@ -10,18 +10,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medsynth.diffusion import detail
 from medsynth.evaluation.features import calibrate
 from medsynth.evaluation.hearts.labels import SegmenterConfig, phantom_segmenter
 from medsynth.language import vocabulary
+from medsynth.language.sentences import TOKENS, numbers_of
 from medsynth.models.conditioning import THORAX
 from medsynth.models.extractor import ExtractorNet
-from medsynth.models.weights import save_card, shipped_autoencoder, shipped_denoiser, weights_folder
+from medsynth.models.weights import save_card, shipped_autoencoder, shipped_denoiser, shipped_hash, weights_folder
 from medsynth.phantoms.heart.heart import cardiac
 from medsynth.pretrain.autoencoder import train_autoencoder
-from medsynth.pretrain.diffusion import pretrain_denoiser, pretrain_refiner
+from medsynth.pretrain.diffusion import pretrain_denoiser, pretrain_refiner, pretrain_words
 from medsynth.pretrain.encoder import encoder_sets, train_encoder
 from medsynth.pretrain.extractor import train_extractor
 from medsynth.pretrain.last_layer import fit_last_layer
@@ -38,6 +40,7 @@ HEART_DENOISER = DenoiserConfig(channels=(32, 64, 96), spatial_dims=3)
 PHANTOM = DiffusionConfig(steps=3000, batch=48, learning_rate=8e-4)
 REAL = replace(PHANTOM, steps=2000, learning_rate=6e-4)  # goes on from the phantom denoiser
 HEART = replace(PHANTOM, steps=3500, batch=32)
+WORDS = replace(PHANTOM, steps=1500, batch=32, learning_rate=2e-3)
 HEART_PATIENTS = 3000  # phantoms, two stacks of each
 EXTRACTOR_STEPS = 2000
 LAST_LAYER_PATIENTS = 4000  # phantoms per modality
@@ -71,6 +74,16 @@ def denoiser(kind: str, sets: dict[str, PublicSet], args: argparse.Namespace, wo
     names = list(vocabulary.HEART if kind == "heart" else THORAX)
     card = {"config": asdict(network), "diffusion": asdict(config), "names": names, "metrics": metrics}
     return weights, card | {"latent_channels": coder.latent_channels, "start": kind == "real" and "denoiser_phantom"}
+
+
+def words(sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
+    """Weights and card of what the phantom denoiser needs to be asked by sentences and by features."""
+    config, public = replace(WORDS, steps=args.steps or WORDS.steps), shipped_denoiser("phantom", args.out)
+    coder = shipped_autoencoder(args.out)
+    weights, metrics = pretrain_words(sets, coder, public, config, device=best_device(), workspace=work)
+    said = {int(k) for s in sets.values() for k in np.unique(numbers_of(s.images.attributes, s.images.modality)) if k == k}
+    card = {"tokens": list(TOKENS), "heard": [TOKENS[k] for k in sorted(said)], "start": "denoiser_phantom"}
+    return weights, card | {"extractor": shipped_hash("extractor"), "diffusion": asdict(config), "metrics": metrics}
 
 
 def extractor(sets: dict[str, PublicSet], args: argparse.Namespace, work: Workspace) -> Made:
@@ -107,6 +120,7 @@ TARGETS: dict[str, Callable[[dict[str, PublicSet], argparse.Namespace, Workspace
     "refiner": refiner,
     "denoiser_phantom": lambda *a: denoiser("phantom", *a),
     "denoiser_real": lambda *a: denoiser("real", *a),
+    "words_phantom": words,
     "denoiser_heart": lambda *a: denoiser("heart", *a),
     "extractor": extractor,
     "encoder": lambda *a: encoder(2, *a),
@@ -127,7 +141,7 @@ def training_sets(what: str, folder: Path, patients: int) -> dict[str, PublicSet
         of = SegmenterConfig()
         hearts = cardiac(patients=of.patients, slices=of.slices, size=of.size, seed=of.seed, jobs=jobs)
         return {"phantom-heart-stack": PublicSet(hearts, thorax=False)}
-    real = {} if what == "denoiser_phantom" else real_sets(folder, "train")
+    real = {} if what in ("denoiser_phantom", "words_phantom") else real_sets(folder, "train")
     drawn = phantoms(patients, 64, seed=0, jobs=jobs)
     if what == "extractor":
         # it crops its views out of larger images, so it takes them as they are
@@ -136,7 +150,7 @@ def training_sets(what: str, folder: Path, patients: int) -> dict[str, PublicSet
     if what in ("autoencoder", "refiner"):
         large = phantoms(patients // 4, 128, seed=1, jobs=jobs) | at_size(real, 128)
         return sets | {f"{name}@128": s for name, s in large.items()}
-    if what.startswith("denoiser"):
+    if what.startswith(("denoiser", "words")):
         return {name: s for name, s in sets.items() if s.thorax}
     return sets
 
@@ -155,7 +169,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     sets = training_sets(args.what, args.real, args.patients)
     # a checkpoint belongs to one recipe on these images
-    configs = (AUTOENCODER, REFINER, detail.DIFFUSION, DENOISER, PHANTOM, REAL, HEART_DENOISER, HEART)
+    configs = (AUTOENCODER, REFINER, detail.DIFFUSION, DENOISER, PHANTOM, REAL, HEART_DENOISER, HEART, WORDS)
     recipe = [asdict(c) for c in configs] + [args.steps, describe(sets)]
     work = Workspace(args.work / f"{args.what}-{json_hash(recipe)}")
     work.path.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,10 @@ from medsynth.diffusion.conditions import conditions_of
 from medsynth.diffusion.detail import CROP, lost_detail
 from medsynth.diffusion.train import train_latents
 from medsynth.evaluation.features import require_public
+from medsynth.language.sentences import TEXT
 from medsynth.language.vocabulary import HEART
 from medsynth.models.autoencoder import Autoencoder
-from medsynth.models.conditioning import THORAX
+from medsynth.models.conditioning import FEATURES, THORAX
 from medsynth.models.denoiser import Denoiser
 from medsynth.models.refiner import Refiner
 from medsynth.models.weights import latents_of
@@ -57,6 +58,40 @@ def pretrain_denoiser(
         latents += [latents_of(autoencoder, torch.from_numpy(s.images.scaled()), batch=512)] * repeats
         conditions += [conditions_of(s.images, names)] * repeats
     return train_latents(model, torch.cat(latents), torch.from_numpy(np.concatenate(conditions)), diffusion, workspace)
+
+
+def pretrain_words(
+    sets: dict[str, PublicSet],
+    autoencoder: Autoencoder,
+    public: Denoiser,
+    diffusion: DiffusionConfig,
+    *,
+    device: str,
+    workspace: Workspace | None = None,
+) -> tuple[Tensors, dict[str, Any]]:
+    """(EMA weights, metrics) of what a public denoiser needs to be asked by sentences and by features; it stays as it is.
+
+    Each image is told three times: by everything, by its sentence alone, and by its features alone. Whoever is not asked by
+    either draws what the public denoiser draws.
+    """
+    require_public({k: s.images for k, s in sets.items()})
+    torch.manual_seed(diffusion.seed)
+    names = (*public.names, *FEATURES, *TEXT)
+    model = Denoiser(public.config, names, autoencoder.latent_channels)
+    model.begin_as(public)
+    own = set(model.state_dict()) - set(public.state_dict())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in own)
+    autoencoder = autoencoder.to(device)
+    latents = [latents_of(autoencoder, torch.from_numpy(s.images.scaled()), batch=512) for s in sets.values()]
+    told = np.concatenate([conditions_of(s.images, names) for s in sets.values()])
+    alone = []
+    for family in (TEXT, FEATURES):
+        kept = np.isin(names, family)
+        alone.append(np.where(kept, told, np.nan).astype(np.float32))
+    conditions = torch.from_numpy(np.concatenate([told, *alone]))
+    weights, metrics = train_latents(model.to(device), torch.cat(latents * 3), conditions, diffusion, workspace)
+    return {name: value for name, value in weights.items() if name in own}, metrics
 
 
 def pretrain_refiner(

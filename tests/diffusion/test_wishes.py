@@ -1,6 +1,7 @@
 """What a generator of a larger vocabulary is asked for: sentences, and features of source images."""
 
 import json
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 
@@ -14,13 +15,15 @@ from medsynth.diffusion.conditions import asked_for, conditions_of, features_of,
 from medsynth.diffusion.generator import Generator
 from medsynth.diffusion.guidance import Autoguided
 from medsynth.evaluation.features import NetworkExtractor
-from medsynth.language.sentences import TEXT, numbered, numbers_of, tokens_of
+from medsynth.language.sentences import TEXT, TOKENS, numbered, numbers_of, tokens_of
 from medsynth.language.vocabulary import HEART
 from medsynth.ledger import CoverError, Ledger
 from medsynth.mechanism import NONE, Mechanism
 from medsynth.models.conditioning import FEATURES, THORAX
 from medsynth.models.extractor import ExtractorNet
-from medsynth.models.weights import shipped_denoiser
+from medsynth.models.weights import save_card, shipped_autoencoder, shipped_denoiser, shipped_hash, shipped_words
+from medsynth.pretrain.diffusion import pretrain_words
+from medsynth.pretrain.public import PublicSet
 from medsynth.settings.config import SamplingConfig
 
 LARGER = (*THORAX, *FEATURES, *TEXT)
@@ -140,6 +143,49 @@ def test_training_begins_from_shipped_weights_of_fewer_names(ward, settings, shi
     assert fewer.names == ("age", *TEXT) and not torch.equal(
         fewer.model.unet.conv_in.conv.weight, public.unet.conv_in.conv.weight
     )
+
+
+@pytest.fixture
+def words(ward, settings, tiny_weights, tmp_path, monkeypatch):
+    """The package ships words beside its tiny denoiser of phantoms; a function that writes their card anew."""
+    folder = shutil.copytree(tiny_weights, tmp_path / "weights")
+    save_card(folder, "extractor", ExtractorNet().state_dict(), {})
+    monkeypatch.setattr("medsynth.models.weights.weights_folder", lambda: folder)
+    public = shipped_denoiser("phantom")
+    sets = {"ward": PublicSet(replace(ward, role="public"))}
+    weights, _ = pretrain_words(sets, shipped_autoencoder(), public, settings["diffusion"], device="cpu")
+    assert {k.split(".")[1] for k in weights} == {"text", "listening", "class_embedding"}
+    assert not set(weights) & set(public.state_dict())
+    # two steps behind a last layer of zeros teach nothing
+    weights = {name: value + 0.25 for name, value in weights.items()}
+
+    def write(**changes):
+        card = {"tokens": list(TOKENS), "heard": ["ct", "pneumonia_viral"], "extractor": shipped_hash("extractor")}
+        save_card(folder, "words_phantom", weights, card | changes)
+        return weights
+
+    write()
+    return write
+
+
+def test_words_that_ship_are_known_before_training(words, ward, settings, cache):
+    still = settings | {"diffusion": replace(settings["diffusion"], learning_rate=0.0)}
+    made = Generator.train(ward, **still, ledger=Ledger(), names=LARGER)
+    own = made.model.state_dict()
+    for name, value in words().items():
+        torch.testing.assert_close(own[name], value, rtol=1e-3, atol=1e-3)
+    assert {"pneumonia_viral", "xray", "nodule"} <= set(made.heard) and "ct" not in made.heard
+    assert len(made.ask("viral pneumonia")) == 1
+    # without words nothing is taken for them, and other words make another run
+    plain = Generator.train(ward, **still, ledger=Ledger())
+    assert plain.heard == () and all(torch.equal(v, own[k]) for k, v in plain.model.state_dict().items())
+
+
+@pytest.mark.parametrize("changes", [{"tokens": ["xray"]}, {"extractor": "other"}])
+def test_words_of_another_vocabulary_or_extractor_are_refused(words, changes):
+    words(**changes)
+    with pytest.raises(ValueError, match="words_phantom: of another vocabulary or extractor; run"):
+        shipped_words("phantom")
 
 
 def test_a_saved_generator_still_understands_words(generator, tmp_path):
