@@ -1,0 +1,176 @@
+"""Re-identification in two heads: are two images of one person, is one a copy of the other? And attackers beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from medsynth.evaluation.features import Extractor
+from medsynth.evaluation.roc import membership
+from medsynth.evaluation.statistics import Estimate, generator
+from medsynth.imageset import ImageSet, concatenate
+from medsynth.privacy.attacks.legal.linkability import scan_pairs
+from medsynth.privacy.attacks.memorisation import correlations
+from medsynth.privacy.gate.feature_maps import FeatureMap
+from medsynth.privacy.gate.kinds import KINDS, altered
+
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of the alterations that a head learns
+_MOVED = 3  # pixels to each side that a registration tries
+_BLOCK = 1 << 22  # numbers that one comparison of candidates holds
+
+
+class Pairs(NamedTuple):
+    """Two sets, row by row; same (n,) bool: whether a row's two images belong together; patient (n,): of the first."""
+
+    first: ImageSet
+    second: ImageSet
+    same: np.ndarray
+    patient: np.ndarray
+
+
+def scans_of_people(images: ImageSet) -> Pairs:
+    """Both scans of each patient who has two, and each first scan beside the second of the next patient."""
+    return _beside_the_next(*scan_pairs(images))
+
+
+def altered_copies(images: ImageSet, names: Sequence[str], *, seed: int, strangers: ImageSet) -> Pairs:
+    """Each image beside a copy of itself, altered in one of these ways at a strength by chance, and beside the copy of the next.
+
+    strangers: what "mixing" takes images of.
+    """
+    rng = generator(seed, len(images))
+    drawn = np.stack([rng.integers(len(names), size=len(images)), rng.integers(len(STRENGTHS), size=len(images))], axis=1)
+    changed = images.images.copy()
+    for way in np.unique(drawn, axis=0):
+        rows = np.flatnonzero((drawn == way).all(1))
+        made = altered(images.select(rows), names[way[0]], STRENGTHS[way[1]], seed=seed, strangers=strangers)
+        changed[rows] = made.images
+    return _beside_the_next(images, images.with_images(changed, name=f"{images.name}, altered"))
+
+
+def without(kind: str) -> tuple[str, ...]:
+    """All alterations but those of a kind."""
+    return tuple(name for other, names in KINDS.items() if other != kind for name in names)
+
+
+class Attacker(Protocol):
+    """Scores pairs of features (n, d) and (n, d): the higher, the likelier they belong together, (n,)."""
+
+    phi: FeatureMap | Extractor
+
+    def score(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Of each pair of rows."""
+        ...
+
+
+class Distance(NamedTuple):
+    """The attacker that trains nothing: near in a feature map is the same."""
+
+    phi: FeatureMap | Extractor
+
+    def score(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Less the Euclidean distance."""
+        return -np.linalg.norm(np.subtract(x, y, dtype=np.float64), axis=-1)
+
+
+class Head(NamedTuple):
+    """A Siamese network on a fixed trunk: what it makes of how far two images are apart in each feature (Koch et al., 2015)."""
+
+    phi: FeatureMap | Extractor
+    model: Pipeline
+
+    def score(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Log odds that they belong together."""
+        apart = np.abs(np.subtract(x, y, dtype=np.float64))
+        if hasattr(self.model, "decision_function"):
+            return self.model.decision_function(apart)
+        yes = np.clip(self.model.predict_proba(apart)[:, 1], 1e-12, 1 - 1e-12)
+        return np.log(yes / (1 - yes))
+
+
+def trained_head(phi: FeatureMap | Extractor, pairs: Pairs, *, seed: int = 0, hidden: int = 0) -> Head:
+    """A head for pairs like these: linear, or with a layer of so many hidden units whose start `seed` decides."""
+    x, y = phi(pairs.first), phi(pairs.second)
+    top = (
+        MLPClassifier((hidden,), random_state=seed, early_stopping=True, max_iter=300)
+        if hidden
+        else LogisticRegression(C=0.1, max_iter=2000)
+    )
+    model = make_pipeline(StandardScaler(), top)
+    model.fit(np.abs(np.subtract(x, y, dtype=np.float64)), pairs.same)
+    return Head(phi, model)
+
+
+def auc_of(attacker: Attacker, pairs: Pairs, *, seed: int, replicates: int = 1000) -> Estimate:
+    """AUC on pairs of patients whom the attacker never saw, with an interval over patients.
+
+    Raises ValueError for an attacker that is no better than chance on them: what it does not find says nothing.
+    """
+    score = attacker.score(attacker.phi(pairs.first), attacker.phi(pairs.second))
+    people = {"member_patient": pairs.patient[pairs.same], "other_patient": pairs.patient[~pairs.same]}
+    found = membership(score[pairs.same], score[~pairs.same], **people, seed=seed, replicates=replicates).auc
+    if not found.low > 0.5:
+        raise ValueError(
+            f"{attacker.phi.name}: an AUC of {found.value:.2f} [{found.low:.2f}, {found.high:.2f}] on its validation pairs, no "
+            "better than chance; train it on more pairs, or leave it out"
+        )
+    return found
+
+
+class Filter:
+    """Refuses candidates that an attacker takes for a private image's other half, at a threshold that unseen patients pay for.
+
+    cost: share of unseen patients' images that are refused. Raises ValueError for too few of these to find the threshold on.
+    """
+
+    def __init__(self, attacker: Attacker, private: ImageSet, unseen: ImageSet, *, cost: float = 0.05) -> None:
+        if cost * len(unseen) < 1:
+            raise ValueError(
+                f"{unseen.name}: {len(unseen)} images; expected at least {round(1 / cost)}, to refuse {cost:.0%} of them"
+            )
+        self.attacker, self._private = attacker, attacker.phi(private)
+        self.threshold = float(np.quantile(self.likeness(unseen), 1 - cost, method="higher"))
+
+    def likeness(self, candidates: ImageSet) -> np.ndarray:
+        """The highest score of each candidate with any private image, (n,)."""
+        x, (m, d) = self.attacker.phi(candidates), self._private.shape
+        best, rows = [], max(1, _BLOCK // (m * d))
+        for first in range(0, len(x), rows):
+            some = x[first : first + rows]
+            every = self.attacker.score(np.repeat(some, m, axis=0), np.tile(self._private, (len(some), 1)))
+            best.append(every.reshape(len(some), m).max(1))
+        return np.concatenate(best)
+
+    def accepts(self, candidates: ImageSet) -> np.ndarray:
+        """Whether each candidate passes, bool (n,)."""
+        return self.likeness(candidates) <= self.threshold
+
+
+def registered_correlation(candidates: ImageSet, private: ImageSet) -> np.ndarray:
+    """The highest correlation of each candidate's pixels with a private image, moved by up to three pixels each way, (n,)."""
+    best = np.full(len(candidates), -1.0)
+    side = (slice(_MOVED, -_MOVED),) * 2
+    inner = private.images[(..., *side)].reshape(len(private), -1)
+    for down in range(2 * _MOVED + 1):
+        for right in range(2 * _MOVED + 1):
+            height, width = (n - 2 * _MOVED for n in candidates.spatial[-2:])
+            moved = candidates.images[..., down : down + height, right : right + width].reshape(len(candidates), -1)
+            best = np.maximum(best, correlations(moved, inner).max(1))
+    return best
+
+
+def _beside_the_next(first: ImageSet, second: ImageSet) -> Pairs:
+    """Rows as they are, and each first image beside the second of the next row of another patient."""
+    people, row, own = np.unique(first.patient, return_index=True, return_inverse=True)
+    if len(people) < 2:
+        raise ValueError(f"{first.name}: images of one patient; expected at least two, to tell them apart")
+    other = second.select(np.roll(row, -1)[own])
+    same = np.arange(2 * len(first)) < len(first)
+    both = concatenate([first, first], first.name), concatenate([second, other], second.name)
+    return Pairs(*both, same, np.tile(first.patient, 2))

@@ -1,0 +1,112 @@
+"""Heads tell what they were trained to tell, a filter refuses what its likeness says, and who sees nothing is not counted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from medsynth.imageset import ImageSet
+from medsynth.privacy.attacks.reidentification import (
+    Distance,
+    Filter,
+    altered_copies,
+    auc_of,
+    registered_correlation,
+    scans_of_people,
+    trained_head,
+    without,
+)
+from medsynth.privacy.gate.kinds import ALTERATIONS, KINDS
+
+
+class Pixels(NamedTuple):
+    name: str = "pixels"
+
+    def __call__(self, images: ImageSet) -> np.ndarray:
+        return images.images.reshape(len(images), -1).astype(np.float32)
+
+
+@pytest.fixture
+def people(make_set):
+    """A function: so many patients, each with two scans that share the first half of their pixels, from a seed."""
+
+    def drawn(patients: int, seed: int) -> ImageSet:
+        rng = np.random.default_rng(seed)
+        images = rng.random((patients, 2, 1, 8, 8))
+        images[:, 1, :, :4] = images[:, 0, :, :4]
+        return make_set(2 * patients, images=images.reshape(-1, 1, 8, 8), patient=np.repeat(np.arange(patients) + 100 * seed, 2))
+
+    return drawn
+
+
+def test_pairs_are_scans_of_one_patient_and_of_one_with_the_next(people):
+    images = people(5, 1)
+    pairs = scans_of_people(images)
+    assert len(pairs.first) == len(pairs.second) == 10 and pairs.same.tolist() == [True] * 5 + [False] * 5
+    ours, theirs = (x.images[:, 0, :4] for x in (pairs.first, pairs.second))
+    assert (ours == theirs).all((1, 2)).tolist() == pairs.same.tolist()
+    np.testing.assert_array_equal(pairs.second.images[5:9], images.images[3::2])
+    with pytest.raises(ValueError, match="images of one patient; expected at least two"):
+        altered_copies(images.select([0, 1]), ["blur"], seed=0, strangers=images)
+
+
+def test_copies_are_altered_in_the_ways_that_are_named(people):
+    images, other = people(40, 1), people(3, 2)
+    pairs = altered_copies(images, ["box", "blend"], seed=3, strangers=other)
+    assert pairs.same.sum() == 80 and (pairs.patient[:80] == images.patient).all()
+    changed = (pairs.second.images[:80] != images.images).any((1, 2, 3))
+    assert changed.all()
+    again = altered_copies(images, ["box", "blend"], seed=3, strangers=other)
+    np.testing.assert_array_equal(again.second.images, pairs.second.images)
+    assert set(without("mixing")) | set(KINDS["mixing"]) == set(ALTERATIONS) and not set(without("mixing")) & set(KINDS["mixing"])
+
+
+@pytest.mark.parametrize("hidden", [0, 16])
+def test_a_head_learns_what_is_alike_in_pairs_and_finds_it_in_unseen_patients(people, hidden):
+    head = trained_head(Pixels(), scans_of_people(people(200, 1)), seed=1, hidden=hidden)
+    unseen = scans_of_people(people(80, 2))
+    found, near = auc_of(head, unseen, seed=0, replicates=100), auc_of(Distance(Pixels()), unseen, seed=0, replicates=100)
+    assert found.value > 0.99 >= found.low - 0.01 and found.n == 160 and found.value > near.value > 0.6
+
+
+def test_an_attacker_who_sees_nothing_is_not_counted(people, make_set):
+    blind = make_set(120, images=np.random.default_rng(0).random((120, 1, 8, 8)), patient=np.repeat(np.arange(60), 2))
+    with pytest.raises(ValueError, match=r"pixels: an AUC of 0\.\d+ .* no better than chance; train it on more pairs"):
+        auc_of(Distance(Pixels()), scans_of_people(blind), seed=0, replicates=200)
+
+
+def test_a_filter_refuses_what_is_alike_at_the_cost_that_was_fixed(people, monkeypatch):
+    monkeypatch.setattr("medsynth.privacy.attacks.reidentification._BLOCK", 64 * 7 * 3)
+    private, unseen = people(10, 1).select(np.arange(0, 20, 2)), people(50, 2)
+    head = trained_head(Pixels(), scans_of_people(people(200, 3)))
+    stop = Filter(head, private, unseen, cost=0.05)
+    x, y = head.phi(unseen), head.phi(private)
+    naive = [max(head.score(a[None], b[None])[0] for b in y) for a in x]
+    np.testing.assert_allclose(stop.likeness(unseen), naive)
+    assert (~stop.accepts(unseen)).mean() <= 0.05 < (np.array(naive) >= np.sort(naive)[-6]).mean() + 0.001
+    # the other scan of a private patient is refused
+    assert not stop.accepts(people(10, 1).select(np.arange(1, 20, 2))).any()
+    with pytest.raises(ValueError, match="19 images; expected at least 20, to refuse 5% of them"):
+        Filter(head, private, unseen.select(np.arange(19)))
+
+
+def test_correlation_is_the_best_over_small_moves(make_set):
+    rng = np.random.default_rng(0)
+    private = make_set(3, images=rng.random((3, 1, 16, 16)))
+    moved = make_set(3, images=np.roll(private.images, (2, -3), axis=(2, 3)))
+    far = make_set(2, images=np.roll(private.images[:2], (5, 0), axis=(2, 3)))
+    np.testing.assert_allclose(registered_correlation(moved, private), 1, atol=1e-6)
+    found = registered_correlation(far, private)
+    naive = [
+        max(
+            np.corrcoef(a[0, d : d + 10, r : r + 10].ravel(), b[0, 3:-3, 3:-3].ravel())[0, 1]
+            for b in private.images
+            for d in range(7)
+            for r in range(7)
+        )
+        for a in far.images
+    ]
+    np.testing.assert_allclose(found, naive, atol=1e-5)
+    assert found.max() < 0.9
