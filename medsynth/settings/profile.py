@@ -8,20 +8,18 @@ from pathlib import Path
 import yaml
 
 from medsynth.language.words import did_you_mean
+from medsynth.settings.audits import CopiesConfig, DiversityConfig, MemorisationConfig, SinglingOutConfig
 from medsynth.settings.config import (
     CardiacConfig,
     DenoiserConfig,
     DiffusionConfig,
-    DiversityConfig,
     DPConfig,
     DPImagesConfig,
     DPPatientsConfig,
     EvaluationConfig,
     GateConfig,
-    MemorisationConfig,
     RestorationGridConfig,
     SamplingConfig,
-    SinglingOutConfig,
     SitesConfig,
     ThoraxConfig,
     WeightsConfig,
@@ -49,6 +47,7 @@ class Profile:
     dp_images: DPImagesConfig
     dp_patients: DPPatientsConfig
     memorisation: MemorisationConfig
+    copies: CopiesConfig
     singling_out: SinglingOutConfig
     diversity: DiversityConfig
     weights: WeightsConfig

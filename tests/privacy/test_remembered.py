@@ -25,7 +25,7 @@ from medsynth.privacy.attacks.remembered import (
     ward,
 )
 from medsynth.privacy.attacks.remembered import _Planes as Planes
-from medsynth.settings.config import MemorisationConfig
+from medsynth.settings.audits import MemorisationConfig
 
 CONFIG = MemorisationConfig(patients=5, others=7, passes=(3, 20), epsilons=(1.0,), private_passes=4, batch=2, planes=4, size=32)
 

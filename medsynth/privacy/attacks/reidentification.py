@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from medsynth.evaluation.features import Extractor
 from medsynth.evaluation.roc import membership
@@ -83,28 +82,29 @@ class Head(NamedTuple):
     """A Siamese network on a fixed trunk: what it makes of how far two images are apart in each feature (Koch et al., 2015)."""
 
     phi: FeatureMap | Extractor
-    model: Pipeline
+    judge: Callable[[np.ndarray], np.ndarray]  # distances in each feature (..., d) to log odds (...)
 
     def score(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Log odds that they belong together."""
-        apart = np.abs(np.subtract(x, y, dtype=np.float64))
-        if hasattr(self.model, "decision_function"):
-            return self.model.decision_function(apart)
-        yes = np.clip(self.model.predict_proba(apart)[:, 1], 1e-12, 1 - 1e-12)
-        return np.log(yes / (1 - yes))
+        return self.judge(np.abs(np.subtract(x, y, dtype=np.float32)))
 
 
 def trained_head(phi: FeatureMap | Extractor, pairs: Pairs, *, seed: int = 0, hidden: int = 0) -> Head:
     """A head for pairs like these: linear, or with a layer of so many hidden units whose start `seed` decides."""
-    x, y = phi(pairs.first), phi(pairs.second)
-    top = (
-        MLPClassifier((hidden,), random_state=seed, early_stopping=True, max_iter=300)
-        if hidden
-        else LogisticRegression(C=0.1, max_iter=2000)
-    )
-    model = make_pipeline(StandardScaler(), top)
-    model.fit(np.abs(np.subtract(x, y, dtype=np.float64)), pairs.same)
-    return Head(phi, model)
+    apart = np.abs(np.subtract(phi(pairs.first), phi(pairs.second), dtype=np.float32))
+    mean, spread = apart.mean(0), apart.std(0) + 1e-6
+    if not hidden:
+        found = LogisticRegression(C=0.1, max_iter=2000).fit((apart - mean) / spread, pairs.same)
+        weight = (found.coef_[0] / spread).astype(np.float32)
+        offset = float(found.intercept_[0] - weight @ mean)
+        return Head(phi, lambda new: new @ weight + offset)
+    net = MLPClassifier((hidden,), random_state=seed, early_stopping=True, max_iter=300).fit((apart - mean) / spread, pairs.same)
+
+    def judge(new: np.ndarray) -> np.ndarray:
+        rows = ((new - mean) / spread).reshape(-1, len(mean))
+        return logit(np.clip(net.predict_proba(rows)[:, 1].astype(np.float64), 1e-12, 1 - 1e-12)).reshape(new.shape[:-1])
+
+    return Head(phi, judge)
 
 
 def auc_of(attacker: Attacker, pairs: Pairs, *, seed: int, replicates: int = 1000) -> Estimate:
@@ -142,9 +142,7 @@ class Filter:
         x, (m, d) = self.attacker.phi(candidates), self._private.shape
         best, rows = [], max(1, _BLOCK // (m * d))
         for first in range(0, len(x), rows):
-            some = x[first : first + rows]
-            every = self.attacker.score(np.repeat(some, m, axis=0), np.tile(self._private, (len(some), 1)))
-            best.append(every.reshape(len(some), m).max(1))
+            best.append(self.attacker.score(x[first : first + rows, None], self._private[None]).max(1))
         return np.concatenate(best)
 
     def accepts(self, candidates: ImageSet) -> np.ndarray:

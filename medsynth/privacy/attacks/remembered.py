@@ -24,7 +24,8 @@ from medsynth.models.weights import reconstruct
 from medsynth.privacy.attacks.halves import Halves, one_image_each, planes_at, planes_halved
 from medsynth.privacy.attacks.memorisation import correlations
 from medsynth.resample import slices_of
-from medsynth.settings.config import MemorisationConfig, PrivacyConfig, ThoraxConfig
+from medsynth.settings.audits import MemorisationConfig
+from medsynth.settings.config import PrivacyConfig, ThoraxConfig
 
 Features = Callable[[ImageSet], np.ndarray]
 # what is told of samples; each n counts patients, but that of "copies", which are samples
