@@ -80,12 +80,16 @@ class ListeningUNet(DiffusionModelUNet):
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         self.text = TextEncoder(tokens)
         self.listening = nn.ModuleList(Listening(c, groups) for c in (channels[-1], *channels[:0:-1]))
+        # what all words say together is told to every layer, as the time is (GLIDE, arXiv:2112.10741)
+        self.gist = nn.Linear(WIDTH, 4 * channels[0])
+        nn.init.zeros_(self.gist.weight)
+        nn.init.zeros_(self.gist.bias)
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
         """(n, c, *spatial), (n,), conditions (n, k) -> (n, c, *spatial)."""
         words = self.text(class_labels.index_select(1, self.columns))
         times = get_timestep_embedding(timesteps, self.block_out_channels[0]).to(x.dtype)
-        asked = self.time_embed(times) + self.class_embedding(class_labels).to(x.dtype)
+        asked = self.time_embed(times) + self.class_embedding(class_labels).to(x.dtype) + self.gist(words.mean(1))
         h = self.conv_in(x)
         kept = [h]
         for block in self.down_blocks:

@@ -71,8 +71,8 @@ def pretrain_words(
 ) -> tuple[Tensors, dict[str, Any]]:
     """(EMA weights, metrics) of what a public denoiser needs to be asked by sentences and by features; it stays as it is.
 
-    Each image is told three times: by everything, by its sentence alone, and by its features alone. Whoever is not asked by
-    either draws what the public denoiser draws.
+    Each image is told four times: by everything, by its features alone, and twice by its sentence alone. Whoever is not asked
+    by either draws what the public denoiser draws.
     """
     require_public({k: s.images for k, s in sets.items()})
     torch.manual_seed(diffusion.seed)
@@ -85,12 +85,10 @@ def pretrain_words(
     autoencoder = autoencoder.to(device)
     latents = [latents_of(autoencoder, torch.from_numpy(s.images.scaled()), batch=512) for s in sets.values()]
     told = np.concatenate([conditions_of(s.images, names) for s in sets.values()])
-    alone = []
-    for family in (TEXT, FEATURES):
-        kept = np.isin(names, family)
-        alone.append(np.where(kept, told, np.nan).astype(np.float32))
-    conditions = torch.from_numpy(np.concatenate([told, *alone]))
-    weights, metrics = train_latents(model.to(device), torch.cat(latents * 3), conditions, diffusion, workspace)
+    alone = {family: np.where(np.isin(names, family), told, np.nan).astype(np.float32) for family in (TEXT, FEATURES)}
+    conditions = torch.from_numpy(np.concatenate([told, alone[FEATURES], alone[TEXT], alone[TEXT]]))
+    model.apart = ()  # they are apart already
+    weights, metrics = train_latents(model.to(device), torch.cat(latents * 4), conditions, diffusion, workspace)
     return {name: value for name, value in weights.items() if name in own}, metrics
 
 

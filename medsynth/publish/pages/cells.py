@@ -65,6 +65,13 @@ _AT = {"arm": "pre-trained", "epsilon": 10.0}  # the largest that chapters promi
 _BARE = _AT | {"epsilon": math.inf}  # the same training, nothing promised
 _ATTACK = {"metric": "lower bound, Gaussian", "attack": "white box"}
 
+_SINGLED = {"metric": "residual", "says": "near", "seen_by": "extractor"}
+_ISOLATED = {
+    "verdict": "Some are", "below": (0.05, "Hardly anybody"), "worst": "highest",
+    "brief": "share of descriptions, made of the release, that fit one patient alone, less what they do to strangers",
+}  # fmt: skip
+_LAW = {"metric": "residual", "seen_by": "extractor"}
+
 # a later chapter adds its lines here
 CELLS = (
     Cell(method=REAL, question=QUESTIONS[0], kind="by definition", says="Yes: every image is a patient's.", verdict="Yes"),
@@ -187,10 +194,40 @@ CELLS = (
             (_BARE, "the same where nothing was promised: whether this attack would see a leak at all"),
         )
     ),
+    *(
+        Cell(
+            method=method, question=QUESTIONS[2], kind="measured", tables=("singling_out",), where=_SINGLED | {"arm": arm},
+            **_ISOLATED, says="share of descriptions, such as *nearer to this sample than so much*, that fit one patient alone, "
+            "less what the same do to strangers. Each fits a tenth of one patient or less by chance",
+        ) for method, arm in ((DRAWN, "no gate"), (GATED, "gate"), (PRIVATE, "epsilon 10"))
+    ),
+    *(
+        Cell(
+            method=method, question=QUESTIONS[2], kind="measured", tables=("singling_out-legal",), where=_LAW | {"arm": arm},
+            pick="highest", beside="test",
+            says="how much better two images of one person are linked, or something is inferred of a person, than of strangers: "
+            "the highest of these tests",
+        ) for method, arm in ((DRAWN, "no gate"), (GATED, "gate"), (PRIVATE, "epsilon 10"))
+    ),
     Cell(
         method=PRIVATE, question=QUESTIONS[2], kind="by definition",
-        says="Not measured, but bounded: a description that fits a share *w* of all people fits exactly one of *n* patients with "
-        "a probability of at most *n* (e^epsilon *w* + delta). That says something at epsilon 1, and nothing at 10.",
+        says="Bounded: a description that fits a share *w* of all people fits exactly one of *n* patients with a probability "
+        "of at most *n* (e^epsilon *w* + delta). That says something at epsilon 1, and nothing at 10.",
+    ),
+    Cell(
+        method=GATED, question=QUESTIONS[0], kind="measured", tables=("copies-duplicates",), pick="highest", beside="seed",
+        where={"metric": "share of near-duplicates passing", "arm": "gate"},
+        says="share of near-duplicates that pass, drawn by generators that learned some patients by heart: the worst of several",
+    ),
+    *(
+        Cell(
+            method=method, question=QUESTIONS[3], kind="measured", tables=("diversity-classification",),
+            where={"metric": "difference to real", "arm": arm}, says=f"AUROC of a classifier trained on {what}, less that of one "
+            "trained on the private images",
+        ) for method, arm, what in (
+            (DRAWN, "class", "images that were asked for by their finding"),
+            (GATED, "selected", "images of which the best was chosen for each private one"),
+        )
     ),
     Cell(
         method=PRIVATE, question=QUESTIONS[3], kind="measured", tables=_DP, where={"metric": "FID gap closed"} | _AT,
