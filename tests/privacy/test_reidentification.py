@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from medsynth.imageset import ImageSet
+from medsynth.ledger import Ledger
+from medsynth.phantoms.thorax.thorax import thorax
 from medsynth.privacy.attacks.reidentification import (
+    AllOf,
     Distance,
     Filter,
     altered_copies,
     auc_of,
     registered_correlation,
+    same_person_filter,
     scans_of_people,
     trained_head,
     without,
@@ -90,6 +95,29 @@ def test_a_filter_refuses_what_is_alike_at_the_cost_that_was_fixed(people, monke
     assert not stop.accepts(people(10, 1).select(np.arange(1, 20, 2))).any()
     with pytest.raises(ValueError, match="19 images; expected at least 20, to refuse 5% of them"):
         Filter(head, private, unseen.select(np.arange(19)))
+
+
+def test_several_filters_accept_what_all_accept(people):
+    class Odd(NamedTuple):
+        left: int
+
+        def accepts(self, candidates):
+            return np.arange(len(candidates)) % 2 == self.left
+
+    images = people(2, 1)
+    assert not AllOf((Odd(0), Odd(1))).accepts(images).any() and AllOf((Odd(1),)).accepts(images).tolist() == [False, True] * 2
+
+
+def test_the_filter_for_persons_learns_of_phantoms_and_leaves_its_lines(cache, monkeypatch):
+    form = {"size": 32, "modality": "xray", "population": "private"}
+    twice = thorax(patients=12, scans=2, seed=4, **form)
+    ward = twice.select(np.arange(0, 24, 2)).with_images(twice.images[::2], name="ward", role="private")
+    again = twice.select(np.arange(1, 24, 2))
+    unseen = replace(thorax(patients=40, seed=5, **form), role="eval", name="others")
+    ledger = Ledger()
+    stop = same_person_filter(ward, unseen, patients=60, ledger=ledger, seed=1)
+    assert [(e.stage, e.reads) for e in ledger.entries()] == [("filter", "ward"), ("filter", "others")]
+    assert (~stop.accepts(again)).mean() >= 0.9 and stop.accepts(unseen).mean() >= 0.95
 
 
 def test_correlation_is_the_best_over_small_moves(make_set):

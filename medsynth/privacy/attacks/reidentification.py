@@ -10,14 +10,17 @@ from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
+from medsynth.data.sources import cached_thorax
 from medsynth.evaluation.features import Extractor
 from medsynth.evaluation.roc import membership
 from medsynth.evaluation.statistics import Estimate, generator
 from medsynth.imageset import ImageSet, concatenate
+from medsynth.ledger import Ledger
 from medsynth.privacy.attacks.legal.linkability import scan_pairs
 from medsynth.privacy.attacks.memorisation import correlations
-from medsynth.privacy.gate.feature_maps import FeatureMap
+from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map
 from medsynth.privacy.gate.kinds import KINDS, altered
+from medsynth.privacy.gate.refill import Accepts
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of the alterations that a head learns
 _MOVED = 3  # pixels to each side that a registration tries
@@ -148,6 +151,29 @@ class Filter:
     def accepts(self, candidates: ImageSet) -> np.ndarray:
         """Whether each candidate passes, bool (n,)."""
         return self.likeness(candidates) <= self.threshold
+
+
+class AllOf(NamedTuple):
+    """Accepts what several filters, or gates, all accept."""
+
+    filters: tuple[Accepts, ...]
+
+    def accepts(self, candidates: ImageSet) -> np.ndarray:
+        """Whether each candidate passes, bool (n,)."""
+        return np.logical_and.reduce([stop.accepts(candidates) for stop in self.filters])
+
+
+def same_person_filter(
+    private: ImageSet, unseen: ImageSet, *, patients: int, ledger: Ledger, cost: float = 0.05, seed: int = 0
+) -> Filter:
+    """The filter that near-duplicates were found with best: a head for scans of one person, learned from so many public phantoms.
+
+    Its threshold lets it refuse `cost` of unseen patients' images. A line in the ledger for each set.
+    """
+    public = cached_thorax(patients=patients, scans=2, size=private.spatial[-1], modality=private.modality, seed=seed + 70)
+    ledger.read(private, stage="filter", output="synthetic images accepted")
+    ledger.read(unseen, stage="filter", output="a threshold of the filter")
+    return Filter(trained_head(feature_map("encoder"), scans_of_people(public)), private, unseen, cost=cost)
 
 
 def registered_correlation(candidates: ImageSet, private: ImageSet) -> np.ndarray:
