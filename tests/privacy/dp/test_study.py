@@ -67,6 +67,9 @@ def test_the_closed_gap_is_a_share_of_what_training_gains():
     # of a second seed beside its own training without privacy
     rows += [row(10.0, 16.0, seed=1), row(math.inf, 12.0, seed=1)]
     assert {(r.seed, r.value) for r in closed(rows) if r.extra["epsilon"] == 10.0} == {(0, 0.9), (1, 0.5)}
+    # a variant without privacy that is better is what might have been had
+    rows += [row(math.inf, 8.0, arm="pre-trained, steps 9"), row(10.0, 5.0, arm="pre-trained, draws 2")]
+    assert {(r.seed, r.value) for r in closed(rows) if r.extra["epsilon"] == 10.0} == {(0, 0.75), (1, 4 / 12)}
 
 
 def test_without_a_gain_there_is_no_gap():
