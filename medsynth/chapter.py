@@ -282,7 +282,8 @@ class Chapter:
             figures.steps_plot(ax, over_seeds, places, by=lambda row: row.extra[x], y_label=unit, floor=floor)
             ax.set_xlabel(x_label)
         lines = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-        figure.legend(lines.values(), lines, loc="outside upper center", ncols=min(3 if len(lines) > 4 else 4, len(lines)), frameon=False)
+        across = min(len(lines), 4 if len(lines) < 5 else 3)
+        figure.legend(lines.values(), lines, loc="outside upper center", ncols=across, frameon=False)
         self.save(figure, name, [row for found in drawn.values() for row in found], table=table)
 
     def scatter(self, groups: Mapping[str, pd.DataFrame], name: str, *, x: str, y: str, unit: str, across: int = 4) -> None:

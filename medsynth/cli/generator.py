@@ -128,9 +128,11 @@ def generate(
     free_place(out)
     generator = Generator.load(run)
     reseeded = replace(generator, sampling=replace(generator.sampling, seed=seed))
-    marginals = (generator.like, generator.names, n)
-    asked = generator.ask([ask[k % len(ask)] for k in range(n)]) if ask else public_marginals(*marginals, seed=seed)
     try:
+        if ask:
+            asked = generator.ask([ask[k % len(ask)] for k in range(n)])
+        else:
+            asked = public_marginals(generator.like, generator.names, n, seed=seed)
         drawn = reseeded.draw(asked)
     except MemoryError as error:
         raise ValueError(

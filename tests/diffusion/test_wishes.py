@@ -154,7 +154,7 @@ def words(ward, settings, tiny_weights, tmp_path, monkeypatch):
     public = shipped_denoiser("phantom")
     sets = {"ward": PublicSet(replace(ward, role="public"))}
     weights, _ = pretrain_words(sets, shipped_autoencoder(), public, settings["diffusion"], device="cpu")
-    assert {k.split(".")[1] for k in weights} == {"text", "listening", "class_embedding"}
+    assert {k.split(".")[1] for k in weights} == {"text", "listening", "gist", "class_embedding"}
     assert not set(weights) & set(public.state_dict())
     # two steps behind a last layer of zeros teach nothing
     weights = {name: value + 0.25 for name, value in weights.items()}

@@ -54,8 +54,8 @@ def places(rows: Iterable[Row]) -> dict[float, str]:
 def closed(rows: Sequence[Row]) -> list[Row]:
     """Of the FID that pre-training without privacy takes off the public weights, the share that is left at each epsilon.
 
-    rows: of one metric, with `epsilon`. One value for each seed and epsilon of the arm "pre-trained", without an interval. Without
-    privacy counts what was best: the same training of that seed, or a variant of it. None where the FID is no lower without.
+    rows: of one metric, with `epsilon`. One value for each seed and epsilon of the arm "pre-trained", without an interval. What
+    counts without privacy is the best there is: that seed's same training, or a variant. None where its FID is no lower.
     """
     mine = [row for row in rows if row.arm == "pre-trained"]
     public = np.mean([row.value for row in mine if row.extra["epsilon"] == 0])
