@@ -311,7 +311,7 @@ def test_sentences_are_learned_where_asked_and_not_under_a_promise(call, monkeyp
         assert call("train", "ward.npz", "--out", "g", "--profile", "smoke", *told)[0] == 0
     assert named == [(), (*THORAX, *TEXT)]
     code, _, err = call("train", "ward.npz", "--out", "g", "--sentences", "--epsilon", 8)
-    assert code == 2 and "--sentences is learned from scratch, without --epsilon" in err
+    assert code == 2 and "leave out --sentences, or --epsilon" in err
 
 
 def test_private_draws_are_nobody_elses_while_they_are_written(call, generator, monkeypatch, tmp_path):

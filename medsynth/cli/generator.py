@@ -73,7 +73,7 @@ def train(
     if epsilon is not None and images.is_dir() and patients is None:
         raise ValueError("--epsilon protects patients; give --patients, a CSV file,patient that says whose each file is")
     if sentences and epsilon is not None:
-        raise ValueError("--sentences is learned from scratch, without --epsilon; leave one of them out")
+        raise ValueError("sentences are learned without a promise so far; leave out --sentences, or --epsilon")
     with joined():
         if together() and epsilon is None:
             raise ValueError("several processes share a training with --epsilon alone; give it, or start one process")

@@ -164,10 +164,18 @@ class Generator:
         sampling = sampling if guidance is None else replace(sampling, guidance=guidance)
         table = conditions.attributes.iloc[rows].assign(licence=self.licence)
         drawn = sample_images(
-            self.model, self.autoencoder, conditions.values[rows], like=self.like, diffusion=self.diffusion, sampling=sampling,
-            attributes=table, name=f"{self.like.name}-synthetic", draw=cached_latents,
+            self.model, self.autoencoder, self._heard(conditions.values[rows]), like=self.like, diffusion=self.diffusion,
+            sampling=sampling, attributes=table, name=f"{self.like.name}-synthetic", draw=cached_latents,
         )  # fmt: skip
         return as_read(self._refined(drawn, sampling.seed))
+
+    def _heard(self, values: np.ndarray) -> np.ndarray:
+        """Conditions without the words that no image was told by: nothing was learned of them, and what they do is chance."""
+        text = [self.names.index(name) for name in TEXT if name in self.names]
+        unknown = [k for k, token in enumerate(TOKENS) if token not in self.heard]
+        known = values.copy()
+        known[:, text] = np.where(np.isin(values[:, text], unknown), np.nan, values[:, text])
+        return known
 
     def reconstruct(self, images: ImageSet) -> ImageSet:
         """Given images after autoencoder and refiner: the best that any generator of these latents can look."""

@@ -127,6 +127,16 @@ def test_what_cannot_be_asked_for_is_said(generator, ward, settings, shipped):
         public.draw(generator.ask("nodule"))
 
 
+def test_words_that_were_never_heard_say_nothing_whoever_asks(generator, ward, monkeypatch):
+    seen = []
+    monkeypatch.setattr("medsynth.diffusion.generator.sample_images", lambda *a, **k: seen.append(a[2]) or ward)
+    table = pd.DataFrame({"finding": ["pneumonia_viral", "nodule"], "sex": [1, 1]})
+    generator.draw(asked_for(ward, LARGER, table))
+    text = [{TOKENS[int(k)] for k in row if not np.isnan(k)} for row in seen[0][:, -len(TEXT) :]]
+    assert text == [{"xray", "male"}, {"xray", "male", "nodule"}]
+    assert seen[0][0, LARGER.index("pneumonia_viral")] == 1
+
+
 def test_sentences_are_not_learned_where_nothing_can_be_said(ward, settings, shipped, cache):
     mute = replace(ward, attributes=pd.DataFrame({"finding": [None] * 8, "site": ["a"] * 8}))
     with pytest.raises(ValueError, match="ward: nothing that a sentence speaks of; expected attributes finding, left, diameter"):

@@ -15,6 +15,7 @@ from medsynth.privacy.attacks.reidentification import (
     AllOf,
     Distance,
     Filter,
+    altered_by_chance,
     altered_copies,
     auc_of,
     registered_correlation,
@@ -23,7 +24,7 @@ from medsynth.privacy.attacks.reidentification import (
     trained_head,
     without,
 )
-from medsynth.privacy.gate.kinds import ALTERATIONS, KINDS
+from medsynth.privacy.gate.kinds import ALTERATIONS, KINDS, altered
 
 
 class Pixels(NamedTuple):
@@ -65,6 +66,9 @@ def test_copies_are_altered_in_the_ways_that_are_named(people):
     assert changed.all()
     again = altered_copies(images, ["box", "blend"], seed=3, strangers=other)
     np.testing.assert_array_equal(again.second.images, pairs.second.images)
+    # at one strength in one way, the alteration as it is called
+    once = altered_by_chance(images, ["blur"], [0.5], seed=3, strangers=other)
+    np.testing.assert_array_equal(once.images, altered(images, "blur", 0.5, seed=3).images)
     assert set(without("mixing")) | set(KINDS["mixing"]) == set(ALTERATIONS) and not set(without("mixing")) & set(KINDS["mixing"])
 
 

@@ -41,19 +41,23 @@ def scans_of_people(images: ImageSet) -> Pairs:
     return _beside_the_next(*scan_pairs(images))
 
 
-def altered_copies(images: ImageSet, names: Sequence[str], *, seed: int, strangers: ImageSet) -> Pairs:
-    """Each image beside a copy of itself, altered in one of these ways at a strength by chance, and beside the copy of the next.
-
-    strangers: what "mixing" takes images of.
-    """
+def altered_by_chance(
+    images: ImageSet, names: Sequence[str], strengths: Sequence[float], *, seed: int, strangers: ImageSet
+) -> ImageSet:
+    """Each image altered in one of these ways at one of these strengths, by chance; "mixing" takes images of `strangers`."""
     rng = generator(seed, len(images))
-    drawn = np.stack([rng.integers(len(names), size=len(images)), rng.integers(len(STRENGTHS), size=len(images))], axis=1)
+    drawn = np.stack([rng.integers(len(names), size=len(images)), rng.integers(len(strengths), size=len(images))], axis=1)
     changed = images.images.copy()
     for way in np.unique(drawn, axis=0):
         rows = np.flatnonzero((drawn == way).all(1))
-        made = altered(images.select(rows), names[way[0]], STRENGTHS[way[1]], seed=seed, strangers=strangers)
+        made = altered(images.select(rows), names[way[0]], strengths[way[1]], seed=seed, strangers=strangers)
         changed[rows] = made.images
-    return _beside_the_next(images, images.with_images(changed, name=f"{images.name}, altered"))
+    return images.with_images(changed, name=f"{images.name}, altered")
+
+
+def altered_copies(images: ImageSet, names: Sequence[str], *, seed: int, strangers: ImageSet) -> Pairs:
+    """Each image beside its copy, altered as `altered_by_chance` does, and beside that of the next patient."""
+    return _beside_the_next(images, altered_by_chance(images, names, STRENGTHS, seed=seed, strangers=strangers))
 
 
 def without(kind: str) -> tuple[str, ...]:
