@@ -18,6 +18,7 @@ from medsynth.imageset import ImageSet, concatenate
 from medsynth.ledger import Ledger
 from medsynth.privacy.attacks.legal.linkability import scan_pairs
 from medsynth.privacy.attacks.memorisation import correlations
+from medsynth.privacy.gate.calibration import may_miss
 from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map
 from medsynth.privacy.gate.kinds import KINDS, altered
 from medsynth.privacy.gate.refill import Accepts
@@ -133,16 +134,14 @@ def auc_of(attacker: Attacker, pairs: Pairs, *, seed: int, replicates: int = 100
 class Filter:
     """Refuses candidates that an attacker takes for a private image's other half, at a threshold that unseen patients pay for.
 
-    cost: share of unseen patients' images that are refused. Raises ValueError for too few of these to find the threshold on.
+    cost: with 95 % confidence, at most this share of unseen patients is refused. unseen: one image of each. Raises ValueError for
+    too few of them to say so.
     """
 
     def __init__(self, attacker: Attacker, private: ImageSet, unseen: ImageSet, *, cost: float = 0.05) -> None:
-        if cost * len(unseen) < 1:
-            raise ValueError(
-                f"{unseen.name}: {len(unseen)} images; expected at least {round(1 / cost)}, to refuse {cost:.0%} of them"
-            )
         self.attacker, self._private = attacker, attacker.phi(private)
-        self.threshold = float(np.quantile(self.likeness(unseen), 1 - cost, method="higher"))
+        allowed = may_miss(len(unseen), cost)
+        self.threshold = float(np.sort(self.likeness(unseen))[-1 - allowed])
 
     def likeness(self, candidates: ImageSet) -> np.ndarray:
         """The highest score of each candidate with any private image, (n,)."""
@@ -172,7 +171,7 @@ def same_person_filter(
 ) -> Filter:
     """The filter that near-duplicates were found with best: a head for scans of one person, learned from so many public phantoms.
 
-    Its threshold lets it refuse `cost` of unseen patients' images. A line in the ledger for each set.
+    Its threshold is that of `Filter`. A line in the ledger for each set.
     """
     public = cached_thorax(patients=patients, scans=2, size=private.spatial[-1], modality=private.modality, seed=seed + 70)
     ledger.read(private, stage="filter", output="synthetic images accepted")
