@@ -67,8 +67,9 @@ _ATTACK = {"metric": "lower bound, Gaussian", "attack": "white box"}
 
 _SINGLED = {"metric": "residual", "says": "near", "seen_by": "extractor"}
 _ISOLATED = {
-    "verdict": "Some are", "below": (0.05, "Hardly anybody"), "worst": "highest",
-    "brief": "share of descriptions, made of the release, that fit one patient alone, less what they do to strangers",
+    "verdict": "Some are", "below": (0.05, "Not by one attack"), "worst": "highest",
+    "brief": "share of descriptions, made of the release, that fit one patient alone, less what they do to strangers; other "
+    "attacks may do better",
 }  # fmt: skip
 _LAW = {"metric": "residual", "seen_by": "extractor"}
 
