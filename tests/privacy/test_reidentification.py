@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
@@ -91,16 +91,43 @@ def test_a_filter_refuses_what_is_alike_at_the_cost_that_was_fixed(people, monke
     monkeypatch.setattr("medsynth.privacy.attacks.reidentification._BLOCK", 64 * 7 * 3)
     private, unseen = people(10, 1).select(np.arange(0, 20, 2)), people(50, 2)
     head = trained_head(Pixels(), scans_of_people(people(200, 3)))
-    stop = Filter(head, private, unseen, cost=0.1)
+    stop = Filter([head], private, unseen, cost=0.1)
     x, y = head.phi(unseen), head.phi(private)
     naive = [max(head.score(a[None], b[None])[0] for b in y) for a in x]
-    np.testing.assert_allclose(stop.likeness(unseen), naive, rtol=1e-4)
+    np.testing.assert_allclose(stop.likeness(unseen)[:, 0], naive, rtol=1e-4)
     # of 100, 4 refused say with 95 % confidence that less than a tenth of everybody is; 5 do not
     assert (~stop.accepts(unseen)).sum() == 4 and binom.cdf(4, 100, 0.1) < 0.05 < binom.cdf(5, 100, 0.1)
     # the other scan of a private patient is refused
     assert not stop.accepts(people(10, 1).select(np.arange(1, 20, 2))).any()
     with pytest.raises(ValueError, match="58 patients; expected at least 59 to say with 95% confidence"):
-        Filter(head, private, unseen.select(np.arange(58)))
+        Filter([head], private, unseen.select(np.arange(58)))
+
+
+class _Column(NamedTuple):
+    """An attacker that scores by one number of the candidate's features."""
+
+    column: int
+    phi: Pixels = Pixels()
+
+    def score(self, x, y):
+        return x[..., self.column] + 0 * y[..., 0]
+
+
+@pytest.mark.parametrize("together", [0.0, 0.9, -0.9])
+def test_attackers_of_one_filter_share_its_cost_whether_they_agree_or_not(make_set, together):
+    rng, columns = np.random.default_rng(1), [_Column(0), _Column(1), _Column(2)]
+    mix = np.eye(3) + together * np.roll(np.eye(3), 1, 0)
+    private = make_set(1, images=np.zeros((1, 1, 1, 3)))
+
+    def drawn(n):
+        return make_set(n, images=norm.cdf(rng.normal(size=(n, 3)) @ mix / 2).reshape(n, 1, 1, 3))
+
+    trials, many = 200, drawn(10_000)
+    costs = [(~Filter(columns, private, drawn(200), cost=0.1).accepts(many)).mean() for _ in range(trials)]
+    # of 200, 12 refused say so: the expected cost is 13 / 201, and 95 in 100 such filters cost at most a tenth
+    assert abs(np.mean(costs) - 13 / 201) < 0.01 and np.mean(np.array(costs) <= 0.1) >= 0.92
+    with pytest.raises(ValueError, match="100 patients; expected at least 124, for each of 3 attackers"):
+        Filter(columns, private, drawn(100))
 
 
 def test_several_filters_accept_what_all_accept(people):
@@ -116,14 +143,14 @@ def test_several_filters_accept_what_all_accept(people):
 
 def test_the_filter_for_persons_learns_of_phantoms_and_leaves_its_lines(cache, monkeypatch):
     form = {"size": 32, "modality": "xray", "population": "private"}
-    twice = thorax(patients=12, scans=2, seed=4, **form)
-    ward = twice.select(np.arange(0, 24, 2)).with_images(twice.images[::2], name="ward", role="private")
-    again = twice.select(np.arange(1, 24, 2))
-    unseen = replace(thorax(patients=80, seed=5, **form), role="eval", name="others")
+    twice = thorax(patients=24, scans=2, seed=4, **form)
+    ward = twice.select(np.arange(0, 48, 2)).with_images(twice.images[::2], name="ward", role="private")
+    again = twice.select(np.arange(1, 48, 2))
+    unseen = replace(thorax(patients=200, seed=5, **form), role="eval", name="others")
     ledger = Ledger()
     stop = same_person_filter(ward, unseen, patients=60, ledger=ledger, seed=1)
     assert [(e.stage, e.reads) for e in ledger.entries()] == [("filter", "ward"), ("filter", "others")]
-    assert (~stop.accepts(again)).mean() >= 0.9 and stop.accepts(unseen).mean() >= 0.95
+    assert (~stop.accepts(again)).mean() >= 0.75 and stop.accepts(unseen).mean() >= 0.95
 
 
 def test_correlation_is_the_best_over_small_moves(make_set):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
 from medsynth.data.sources import cached_thorax
-from medsynth.evaluation.features import Extractor
+from medsynth.evaluation.features import Extractor, shipped_extractor
 from medsynth.evaluation.roc import membership
 from medsynth.evaluation.statistics import Estimate, generator
 from medsynth.imageset import ImageSet, concatenate
@@ -132,28 +133,23 @@ def auc_of(attacker: Attacker, pairs: Pairs, *, seed: int, replicates: int = 100
 
 
 class Filter:
-    """Refuses candidates that an attacker takes for a private image's other half, at a threshold that unseen patients pay for.
+    """Refuses candidates that any attacker takes for a private image's other half, at thresholds that unseen patients pay for.
 
-    cost: with 95 % confidence, at most this share of unseen patients is refused. unseen: one image of each. Raises ValueError for
-    too few of them to say so.
+    cost: with 95 % confidence, at most this share of unseen patients is refused, by all attackers together. unseen: one image of
+    each. Raises ValueError for too few of them to say so.
     """
 
-    def __init__(self, attacker: Attacker, private: ImageSet, unseen: ImageSet, *, cost: float = 0.05) -> None:
-        self.attacker, self._private = attacker, attacker.phi(private)
-        allowed = may_miss(len(unseen), cost)
-        self.threshold = float(np.sort(self.likeness(unseen))[-1 - allowed])
+    def __init__(self, attackers: Sequence[Attacker], private: ImageSet, unseen: ImageSet, *, cost: float = 0.05) -> None:
+        self.attackers, self._private = tuple(attackers), [attacker.phi(private) for attacker in attackers]
+        self.thresholds = _tolerated(self.likeness(unseen), cost)
 
     def likeness(self, candidates: ImageSet) -> np.ndarray:
-        """The highest score of each candidate with any private image, (n,)."""
-        x, (m, d) = self.attacker.phi(candidates), self._private.shape
-        best, rows = [], max(1, _BLOCK // (m * d))
-        for first in range(0, len(x), rows):
-            best.append(self.attacker.score(x[first : first + rows, None], self._private[None]).max(1))
-        return np.concatenate(best)
+        """The highest score that each attacker gives each candidate with any private image, (n, attackers)."""
+        return np.stack([_highest(a, a.phi(candidates), y) for a, y in zip(self.attackers, self._private, strict=True)], axis=1)
 
     def accepts(self, candidates: ImageSet) -> np.ndarray:
         """Whether each candidate passes, bool (n,)."""
-        return self.likeness(candidates) <= self.threshold
+        return (self.likeness(candidates) <= self.thresholds).all(1)
 
 
 class AllOf(NamedTuple):
@@ -169,14 +165,16 @@ class AllOf(NamedTuple):
 def same_person_filter(
     private: ImageSet, unseen: ImageSet, *, patients: int, ledger: Ledger, cost: float = 0.05, seed: int = 0
 ) -> Filter:
-    """The filter that near-duplicates were found with best: a head for scans of one person, learned from so many public phantoms.
+    """The filter that a release passes by default: heads for scans of one person, in two networks' features.
 
-    Its threshold is that of `Filter`. A line in the ledger for each set.
+    The identity encoder knows a second scan best, the extractor what a generator drew of a patient. The heads learn from so many
+    public phantoms. Thresholds are those of `Filter`. A line in the ledger for each set.
     """
     public = cached_thorax(patients=patients, scans=2, size=private.spatial[-1], modality=private.modality, seed=seed + 70)
     ledger.read(private, stage="filter", output="synthetic images accepted")
     ledger.read(unseen, stage="filter", output="a threshold of the filter")
-    return Filter(trained_head(feature_map("encoder"), scans_of_people(public)), private, unseen, cost=cost)
+    pairs = scans_of_people(public)
+    return Filter([trained_head(phi, pairs) for phi in (feature_map("encoder"), shipped_extractor())], private, unseen, cost=cost)
 
 
 def registered_correlation(candidates: ImageSet, private: ImageSet) -> np.ndarray:
@@ -190,6 +188,32 @@ def registered_correlation(candidates: ImageSet, private: ImageSet) -> np.ndarra
             moved = candidates.images[..., down : down + height, right : right + width].reshape(len(candidates), -1)
             best = np.maximum(best, correlations(moved, inner).max(1))
     return best
+
+
+def _highest(attacker: Attacker, x: np.ndarray, private: np.ndarray) -> np.ndarray:
+    """Of each row of x with any private row, (n,); some rows at a time, for memory."""
+    rows = max(1, _BLOCK // private.size)
+    chunks = (x[first : first + rows, None] for first in range(0, len(x), rows))
+    return np.concatenate([attacker.score(chunk, private[None]).max(1) for chunk in chunks])
+
+
+def _tolerated(likeness: np.ndarray, cost: float) -> np.ndarray:
+    """Thresholds (attackers,) that at most a share of unseen rows lies beyond (95 % confidence), from such (n, attackers).
+
+    Attackers take turns: each cuts at the highest of its scores that is left, and that row is set aside. What such a region
+    covers of unseen rows has the distribution that one attacker's order statistic has (Tukey 1947: equivalent blocks).
+    """
+    (n, attackers), left = likeness.shape, np.ones(len(likeness), bool)
+    turns = may_miss(n, cost) + 1
+    if turns < attackers:
+        fewest = next(m for m in count(n) if may_miss(m, cost) + 1 >= attackers)
+        raise ValueError(f"{n} patients; expected at least {fewest}, for each of {attackers} attackers to have a threshold")
+    thresholds = np.empty(attackers)
+    for turn in range(turns):
+        a = turn % attackers
+        row = np.flatnonzero(left)[likeness[left, a].argmax()]
+        thresholds[a], left[row] = likeness[row, a], False
+    return thresholds
 
 
 def _beside_the_next(first: ImageSet, second: ImageSet) -> Pairs:
