@@ -18,8 +18,8 @@ import torch
 from scipy.spatial.distance import cdist
 
 from medsynth.diffusion.conditions import Conditions, conditions_of
-from medsynth.diffusion.sample import even_timesteps, guided_prediction, initial_noise, sample_latents
-from medsynth.diffusion.schedule import solver
+from medsynth.diffusion.redraw import vary_by_diffusion
+from medsynth.diffusion.sample import sample_latents
 from medsynth.evaluation.features import Extractor
 from medsynth.imageset import ImageSet
 from medsynth.ledger import Ledger
@@ -313,24 +313,3 @@ class DiffusionSimulator:
         said = {"role": "public", "origin": "synthetic", "people": self.denoiser.people, "name": "diffused", "attributes": table}
         rows = self.like.select(np.zeros(len(candidates), int))
         return rows.with_images(rows.unscaled(scaled.numpy()), patient=np.arange(len(candidates)), **said)
-
-
-@torch.no_grad()
-def vary_by_diffusion(
-    model: Denoiser, latents: torch.Tensor, condition: torch.Tensor, strength: float, diffusion: DiffusionConfig,
-    sampling: SamplingConfig,
-) -> torch.Tensor:  # fmt: skip
-    """Latents (n, c, *spatial) with noise up to `strength` of the schedule, denoised by the steps of DPM-Solver++ below it."""
-    device, batches = next(model.parameters()).device, []
-    for first in range(0, len(latents), sampling.batch):
-        clean, asked = (x[first : first + sampling.batch].to(device) for x in (latents, condition))
-        scheduler = solver(diffusion, "dpm", sampling.steps)
-        last = max(1, round(strength * (diffusion.timesteps - 1)))
-        below = (t for t in even_timesteps(scheduler.alphas_cumprod, sampling.steps) if t < last)
-        scheduler.set_timesteps(timesteps=[last, *below])
-        noise = initial_noise(clean.shape, sampling.seed, first).to(device)
-        noisy = scheduler.add_noise(clean, noise, torch.full((len(clean),), last, device=device))
-        for t in scheduler.timesteps:
-            noisy = scheduler.step(guided_prediction(model, noisy, t, asked, sampling.guidance), t, noisy).prev_sample
-        batches.append(noisy.cpu())
-    return torch.cat(batches)

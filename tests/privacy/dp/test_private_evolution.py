@@ -35,7 +35,6 @@ from medsynth.privacy.dp.private_evolution import (
     resampled,
     stack_features,
     usual_votes,
-    vary_by_diffusion,
     voting_sigma,
 )
 from medsynth.settings.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, SamplingConfig
@@ -364,26 +363,6 @@ def test_learned_features_find_parameters_from_images_of_others():
 
 DIFFUSION = DiffusionConfig(steps=1, timesteps=200)
 SAMPLING = SamplingConfig(images=4, steps=8, batch=3)
-
-
-class Oracle(torch.nn.Module):
-    """A denoiser that knows the only clean latents there are."""
-
-    def __init__(self, clean: torch.Tensor) -> None:
-        super().__init__()
-        self.clean, self.signal = torch.nn.Parameter(clean), private_evolution.solver(DIFFUSION, "dpm", 8).alphas_cumprod
-
-    def forward(self, noisy, times, condition):
-        signal = self.signal[times].view(-1, 1, 1, 1)
-        noise = (noisy - signal.sqrt() * self.clean) / (1 - signal).sqrt()
-        return signal.sqrt() * noise - (1 - signal).sqrt() * self.clean
-
-
-@pytest.mark.parametrize("strength", [0.06, 0.5, 0.999])
-def test_a_model_that_knows_one_image_leads_everything_to_it(strength):
-    clean = torch.randn(2, 4, 4)
-    varied = vary_by_diffusion(Oracle(clean), torch.randn(5, 2, 4, 4), torch.zeros(5, 1), strength, DIFFUSION, SAMPLING)
-    torch.testing.assert_close(varied, clean.expand(5, -1, -1, -1), rtol=1e-4, atol=1e-3)
 
 
 def diffuser(**changes) -> DiffusionSimulator:
