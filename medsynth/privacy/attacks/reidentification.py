@@ -19,7 +19,7 @@ from medsynth.imageset import ImageSet, concatenate
 from medsynth.ledger import Ledger
 from medsynth.privacy.attacks.legal.linkability import scan_pairs
 from medsynth.privacy.attacks.memorisation import correlations
-from medsynth.privacy.gate.calibration import may_miss
+from medsynth.privacy.gate.calibration import may_miss, one_per_patient
 from medsynth.privacy.gate.feature_maps import FeatureMap, feature_map
 from medsynth.privacy.gate.kinds import KINDS, altered
 from medsynth.privacy.gate.refill import Accepts
@@ -116,6 +116,13 @@ def trained_head(phi: FeatureMap | Extractor, pairs: Pairs, *, seed: int = 0, hi
     return Head(phi, judge)
 
 
+def two_heads(pairs: Pairs) -> dict[str, Head]:
+    """A filter's linear heads: features of the identity encoder know a second scan best, of the extractor what a network drew."""
+    return {
+        name: trained_head(phi, pairs) for name, phi in (("encoder", feature_map("encoder")), ("extractor", shipped_extractor()))
+    }
+
+
 def auc_of(attacker: Attacker, pairs: Pairs, *, seed: int, replicates: int = 1000) -> Estimate:
     """AUC on pairs of patients whom the attacker never saw, with an interval over patients.
 
@@ -165,16 +172,14 @@ class AllOf(NamedTuple):
 def same_person_filter(
     private: ImageSet, unseen: ImageSet, *, patients: int, ledger: Ledger, cost: float = 0.05, seed: int = 0
 ) -> Filter:
-    """The filter that a release passes by default: heads for scans of one person, in two networks' features.
+    """The filter that a release passes by default: both heads for scans of one person, learned from so many public phantoms.
 
-    The identity encoder knows a second scan best, the extractor what a generator drew of a patient. The heads learn from so many
-    public phantoms. Thresholds are those of `Filter`. A line in the ledger for each set.
+    Thresholds are those of `Filter`. A line in the ledger for each set.
     """
     public = cached_thorax(patients=patients, scans=2, size=private.spatial[-1], modality=private.modality, seed=seed + 70)
     ledger.read(private, stage="filter", output="synthetic images accepted")
     ledger.read(unseen, stage="filter", output="a threshold of the filter")
-    pairs = scans_of_people(public)
-    return Filter([trained_head(phi, pairs) for phi in (feature_map("encoder"), shipped_extractor())], private, unseen, cost=cost)
+    return Filter([*two_heads(scans_of_people(public)).values()], private, one_per_patient(unseen), cost=cost)
 
 
 def registered_correlation(candidates: ImageSet, private: ImageSet) -> np.ndarray:
