@@ -90,6 +90,11 @@ def clopper_pearson(successes: int, trials: int, *, n_of: str = "trials", level:
     return Estimate(successes / trials, float(low), float(high), trials, n_of, level)
 
 
+def share_of(found: np.ndarray, *, n_of: str) -> Estimate:
+    """Share of an array (n,) that is true, with its exact interval; n = its length, of what `n_of` says."""
+    return clopper_pearson(int(np.sum(found)), len(found), n_of=n_of)
+
+
 def patient_halves(patient: np.ndarray, *, seed: int, splits: int, n: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
     """Random patient-disjoint halves of a set: `splits` pairs of row arrays, all of one size.
 

@@ -19,10 +19,13 @@ from medsynth.privacy.attacks.reidentification import (
     altered_by_chance,
     altered_copies,
     auc_of,
+    fitted_and_fresh,
     registered_correlation,
     same_person_filter,
     scans_of_people,
     trained_head,
+    two_heads,
+    unseen_attackers,
     without,
 )
 from medsynth.privacy.gate.kinds import ALTERATIONS, KINDS, altered
@@ -128,6 +131,21 @@ def test_attackers_of_one_filter_share_its_cost_whether_they_agree_or_not(make_s
     assert abs(np.mean(costs) - 13 / 201) < 0.01 and np.mean(np.array(costs) <= 0.1) >= 0.92
     with pytest.raises(ValueError, match="100 patients; expected at least 124, for each of 3 attackers"):
         Filter(columns, private, drawn(100))
+
+
+def test_every_second_patient_sets_a_threshold_and_the_others_say_what_it_costs(people):
+    fitted, fresh = fitted_and_fresh(people(7, 1))
+    assert (len(fitted), len(fresh)) == (4, 3) and not set(fitted.patient) & set(fresh.patient)
+    assert {*fitted.patient, *fresh.patient} == set(people(7, 1).patient)
+
+
+def test_attackers_that_a_filter_has_no_part_in_find_what_it_finds():
+    form = {"size": 32, "modality": "xray", "seed": 7}
+    learned, unseen = (scans_of_people(thorax(patients=60, scans=2, population=of, **form)) for of in ("public", "private"))
+    found = {name: auc_of(a, unseen, seed=0, replicates=50) for name, a in unseen_attackers(learned, hidden=8).items()}
+    assert set(found) == {"another seed", "another network", "pixels", "plain distance"}
+    maps = {a.phi.name for a in (*unseen_attackers(learned, hidden=8).values(), *two_heads(learned).values())}
+    assert len(maps) == 5 and found["another seed"].value > 0.95
 
 
 def test_several_filters_accept_what_all_accept(people):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medsynth.evaluation.roc import Scored, threshold_at
-from medsynth.evaluation.statistics import Estimate, bootstrap_mean, clopper_pearson
+from medsynth.evaluation.statistics import Estimate, bootstrap_mean, clopper_pearson, share_of
 
 _ROWS = 1024  # whose correlations with all others are held at once
 _DECIMALS = 12  # of a correlation: what is equal stays equal in whatever order a processor adds
@@ -125,7 +125,7 @@ def _counted(copy: np.ndarray, row: np.ndarray, patient: np.ndarray, threshold: 
     _, unit, size = np.unique(volume, return_inverse=True, return_counts=True)
     share = np.bincount(unit, copy) / size
     if np.isin(share, (0, 1)).all():
-        samples = clopper_pearson(int(share.sum()), len(share), n_of="samples")
+        samples = share_of(share, n_of="samples")
     else:
         samples = bootstrap_mean(share, np.arange(len(share)), seed=0)._replace(n_of="samples")
     return Memorisation(people, samples, threshold)

@@ -38,6 +38,11 @@ class Pairs(NamedTuple):
     patient: np.ndarray
 
 
+def public_scans(like: ImageSet, *, patients: int, seed: int = 0) -> ImageSet:
+    """So many public phantoms of the size and modality of a set, two scans of each: what heads learn from."""
+    return cached_thorax(patients=patients, scans=2, size=like.spatial[-1], modality=like.modality, seed=seed + 70)
+
+
 def scans_of_people(images: ImageSet) -> Pairs:
     """Both scans of each patient who has two, and each first scan beside the second of the next patient."""
     return _beside_the_next(*scan_pairs(images))
@@ -123,6 +128,13 @@ def two_heads(pairs: Pairs) -> dict[str, Head]:
     }
 
 
+def unseen_attackers(pairs: Pairs, *, hidden: int, seed: int = 0) -> dict[str, Attacker]:
+    """Attackers that have no part in a filter, by name: another seed and shape, another network, pixels, and a plain distance."""
+    maps = {"another seed": "encoder", "another network": "autoencoder", "pixels": "pixels"}
+    trained = {name: trained_head(feature_map(phi), pairs, seed=seed + 1, hidden=hidden) for name, phi in maps.items()}
+    return trained | {"plain distance": Distance(feature_map("untrained_vgg"))}
+
+
 def auc_of(attacker: Attacker, pairs: Pairs, *, seed: int, replicates: int = 1000) -> Estimate:
     """AUC on pairs of patients whom the attacker never saw, with an interval over patients.
 
@@ -169,6 +181,13 @@ class AllOf(NamedTuple):
         return np.logical_and.reduce([stop.accepts(candidates) for stop in self.filters])
 
 
+def fitted_and_fresh(unseen: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """One image of every second patient, to set a threshold on, and one of each other, to say what it costs."""
+    people = one_per_patient(unseen)
+    fitted, fresh = (people.select(np.arange(k, len(people), 2)) for k in (0, 1))
+    return fitted, fresh
+
+
 def same_person_filter(
     private: ImageSet, unseen: ImageSet, *, patients: int, ledger: Ledger, cost: float = 0.05, seed: int = 0
 ) -> Filter:
@@ -176,10 +195,10 @@ def same_person_filter(
 
     Thresholds are those of `Filter`. A line in the ledger for each set.
     """
-    public = cached_thorax(patients=patients, scans=2, size=private.spatial[-1], modality=private.modality, seed=seed + 70)
     ledger.read(private, stage="filter", output="synthetic images accepted")
     ledger.read(unseen, stage="filter", output="a threshold of the filter")
-    return Filter([*two_heads(scans_of_people(public)).values()], private, one_per_patient(unseen), cost=cost)
+    pairs = scans_of_people(public_scans(private, patients=patients, seed=seed))
+    return Filter([*two_heads(pairs).values()], private, one_per_patient(unseen), cost=cost)
 
 
 def registered_correlation(candidates: ImageSet, private: ImageSet) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from medsynth.data.sources import Sources, cached_hearts, private_and_test, stacks_of_file
 from medsynth.evaluation.roc import Scored, threshold_at
-from medsynth.evaluation.statistics import Estimate, bootstrap_mean, clopper_pearson
+from medsynth.evaluation.statistics import Estimate, bootstrap_mean, clopper_pearson, share_of
 from medsynth.imageset import ImageSet, concatenate
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.weights import reconstruct
@@ -116,7 +116,7 @@ class Memory:
         return clopper_pearson(len(found), near.shape[1], n_of="patients")
 
     def _copies(self, near: np.ndarray) -> Estimate:
-        return clopper_pearson(int((near.max(1) > self.limit).sum()), len(near), n_of="samples")
+        return share_of(near.max(1) > self.limit, n_of="samples")
 
     def _nearer(self, near: np.ndarray, apart: np.ndarray) -> dict[str, Estimate]:
         """Of patients, whose trained planes some sample is nearer to than any sample is to their other planes; and by how much.
@@ -126,7 +126,7 @@ class Memory:
         """
         trained, held_out = (np.unique(half.patient) for half in self.ward.halves)
         margin = near[:, np.isin(trained, held_out)].max(0) - apart.max(0)
-        share = clopper_pearson(int((margin > 0).sum()), len(margin), n_of="patients")
+        share = share_of(margin > 0, n_of="patients")
         return {NEARER: share, MARGIN: bootstrap_mean(margin, held_out, seed=0)._replace(n_of="patients")}
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medsynth.evaluation.statistics import Estimate, clopper_pearson
+from medsynth.evaluation.statistics import Estimate, share_of
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.alterations import every_way, presentations, transformed_copies
 from medsynth.privacy.gate.feature_table import (
@@ -52,7 +52,7 @@ class Verdicts:
     @property
     def refused(self) -> Estimate:
         """Share of the candidates that were refused, with an exact interval; n = images."""
-        return clopper_pearson(int((~self.accepted).sum()), len(self.accepted), n_of="images")
+        return share_of(~self.accepted, n_of="images")
 
 
 class Gate:

@@ -21,7 +21,7 @@ import numpy as np
 from medsynth.data.folder import Values
 from medsynth.data.imagefile import Encoding
 from medsynth.data.release_folder import CERTIFICATE, IMAGES, MANIFEST, README, SIGNATURE, manifest, write_manifest
-from medsynth.evaluation.statistics import Estimate, clopper_pearson
+from medsynth.evaluation.statistics import Estimate, share_of
 from medsynth.imageset import ImageSet
 from medsynth.privacy.gate.gate import Gate, PixelCopies, Verdicts
 from medsynth.privacy.gate.margin import margin
@@ -152,7 +152,7 @@ def same_files(images: ImageSet, private: ImageSet, encoding: Encoding) -> np.nd
 
 def _price(sentry: Gate, strangers: ImageSet) -> Estimate:
     """Share of people outside the private set whose image the gate refuses: what its distance costs."""
-    return clopper_pearson(int((~sentry.judge(strangers).accepted).sum()), len(strangers), n_of="patients")
+    return share_of(~sentry.judge(strangers).accepted, n_of="patients")
 
 
 def _without_copies(verdicts: Verdicts, copies: np.ndarray) -> Verdicts:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsynth.evaluation.statistics import Estimate, clopper_pearson
+from medsynth.evaluation.statistics import Estimate, share_of
 
 
 class Risk(NamedTuple):
@@ -28,7 +28,7 @@ class Risk(NamedTuple):
 
 def risk_of(attack: np.ndarray, control: np.ndarray, baseline: np.ndarray) -> Risk:
     """From who was attacked with success, bool (n,) each, one entry a patient; exact intervals."""
-    found = [clopper_pearson(int(x.sum()), len(x), n_of="patients") for x in (attack, control, baseline)]
+    found = [share_of(x, n_of="patients") for x in (attack, control, baseline)]
     return Risk(*found, residual(found[0], found[1]))
 
 
