@@ -24,7 +24,7 @@ from medsynth.privacy.attacks.reidentification import (
     same_person_filter,
     scans_of_people,
     trained_head,
-    two_heads,
+    two_views,
     unseen_attackers,
     without,
 )
@@ -144,7 +144,7 @@ def test_attackers_that_a_filter_has_no_part_in_find_what_it_finds():
     learned, unseen = (scans_of_people(thorax(patients=60, scans=2, population=of, **form)) for of in ("public", "private"))
     found = {name: auc_of(a, unseen, seed=0, replicates=50) for name, a in unseen_attackers(learned, hidden=8).items()}
     assert set(found) == {"another seed", "another network", "pixels", "plain distance"}
-    maps = {a.phi.name for a in (*unseen_attackers(learned, hidden=8).values(), *two_heads(learned).values())}
+    maps = {a.phi.name for a in (*unseen_attackers(learned, hidden=8).values(), *two_views(learned).values())}
     assert len(maps) == 5 and found["another seed"].value > 0.95
 
 

@@ -121,11 +121,12 @@ def trained_head(phi: FeatureMap | Extractor, pairs: Pairs, *, seed: int = 0, hi
     return Head(phi, judge)
 
 
-def two_heads(pairs: Pairs) -> dict[str, Head]:
-    """A filter's linear heads: features of the identity encoder know a second scan best, of the extractor what a network drew."""
-    return {
-        name: trained_head(phi, pairs) for name, phi in (("encoder", feature_map("encoder")), ("extractor", shipped_extractor()))
-    }
+def two_views(pairs: Pairs) -> dict[str, Attacker]:
+    """What a filter looks with, by name: a head on the identity encoder, and how near two images are to the extractor.
+
+    The first knows a second scan best, the second what a generator drew of a patient.
+    """
+    return {"encoder": trained_head(feature_map("encoder"), pairs), "extractor": Distance(shipped_extractor())}
 
 
 def unseen_attackers(pairs: Pairs, *, hidden: int, seed: int = 0) -> dict[str, Attacker]:
@@ -191,14 +192,14 @@ def fitted_and_fresh(unseen: ImageSet) -> tuple[ImageSet, ImageSet]:
 def same_person_filter(
     private: ImageSet, unseen: ImageSet, *, patients: int, ledger: Ledger, cost: float = 0.05, seed: int = 0
 ) -> Filter:
-    """The filter that a release passes by default: both heads for scans of one person, learned from so many public phantoms.
+    """The filter that a release passes by default: `two_views` on scans of one person, learned from so many public phantoms.
 
     Thresholds are those of `Filter`. A line in the ledger for each set.
     """
     ledger.read(private, stage="filter", output="synthetic images accepted")
     ledger.read(unseen, stage="filter", output="a threshold of the filter")
     pairs = scans_of_people(public_scans(private, patients=patients, seed=seed))
-    return Filter([*two_heads(pairs).values()], private, one_per_patient(unseen), cost=cost)
+    return Filter([*two_views(pairs).values()], private, one_per_patient(unseen), cost=cost)
 
 
 def registered_correlation(candidates: ImageSet, private: ImageSet) -> np.ndarray:
