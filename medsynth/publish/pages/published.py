@@ -81,7 +81,8 @@ def _section(name: str, known: dict[str, Results], places: dict[str, Path], rows
         shutil.copyfile(place / f"{name}.csv", copied / f"{name}.csv")
         if found.kind == FIGURE:
             shutil.copyfile(place / f"{name}.svg", copied / f"{name}.svg")
-            caption = f"{about.title}: {source}, {_data(found)}. {about.see}".strip()
+            # what to see was written of what is published: the next run may show something else
+            caption = f"{about.title}: {source}, {_data(found)}. {about.see if source != YOURS else ''}".strip()
             text.append(f"```{{figure}} rows/{copied.name}/{name}.svg\n{caption}\n```")
         facts.append(f"- {_facts(source, found)} {{download}}`Rows <rows/{copied.name}/{name}.csv>`")
     return [*text, ":::{dropdown} Where it comes from", *facts, ":::"]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 
 import pytest
 from stub_project import ROOT, table_lines
@@ -92,3 +93,14 @@ def test_every_number_of_the_share_page_is_found_in_what_is_published(cell):
     assert tables == set(cell.tables) - UNPUBLISHED
     for name in tables:
         assert matching(both(PUBLISHED / "none", name, PUBLISHED), cell), name
+
+
+def test_what_there_is_to_see_is_said_of_published_figures_alone(tmp_path):
+    own = tmp_path / "own" / "chapter"
+    own.mkdir(parents=True)
+    for end in ("csv", "json", "svg"):
+        shutil.copyfile(PUBLISHED / "phantoms-full" / f"gate-distances.{end}", own / f"gate-distances.{end}")
+    found = published_section(PUBLISHED, own.parent, tmp_path / "page")
+    about = ENTRIES["gate-distances"]
+    captions = [line for line in found.splitlines() if line.startswith(f"{about.title}: ")]
+    assert [about.see in line for line in captions] == ["this run" not in line for line in captions] and len(captions) == 2
