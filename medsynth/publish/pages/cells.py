@@ -75,7 +75,7 @@ _LAW = {"metric": "residual", "seen_by": "extractor"}
 _RELEASES = ((DRAWN, "no gate"), (GATED, "gate"), (FILTERED, "gate and filter"), (PRIVATE, "epsilon 10"))
 
 _PASSES = {
-    "verdict": "Some pass", "below": (0.05, "Few pass"), "worst": "highest",
+    "verdict": "Many pass", "below": (0.05, "Few pass"), "worst": "highest",
     "brief": "share that passes of near-duplicates, drawn by a generator that learned some patients by heart",
 }  # fmt: skip
 _TEACHES = {
