@@ -11,7 +11,7 @@ from medsynth.diffusion.train import train_latents
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.refiner import Refiner, detail_scale, unshuffled
-from medsynth.models.weights import latents_of, shipped_autoencoder, shipped_hash, shipped_refiner
+from medsynth.models.weights import decoded, latents_of, shipped_autoencoder, shipped_hash, shipped_refiner
 from medsynth.settings.config import DiffusionConfig
 from medsynth.store.dependencies import code_hash
 from medsynth.store.runs import Tensors, Workspace, load_or_train
@@ -76,5 +76,4 @@ def decoded_with_noise(autoencoder: Autoencoder, images: torch.Tensor, most: flo
     latents = latents_of(autoencoder, images, batch=256)
     level = most * torch.rand((len(latents), 1, 1, 1), generator=generator)
     noisy = latents + level * torch.randn(latents.shape, generator=generator)
-    device = autoencoder.latent_mean.device
-    return torch.cat([autoencoder.decode(chunk.to(device)).cpu() for chunk in noisy.split(256)])
+    return decoded(autoencoder, noisy, batch=256)

@@ -12,9 +12,8 @@ from medsynth.diffusion.refine import refine
 from medsynth.diffusion.sample import even_timesteps, guided_prediction, initial_noise
 from medsynth.diffusion.schedule import solver
 from medsynth.imageset import ImageSet
-from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
-from medsynth.models.weights import latents_of
+from medsynth.models.weights import decoded, latents_of
 from medsynth.settings.config import DiffusionConfig, SamplingConfig
 
 GENERATOR_LIKE = "generator-like"  # the kind: what a copy looks like that a generator has drawn
@@ -37,21 +36,15 @@ def redrawn_by_chance(images: ImageSet, strength: float, *, generator: Generator
     latents, beside = (latents_of(autoencoder, torch.from_numpy(x.scaled())) for x in (images, strangers.select(other)))
     passed, mixed, noised = (torch.from_numpy(np.flatnonzero(chosen == k)) for k in range(len(WAYS)))
     for _ in range(1, round(_PASSES * strength)) if len(passed) else ():
-        latents[passed] = latents_of(autoencoder, _decoded(autoencoder, latents[passed]))
+        latents[passed] = latents_of(autoencoder, decoded(autoencoder, latents[passed]))
     latents[mixed] = torch.lerp(latents[mixed], beside[mixed], _OTHER * strength)
     if len(noised):
         asked = torch.full((len(noised), len(generator.names)), torch.nan)
         settings = generator.diffusion, replace(generator.sampling, seed=seed)
         latents[noised] = vary_by_diffusion(generator.model, latents[noised], asked, _NOISED * strength, *settings)
-    decoded = images.unscaled(_decoded(autoencoder, latents).numpy())
-    drawn = images.with_images(decoded, name=f"{images.name}/{GENERATOR_LIKE} {strength:g}")
+    made = images.unscaled(decoded(autoencoder, latents).numpy())
+    drawn = images.with_images(made, name=f"{images.name}/{GENERATOR_LIKE} {strength:g}")
     return drawn if generator.refiner is None else refine(generator.refiner, drawn, seed=seed)
-
-
-@torch.no_grad()
-def _decoded(autoencoder: Autoencoder, latents: torch.Tensor, batch: int = 128) -> torch.Tensor:
-    device = autoencoder.latent_mean.device
-    return torch.cat([autoencoder.decode(chunk.to(device)).cpu() for chunk in latents.split(batch)])
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from medsynth.diffusion.schedule import solver
 from medsynth.imageset import ImageSet
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
+from medsynth.models.weights import decoded
 from medsynth.settings.config import DiffusionConfig, SamplingConfig
 from medsynth.training import autocast, progress, step_generator
 
@@ -125,8 +126,7 @@ def sample_images(
     spatial = tuple(s // autoencoder.factor for s in like.spatial[-2:])
     depth = like.spatial[:-2]
     latents = draw(model, torch.from_numpy(condition), (*depth, *spatial), diffusion, sampling)
-    device = autoencoder.latent_mean.device
-    scaled = torch.cat([autoencoder.decode(chunk.to(device)).cpu() for chunk in latents.split(sampling.batch)])
+    scaled = decoded(autoencoder, latents, batch=sampling.batch)
     table = pd.DataFrame(index=range(len(condition))) if attributes is None else attributes.reset_index(drop=True)
     return ImageSet(
         images=like.unscaled(scaled.numpy()),

@@ -120,9 +120,15 @@ def latents_of(autoencoder: Autoencoder, scaled: torch.Tensor, *, batch: int = 1
 
 
 @torch.no_grad()
+def decoded(autoencoder: Autoencoder, latents: torch.Tensor, *, batch: int = 128) -> torch.Tensor:
+    """Images in [-1, 1] of standardised latents, in batches, on the autoencoder's device; returned on CPU."""
+    device = autoencoder.latent_mean.device
+    return torch.cat([autoencoder.decode(chunk.to(device)).cpu() for chunk in latents.split(batch)])
+
+
+@torch.no_grad()
 def reconstruct(autoencoder: Autoencoder, images: ImageSet, *, batch: int = 128) -> ImageSet:
     """The images after encoding and decoding: the best that any sample of a model on these latents can look."""
-    device = autoencoder.latent_mean.device
     latents = latents_of(autoencoder, torch.from_numpy(images.scaled()), batch=batch)
-    decoded = torch.cat([autoencoder.decode(chunk.to(device)).cpu() for chunk in latents.split(batch)])
-    return images.with_images(images.unscaled(decoded.numpy()), name=f"{images.name}-reconstructed")
+    made = decoded(autoencoder, latents, batch=batch)
+    return images.with_images(images.unscaled(made.numpy()), name=f"{images.name}-reconstructed")

@@ -130,7 +130,7 @@ def two_views(pairs: Pairs) -> dict[str, Attacker]:
 
 
 def unseen_attackers(pairs: Pairs, *, hidden: int, seed: int = 0) -> dict[str, Attacker]:
-    """Attackers that have no part in a filter, by name: another seed and shape, another network, pixels, and a plain distance."""
+    """Attackers with no part in a filter, by name: another head on its encoder, another network, pixels, and a plain distance."""
     maps = {"another seed": "encoder", "another network": "autoencoder", "pixels": "pixels"}
     trained = {name: trained_head(feature_map(phi), pairs, seed=seed + 1, hidden=hidden) for name, phi in maps.items()}
     return trained | {"plain distance": Distance(feature_map("untrained_vgg"))}

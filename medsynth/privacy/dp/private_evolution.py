@@ -26,7 +26,7 @@ from medsynth.ledger import Ledger
 from medsynth.mechanism import Mechanism
 from medsynth.models.autoencoder import Autoencoder
 from medsynth.models.denoiser import Denoiser
-from medsynth.models.weights import latents_of
+from medsynth.models.weights import decoded, latents_of
 from medsynth.phantoms.heart.simulator import HeartSimulator
 from medsynth.privacy.dp.accountant import checked_delta, gaussian_mu
 from medsynth.privacy.dp.noise import gaussian_noise, run_stream, stream
@@ -307,8 +307,7 @@ class DiffusionSimulator:
     @torch.no_grad()
     def render(self, candidates: Sequence[Latent]) -> ImageSet:
         """Decoded latents, one image of each candidate, with the conditions it was asked for as attributes."""
-        latents, device = torch.stack([c.latent for c in candidates]), self.autoencoder.latent_mean.device
-        scaled = torch.cat([self.autoencoder.decode(batch.to(device)).cpu() for batch in latents.split(self.sampling.batch)])
+        scaled = decoded(self.autoencoder, torch.stack([c.latent for c in candidates]), batch=self.sampling.batch)
         table = pd.DataFrame(np.stack([c.condition for c in candidates]), columns=list(self.denoiser.names), dtype=float)
         said = {"role": "public", "origin": "synthetic", "people": self.denoiser.people, "name": "diffused", "attributes": table}
         rows = self.like.select(np.zeros(len(candidates), int))

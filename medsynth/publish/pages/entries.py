@@ -191,7 +191,8 @@ ENTRIES = {
     "copies-passing": Entry(
         COPY,
         "Altered copies that pass at half strength, by kind, phantoms",
-        "Boxes, borders and mixtures with a stranger pass nearly always. Gate and filter together are better than either.",
+        "Boxes, borders and mixtures with a stranger mostly pass. Gate and filter refuse what either does, and cost what both "
+        "do.",
     ),
     "copies-cost": Entry(
         COPY,
@@ -201,13 +202,14 @@ ENTRIES = {
     "copies-attackers": Entry(
         COPY,
         "How well attackers know a person, or a copy, phantoms",
-        "Three attackers that have no part in the filter reach an AUC above 0.9 on both questions; plain distance does not.",
+        "Three attackers reach an AUC above 0.9 on both questions: another head on the filter's own encoder, another network, "
+        "and pixels. Plain distance does not.",
     ),
     "copies-duplicates": Entry(
         COPY,
         "Near-duplicates that over-fitted generators drew, and what passes, phantoms",
         "Twenty of two thousand private patients, learned by heart by three generators. More than half of the near-duplicates "
-        "pass: among so many, unseen people come as near to somebody by chance.",
+        "pass. We think that among so many, unseen people come as near to somebody by chance; that was not measured.",
     ),
     "dp-memorisation": Entry(
         COPY,
@@ -266,13 +268,13 @@ ENTRIES = {
     "dp_images-fidelity": Entry(
         USEFUL,
         "How good private radiographs are, by epsilon, people",
-        "The distance to held-out patients falls as epsilon grows. Epsilon 10 is better here than the same steps without clip "
-        "and noise, so *not private* is not the best that could be had.",
+        "The distance falls as epsilon grows, with each of three seeds, though intervals overlap. Epsilon 10 is better here than "
+        "the same steps without clip and noise, so *not private* is not the best that could be had.",
     ),
     "dp_images-findings": Entry(
         USEFUL,
         "Private radiographs by finding, people",
-        "Healthy children are drawn worst, for the public weights know few: they gain most from training, and most from epsilon.",
+        "Healthy children are drawn worst. They gain most from training, and most from a larger epsilon.",
     ),
     "dp_patients": Entry(
         USEFUL,
